@@ -1,0 +1,6 @@
+//! Reprieve: runs an app as PID 1, checkpoints its process tree before the machine is taken, and resumes it on the next one.
+//!
+//! The library holds every part; the binary (`main.rs`) only reads settings, builds the parts and turns the outcome
+//! into an exit code. Decisions live in `reprieve_core`, event sources in `reprieve_hooks`.
+
+pub mod store;
