@@ -112,7 +112,12 @@ pub trait Store: Send + Sync + fmt::Debug {
     async fn put(&self, key: &str, bytes: Bytes, condition: Condition) -> Result<Tag, StoreError>;
 
     /// Up to `limit` objects whose key starts with `prefix`, in key order, beginning behind the key `after`.
-    async fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<Entry>, StoreError>;
+    async fn list(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<Entry>, StoreError>;
 
     /// Removes the object; it is no error if there is none.
     async fn delete(&self, key: &str) -> Result<(), StoreError>;
