@@ -4,7 +4,7 @@ mod harness;
 
 use std::time::Duration;
 
-use harness::{Exit, Host, LIMIT, Rootfs, Stdio, wait_until};
+use harness::{Exit, Host, LIMIT, Process, Rootfs, Stdio, wait_for, wait_until};
 
 #[test]
 fn a_host_runs_its_command_as_pid_1_under_its_own_name() {
@@ -249,40 +249,48 @@ fn criu_dumps_on_one_host_and_restores_on_the_next_with_these_capabilities() {
             .wait_for_line("up", LIMIT, |line| line == "up");
         host
     };
+    let rounds = || std::fs::read_to_string(store.path().join("output")).unwrap_or_default();
+    let past = |round: usize| {
+        rounds()
+            .lines()
+            .any(|line| line == format!("round {round} ok"))
+    };
+
     let old = host("old");
-    old.exec_ok([
-        "sh",
-        "-c",
-        "setsid sleep 1234 < /dev/null > /dev/null 2>&1 &",
-    ]);
-    let before = old.wait_for_process("sleep 1234", LIMIT);
-    old.exec_ok([
-        "criu",
-        "dump",
-        "--unprivileged",
-        "-D",
-        "/snapshots",
-        "-t",
-        &before.pid.to_string(),
-    ]);
+    let job = "setsid python3 /apps/job.py < /dev/null >> /snapshots/output 2>&1 &";
+    old.exec_ok(["sh", "-c", job]);
+    let before = wait_for(LIMIT, "the job", || leader(&old));
+    wait_until(LIMIT, "round 5", || past(5));
+    let options = ["--unprivileged", "--tcp-close", "-D", "/snapshots", "-v1"];
+    old.exec_ok(
+        ["criu", "dump", "-t", &before.pid.to_string()]
+            .iter()
+            .copied()
+            .chain(options),
+    );
     assert!(
         old.processes()
             .iter()
-            .all(|process| process.pid != before.pid || process.is_zombie())
+            .all(|process| process.group != before.group || process.is_zombie())
     );
     old.destroy();
 
     let new = host("new");
-    new.exec_ok([
-        "criu",
-        "restore",
-        "--unprivileged",
-        "-D",
-        "/snapshots",
-        "-d",
-    ]);
-    let after = new.wait_for_process("sleep 1234", LIMIT);
-    assert_eq!((after.pid, after.session), (before.pid, before.session));
+    let done = rounds().lines().count() - 1;
+    new.exec_ok(["criu", "restore", "-d"].iter().copied().chain(options));
+    assert_eq!(
+        leader(&new).map(|after| (after.pid, after.session)),
+        Some((before.pid, before.session))
+    );
+    wait_until(LIMIT, "five more rounds", || past(done + 5));
+    assert!(!rounds().contains("BROKEN"), "{}", rounds());
+}
+
+/// The job's first process, which leads its session.
+fn leader(host: &Host) -> Option<Process> {
+    host.processes()
+        .into_iter()
+        .find(|process| process.session == process.pid && process.pid > 300)
 }
 
 #[test]

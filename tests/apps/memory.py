@@ -1,0 +1,48 @@
+"""Fills memory with bytes that follow from a seed and proves on request that they are still there."""
+import argparse
+import hashlib
+import os
+import random
+import signal
+import time
+
+MIB = 1 << 20
+PAGE = 4096
+parser = argparse.ArgumentParser()
+parser.add_argument("mib", type=int)
+parser.add_argument("seed", type=int, nargs="?", default=1)
+parser.add_argument("--rewrite", type=int, default=0, help="pages to rewrite each second")
+options = parser.parse_args()
+source = random.Random(options.seed)
+blocks = [bytearray(source.randbytes(MIB)) for _ in range(options.mib)]
+
+
+def say_digest():
+    digest = hashlib.sha256()
+    for block in blocks:
+        digest.update(block)
+    os.write(1, f"digest {digest.hexdigest()}\n".encode())
+
+
+def ask(*_):
+    global asked
+    asked = True
+
+
+asked = False
+signal.signal(signal.SIGUSR1, ask)
+say_digest()
+os.write(1, b"ready\n")
+tick = 0
+while True:
+    time.sleep(0.1)
+    # The digest is only taken between two rounds of rewriting, never in the middle of a page.
+    if asked:
+        asked = False
+        say_digest()
+    for _ in range(options.rewrite // 10):
+        block = source.choice(blocks)
+        start = source.randrange(MIB // PAGE) * PAGE
+        block[start:start + PAGE] = source.randbytes(PAGE)
+    tick += 1
+    os.write(1, f"tick {tick}\n".encode())
