@@ -40,6 +40,15 @@ pub struct Generation {
     pub stored_bytes: u64,
 }
 
+/// The job ended by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finished {
+    /// The app's exit code, or 128 + signal.
+    pub exit_code: u8,
+    /// Wall clock of the owner, in milliseconds since the Unix epoch.
+    pub at_ms: u64,
+}
+
 /// The whole object.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Head {
@@ -50,6 +59,8 @@ pub struct Head {
     pub nonce: String,
     /// Nobody, after the owner said goodbye.
     pub owner: Option<Owner>,
+    /// How the job ended since its last snapshot, if it did.
+    pub finished: Option<Finished>,
     /// The number that the next snapshot gets; never reused, also not after snapshots were removed.
     pub next_generation: u64,
     /// Newest first.
@@ -64,6 +75,7 @@ impl Head {
             epoch: 0,
             nonce: String::new(),
             owner: None,
+            finished: None,
             next_generation: 1,
             generations: Vec::new(),
         }
@@ -72,7 +84,7 @@ impl Head {
     /// The head after `owner` took the job.
     #[must_use]
     pub fn claimed(&self, owner: Owner, nonce: String) -> Self {
-        Self { epoch: self.epoch + 1, nonce, owner: Some(owner), ..self.clone() }
+        Self { epoch: self.epoch + 1, nonce, owner: Some(owner), finished: None, ..self.clone() }
     }
 
     /// The head after another snapshot was added in front and the generations in `dropped` were taken out.
@@ -84,10 +96,10 @@ impl Head {
         Self { nonce, next_generation, generations, ..self.clone() }
     }
 
-    /// The head after its owner said goodbye.
+    /// The head after its owner said goodbye, and how the job ended if it did.
     #[must_use]
-    pub fn released(&self, nonce: String) -> Self {
-        Self { nonce, owner: None, ..self.clone() }
+    pub fn released(&self, finished: Option<Finished>, nonce: String) -> Self {
+        Self { nonce, owner: None, finished, ..self.clone() }
     }
 
     pub fn to_bytes(&self) -> Vec<u8> {

@@ -20,6 +20,9 @@ pub struct Candidate {
 pub enum Contents {
     /// Neither a head nor a manifest: the job was never checkpointed.
     Nothing,
+    /// There are snapshots, but the job went on from the last of them to its successful end: what is started now is
+    /// another run of it.
+    Completed,
     /// The head is whole; its snapshots count and no others.
     Known(Vec<Candidate>),
     /// The head is damaged or gone, but there are manifests.
@@ -30,6 +33,7 @@ pub enum Contents {
 pub fn contents(head: Option<&Head>, manifest_keys: &[String]) -> Contents {
     match head {
         Some(head) if head.generations.is_empty() => Contents::Nothing,
+        Some(head) if head.finished.is_some_and(|finished| finished.exit_code == 0) => Contents::Completed,
         Some(head) => Contents::Known(head.generations.iter().map(known).collect()),
         None if manifest_keys.is_empty() => Contents::Nothing,
         None => Contents::Recovered(listed(manifest_keys)),
@@ -59,6 +63,7 @@ pub enum NoValidSnapshot {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::head::Finished;
 
     #[test]
     fn a_whole_head_decides_alone() {
@@ -79,6 +84,23 @@ mod tests {
             other => panic!("{other:?}"),
         };
         assert_eq!(order, ["manifests/2", "manifests/1"]);
+    }
+
+    #[test]
+    fn a_job_that_ended_well_begins_anew_and_one_that_failed_goes_on() {
+        let generation = Generation {
+            generation: 1,
+            manifest: "manifests/1".into(),
+            digest: "d".into(),
+            taken_at_ms: 0,
+            stored_bytes: 0,
+        };
+        let head = Head::new("job").committed(generation, &[], String::new());
+        let ended = |exit_code| head.released(Some(Finished { exit_code, at_ms: 1 }), String::new());
+        assert_eq!(contents(Some(&ended(0)), &[]), Contents::Completed);
+        assert!(matches!(contents(Some(&ended(1)), &[]), Contents::Known(_)));
+        let stopped = head.released(None, String::new());
+        assert!(matches!(contents(Some(&stopped), &[]), Contents::Known(_)));
     }
 
     #[test]
