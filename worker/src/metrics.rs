@@ -24,6 +24,8 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use metrics_exporter_prometheus::{
     Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder,
 };
+use reprieve_core::lifecycle::Phase;
+use reprieve_core::notice;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
@@ -51,16 +53,35 @@ named! {
     /// What the supervisor is doing.
     pub enum State {
         Booting = "booting",
-        Restoring = "restoring",
         Running = "running",
         Checkpointing = "checkpointing",
-        Stopping = "stopping",
+        Over = "over",
+    }
+}
+
+impl From<Phase> for State {
+    fn from(phase: Phase) -> Self {
+        match phase {
+            Phase::Booting => Self::Booting,
+            Phase::Running => Self::Running,
+            Phase::Checkpointing => Self::Checkpointing,
+            Phase::Over => Self::Over,
+        }
     }
 }
 
 named! {
     /// What made a checkpoint begin.
     pub enum Trigger { Signal = "signal", Control = "control", Notice = "notice", Timer = "timer", }
+}
+
+impl From<notice::Trigger> for Trigger {
+    fn from(trigger: notice::Trigger) -> Self {
+        match trigger {
+            notice::Trigger::Signal => Self::Signal,
+            notice::Trigger::Control => Self::Control,
+        }
+    }
 }
 
 named! {
@@ -724,4 +745,309 @@ pub fn document() -> String {
         bounds.join(", ")
     ));
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    /// What is exported after `record` ran with every series at its start.
+    fn exported(record: impl FnOnce()) -> String {
+        let (recorder, exporter) = Exporter::build();
+        ::metrics::with_local_recorder(&recorder, || {
+            begin_at_zero();
+            record();
+        });
+        exporter.render()
+    }
+
+    fn has_line(text: &str, line: &str) -> bool {
+        text.lines().any(|found| found == line)
+    }
+
+    #[test]
+    fn names_say_kind_and_unit() {
+        let names: HashSet<&str> = TABLE.iter().map(|metric| metric.name).collect();
+        assert_eq!(names.len(), TABLE.len());
+        for metric in TABLE {
+            let name = metric.name;
+            assert!(name.starts_with("reprieve_"), "{name}");
+            assert_eq!(
+                metric.kind == Kind::Counter,
+                name.ends_with("_total"),
+                "{name}"
+            );
+            assert_eq!(
+                metric.unit == Unit::Seconds,
+                name.ends_with("_seconds"),
+                "{name}"
+            );
+            assert_eq!(
+                metric.unit == Unit::Bytes,
+                name.contains("_bytes"),
+                "{name}"
+            );
+        }
+    }
+
+    #[test]
+    fn series_exist_before_anything_happened() {
+        let text = exported(|| {});
+        for line in [
+            "reprieve_checkpoints_total{trigger=\"signal\",outcome=\"failed\"} 0",
+            "reprieve_store_requests_total{operation=\"get_range\",outcome=\"bad_size\"} 0",
+            "reprieve_zombies_reaped_total 0",
+            "reprieve_last_snapshot_generation 0",
+            concat!(
+                "reprieve_build_info{version=\"",
+                env!("CARGO_PKG_VERSION"),
+                "\"} 1"
+            ),
+            "# TYPE reprieve_restores_total counter",
+        ] {
+            assert!(has_line(&text, line), "{line} is missing in\n{text}");
+        }
+    }
+
+    /// Every recording function, and the series it must be seen in.
+    #[test]
+    fn recordings_arrive_under_the_names_of_the_table() {
+        let at = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
+        let table: [(fn(), &str); 17] = [
+            (
+                || state(State::Running),
+                "reprieve_state{state=\"running\"} 1",
+            ),
+            (
+                || {
+                    state(State::Running);
+                    state(State::Over);
+                },
+                "reprieve_state{state=\"running\"} 0",
+            ),
+            (
+                || checkpoint_ended(Trigger::Control, CheckpointOutcome::TimedOut),
+                "reprieve_checkpoints_total{trigger=\"control\",outcome=\"timed_out\"} 1",
+            ),
+            (
+                || checkpoint_phase_lasted(CheckpointPhase::Dump, Duration::from_millis(30)),
+                "reprieve_checkpoint_phase_seconds_bucket{phase=\"dump\",le=\"0.05\"} 1",
+            ),
+            (
+                || frozen(Duration::from_secs(700)),
+                "reprieve_frozen_seconds_bucket{le=\"600\"} 0",
+            ),
+            (
+                || snapshot_bytes(BytesKind::Zero, 4096),
+                "reprieve_snapshot_bytes_total{kind=\"zero\"} 4096",
+            ),
+            (
+                || restore_ended(RestoreOutcome::PassedOver),
+                "reprieve_restores_total{outcome=\"passed_over\"} 1",
+            ),
+            (
+                || restore_phase_lasted(RestorePhase::Download, Duration::from_secs(2)),
+                "reprieve_restore_phase_seconds_sum{phase=\"download\"} 2",
+            ),
+            (
+                || notice(NoticeSource::Imds, NoticeKind::Rebalance),
+                "reprieve_notices_total{source=\"imds\",kind=\"rebalance\"} 1",
+            ),
+            (
+                || app_started(StartedHow::Resume),
+                "reprieve_app_starts_total{how=\"resume\"} 1",
+            ),
+            (
+                || store_request_ended(StoreOperation::Put, StoreErrorKind::Throttled.into()),
+                "reprieve_store_requests_total{operation=\"put\",outcome=\"throttled\"} 1",
+            ),
+            (store_retried, "reprieve_store_retries_total 1"),
+            (
+                || output_passed_on(Stream::Stderr, 12),
+                "reprieve_output_bytes_total{stream=\"stderr\"} 12",
+            ),
+            (
+                || output_dropped(7),
+                "reprieve_output_dropped_bytes_total 7",
+            ),
+            (
+                || log_lines_dropped(3),
+                "reprieve_log_lines_dropped_total 3",
+            ),
+            (|| zombies_reaped(2), "reprieve_zombies_reaped_total 2"),
+            (
+                || checkpoint_ended(notice::Trigger::Signal.into(), CheckpointOutcome::Durable),
+                "reprieve_checkpoints_total{trigger=\"signal\",outcome=\"durable\"} 1",
+            ),
+        ];
+        for (record, line) in table {
+            let text = exported(record);
+            assert!(has_line(&text, line), "{line} is missing in\n{text}");
+            let known = |name: &str| {
+                TABLE.iter().any(|metric| {
+                    name.strip_prefix(metric.name)
+                        .is_some_and(|rest| matches!(rest, "" | "_bucket" | "_sum" | "_count"))
+                })
+            };
+            for sample in text
+                .lines()
+                .filter(|line| !line.starts_with('#') && !line.is_empty())
+            {
+                let name = sample.split(['{', ' ']).next().unwrap_or_default();
+                assert!(known(name), "{name} is not in the table");
+            }
+        }
+        let text = exported(|| last_snapshot(9, at));
+        assert!(has_line(&text, "reprieve_last_snapshot_generation 9"));
+        assert!(has_line(
+            &text,
+            "reprieve_last_snapshot_timestamp_seconds 1700000000"
+        ));
+    }
+
+    #[test]
+    fn states_are_those_of_the_lifecycle() {
+        for phase in [
+            Phase::Booting,
+            Phase::Running,
+            Phase::Checkpointing,
+            Phase::Over,
+        ] {
+            assert_eq!(State::from(phase).as_str(), phase.as_str());
+        }
+    }
+
+    #[test]
+    fn document_is_generated() {
+        crate::stored::assert_document("metrics.md", &document());
+    }
+
+    const LOCALHOST: SocketAddr =
+        SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
+
+    fn runtime() -> tokio::runtime::Runtime {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime for one thread")
+    }
+
+    async fn ask(address: SocketAddr, request: &str) -> String {
+        let mut stream = TcpStream::connect(address)
+            .await
+            .expect("the endpoint listens");
+        stream
+            .write_all(request.as_bytes())
+            .await
+            .expect("the request is sent");
+        let mut answer = Vec::new();
+        // A connection that is dropped may end in a reset instead of an end.
+        let _ = stream.read_to_end(&mut answer).await;
+        String::from_utf8(answer).expect("the answer is text")
+    }
+
+    #[test]
+    fn endpoint_answers_by_method_and_path() {
+        let table = [
+            ("GET /metrics HTTP/1.1", "HTTP/1.1 200", "reprieve_state"),
+            (
+                "GET /metrics?x=1 HTTP/1.1",
+                "HTTP/1.1 200",
+                "reprieve_state",
+            ),
+            ("GET /healthz HTTP/1.1", "HTTP/1.1 200", "\r\n\r\nok\n"),
+            (
+                "HEAD /healthz HTTP/1.1",
+                "HTTP/1.1 200",
+                "content-length: 3\r\n",
+            ),
+            ("GET / HTTP/1.1", "HTTP/1.1 404", "only /metrics"),
+            ("POST /metrics HTTP/1.1", "HTTP/1.1 405", "allow: GET, HEAD"),
+            (
+                "DELETE /nowhere HTTP/1.1",
+                "HTTP/1.1 405",
+                "allow: GET, HEAD",
+            ),
+        ];
+        let (recorder, exporter) = Exporter::build();
+        ::metrics::with_local_recorder(&recorder, begin_at_zero);
+        runtime().block_on(async {
+            let address = exporter.serve(LOCALHOST).await.expect("a free port");
+            for (line, status, part) in table {
+                let answer = ask(address, &format!("{line}\r\nhost: x\r\n\r\n")).await;
+                assert!(answer.starts_with(status), "{line}: {answer}");
+                assert!(answer.contains(part), "{line}: {answer}");
+            }
+            let head = ask(address, "HEAD /healthz HTTP/1.1\r\nhost: x\r\n\r\n").await;
+            assert!(head.ends_with("\r\n\r\n"), "{head}");
+        });
+    }
+
+    #[test]
+    fn a_head_that_is_too_large_is_refused() {
+        let (_, exporter) = Exporter::build();
+        runtime().block_on(async {
+            let address = exporter.serve(LOCALHOST).await.expect("a free port");
+            let long = "x".repeat(2 * HEAD_LIMIT);
+            let answer = ask(
+                address,
+                &format!("GET /metrics HTTP/1.1\r\nx: {long}\r\n\r\n"),
+            )
+            .await;
+            assert!(!answer.starts_with("HTTP/1.1 200"), "{answer}");
+            let answer = ask(address, "GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n").await;
+            assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        });
+    }
+
+    #[test]
+    fn silent_clients_lose_their_places_in_time() {
+        let (_, exporter) = Exporter::build();
+        runtime().block_on(async {
+            let limit = Duration::from_secs(1);
+            let listener = TcpListener::bind(LOCALHOST).await.expect("a free port");
+            let address = listener.local_addr().expect("a bound socket");
+            tokio::spawn(accept(listener, exporter, limit));
+            let mut silent = Vec::new();
+            for _ in 0..CONNECTIONS {
+                let mut stream = TcpStream::connect(address)
+                    .await
+                    .expect("the endpoint listens");
+                stream
+                    .write_all(b"GET /healthz HT")
+                    .await
+                    .expect("the first bytes");
+                silent.push(stream);
+            }
+            let request = "GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n";
+            assert_eq!(ask(address, request).await, "", "there is no place left");
+            for mut stream in silent {
+                let mut rest = Vec::new();
+                let _ = stream.read_to_end(&mut rest).await;
+            }
+            assert!(ask(address, request).await.starts_with("HTTP/1.1 200"));
+        });
+    }
+
+    #[test]
+    fn an_address_in_use_is_an_error() {
+        let (_, exporter) = Exporter::build();
+        runtime().block_on(async {
+            let address = exporter
+                .clone()
+                .serve(LOCALHOST)
+                .await
+                .expect("a free port");
+            let error = exporter
+                .serve(address)
+                .await
+                .expect_err("the port is taken");
+            assert_eq!(
+                error.to_string(),
+                format!("cannot listen on {address} for metrics")
+            );
+        });
+    }
 }
