@@ -238,6 +238,6 @@ fn describe(owner: Option<&Owner>, epoch: u64) -> String {
 }
 
 /// A word that nobody used before.
-fn nonce() -> String {
-    ulid::Ulid::new().to_string()
+pub(crate) fn nonce() -> String {
+    ulid::Ulid::generate().to_string()
 }

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use reprieve_core::compat::{self, Mismatch};
 use reprieve_core::document::{self, DocumentError};
-use reprieve_core::manifest::{HostFacts, Manifest};
+use reprieve_core::manifest::{HostFacts, Manifest, Part};
 use reprieve_core::selection::Candidate;
 use tokio::time::Instant;
 
@@ -122,23 +122,27 @@ async fn check_parts(
     manifest: &Manifest,
     deadline: Instant,
 ) -> Result<(), Unusable> {
-    let mut checks = futures::stream::iter(&manifest.parts)
-        .map(|part| async move {
-            let full = format!("{root}{}", part.key);
-            match retry::retry(deadline, "size", || store.size(&full)).await {
-                Ok(found) if found == part.bytes => Ok(()),
-                Ok(found) => Err(Unusable::Size { key: part.key.clone(), found, expected: part.bytes }),
-                Err(error) if error.kind == StoreErrorKind::NotFound => {
-                    Err(Unusable::Missing { key: part.key.clone() })
-                }
-                Err(error) => Err(error.into()),
-            }
-        })
-        .buffer_unordered(CHECKS);
+    let checks: Vec<_> = manifest.parts.iter().map(|part| check_part(store, root, part, deadline)).collect();
+    let mut checks = futures::stream::iter(checks).buffer_unordered(CHECKS);
     while let Some(checked) = checks.next().await {
         checked?;
     }
     Ok(())
+}
+
+async fn check_part(
+    store: &Arc<dyn Store>,
+    root: &str,
+    part: &Part,
+    deadline: Instant,
+) -> Result<(), Unusable> {
+    let full = format!("{root}{}", part.key);
+    match retry::retry(deadline, "size", || store.size(&full)).await {
+        Ok(found) if found == part.bytes => Ok(()),
+        Ok(found) => Err(Unusable::Size { key: part.key.clone(), found, expected: part.bytes }),
+        Err(error) if error.kind == StoreErrorKind::NotFound => Err(Unusable::Missing { key: part.key.clone() }),
+        Err(error) => Err(error.into()),
+    }
 }
 
 async fn index(

@@ -43,6 +43,11 @@ impl Reaper {
         Watched { pid, exit }
     }
 
+    /// The processes that somebody waits for.
+    pub fn watched(&self) -> Vec<i32> {
+        self.waiting.lock().expect("no holder of this lock panics").keys().copied().collect()
+    }
+
     /// Takes every ended child off the process table. To be called whenever SIGCHLD arrived.
     pub fn reap(&self) {
         loop {
@@ -51,7 +56,7 @@ impl Reaper {
                 Ok(Some((pid, exit))) => match waiting.remove(&pid) {
                     // Whoever waited may have given up; then nobody needs to know.
                     Some(sender) => drop(sender.send(exit)),
-                    None => metrics::zombie_reaped(),
+                    None => metrics::zombies_reaped(1),
                 },
                 Ok(None) => return,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

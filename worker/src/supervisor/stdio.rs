@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::process;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use nix::fcntl::{FcntlArg, OFlag, SpliceFFlags, fcntl, tee};
@@ -101,8 +102,8 @@ pub struct Stdio {
 #[derive(Debug)]
 struct TerminalSide {
     master: OwnedFd,
-    /// What our own terminal was set to, when we have one.
-    ours: Option<Termios>,
+    /// What our own terminal was set to, when we have one. Behind a lock only because the library's type is not `Sync`.
+    ours: Mutex<Option<Termios>>,
 }
 
 impl Streams {
@@ -147,7 +148,7 @@ impl Streams {
                 (to_stdin, from_stdout, Some(from_stderr), Some(peek), None, held.stdin_ended)
             }
             OurEnds::Terminal { master } => {
-                let side = TerminalSide { ours: raw_mode()?, master: master.try_clone()? };
+                let side = TerminalSide { ours: Mutex::new(raw_mode()?), master: master.try_clone()? };
                 // A terminal's input does not end with ours: the person may come back.
                 (master.try_clone()?, master, None, None, Some(side), false)
             }
@@ -228,7 +229,7 @@ impl Stdio {
 }
 
 fn restore_terminal(side: Option<TerminalSide>) {
-    if let Some(ours) = side.and_then(|side| side.ours) {
+    if let Some(ours) = side.and_then(|side| side.ours.into_inner().ok().flatten()) {
         // The terminal may be gone, and there is nobody left to tell.
         drop(tcsetattr(io::stdin(), SetArg::TCSADRAIN, &ours));
     }
@@ -243,8 +244,8 @@ pub enum CutError {
     Unread(#[from] io::Error),
 }
 
-fn dropped(stream: &'static str, bytes: usize) {
-    metrics::output_dropped(stream, bytes);
+fn dropped(_stream: &'static str, bytes: usize) {
+    metrics::output_dropped(bytes as u64);
 }
 
 fn output(stream: &'static str, source: OwnedFd, sink: OwnedFd, pending: Vec<u8>) -> io::Result<Pump> {
