@@ -65,7 +65,10 @@ pub struct Lease {
 
 impl Catalog {
     pub fn new(store: Arc<dyn Store>, job: &str) -> Self {
-        Self { store, job: job.to_owned() }
+        Self {
+            store,
+            job: job.to_owned(),
+        }
     }
 
     pub fn store(&self) -> &Arc<dyn Store> {
@@ -84,28 +87,48 @@ impl Catalog {
     /// Reads what there is.
     pub async fn find(&self, deadline: Instant) -> Result<Found, CatalogError> {
         let key = self.key(head::KEY);
-        let object = retry::retry(deadline, "get", || self.store.get(&key, document::SIZE_LIMIT)).await;
+        let object = retry::retry(deadline, "get", || {
+            self.store.get(&key, document::SIZE_LIMIT)
+        })
+        .await;
         let (head, tag, damage) = match object {
             Ok(object) => match Head::from_bytes(&object.bytes) {
                 Ok(head) => (Some(head), Some(object.tag), None),
                 // Rewriting what a newer program wrote would destroy it.
-                Err(source @ DocumentError::OtherVersion { .. }) => return Err(CatalogError::Head { key, source }),
+                Err(source @ DocumentError::OtherVersion { .. }) => {
+                    return Err(CatalogError::Head { key, source });
+                }
                 Err(damage) => (None, Some(object.tag), Some(damage)),
             },
             Err(error) if error.kind == StoreErrorKind::NotFound => (None, None, None),
             Err(error) => return Err(error.into()),
         };
-        let manifests = if head.is_none() { self.manifests(deadline).await? } else { Vec::new() };
+        let manifests = if head.is_none() {
+            self.manifests(deadline).await?
+        } else {
+            Vec::new()
+        };
         let contents = selection::contents(head.as_ref(), &manifests);
-        Ok(Found { head, tag, contents, damage })
+        Ok(Found {
+            head,
+            tag,
+            contents,
+            damage,
+        })
     }
 
     async fn manifests(&self, deadline: Instant) -> Result<Vec<String>, CatalogError> {
         let prefix = self.key(manifest::PREFIX);
-        let entries =
-            retry::retry(deadline, "list", || self.store.list(&prefix, None, LISTING_LIMIT)).await?;
+        let entries = retry::retry(deadline, "list", || {
+            self.store.list(&prefix, None, LISTING_LIMIT)
+        })
+        .await?;
         let root = self.root();
-        Ok(entries.iter().filter_map(|entry| entry.key.strip_prefix(&root)).map(str::to_owned).collect())
+        Ok(entries
+            .iter()
+            .filter_map(|entry| entry.key.strip_prefix(&root))
+            .map(str::to_owned)
+            .collect())
     }
 
     /// Takes the job: from now on nobody else can commit to it. `listed` are the generations to keep when the head was
@@ -119,9 +142,14 @@ impl Catalog {
     ) -> Result<Lease, CatalogError> {
         let before = found.head.clone().unwrap_or_else(|| {
             let next_generation = listed.first().map_or(1, |newest| newest.generation + 1);
-            Head { next_generation, generations: listed, ..Head::new(&self.job) }
+            Head {
+                next_generation,
+                generations: listed,
+                ..Head::new(&self.job)
+            }
         });
-        self.replace(found.tag.clone(), before.claimed(owner, nonce()), deadline).await
+        self.replace(found.tag.clone(), before.claimed(owner, nonce()), deadline)
+            .await
     }
 
     /// Writes the manifest and then the head. When this returns, the snapshot counts.
@@ -160,23 +188,48 @@ impl Catalog {
     }
 
     /// The head as it is now, if it is still one that this owner wrote in this epoch.
-    async fn still_ours(&self, lease: &Lease, deadline: Instant) -> Result<Option<Lease>, CatalogError> {
+    async fn still_ours(
+        &self,
+        lease: &Lease,
+        deadline: Instant,
+    ) -> Result<Option<Lease>, CatalogError> {
         let key = self.key(head::KEY);
-        let present = retry::retry(deadline, "get", || self.store.get(&key, document::SIZE_LIMIT)).await?;
-        let head = Head::from_bytes(&present.bytes).map_err(|source| CatalogError::Head { key, source })?;
+        let present = retry::retry(deadline, "get", || {
+            self.store.get(&key, document::SIZE_LIMIT)
+        })
+        .await?;
+        let head = Head::from_bytes(&present.bytes)
+            .map_err(|source| CatalogError::Head { key, source })?;
         let ours = head.epoch == lease.head.epoch && head.owner == lease.head.owner;
-        Ok(ours.then_some(Lease { head, tag: present.tag }))
+        Ok(ours.then_some(Lease {
+            head,
+            tag: present.tag,
+        }))
     }
 
-    async fn put_manifest(&self, key: &str, bytes: &Bytes, deadline: Instant) -> Result<(), CatalogError> {
-        let put = retry::retry(deadline, "put", || self.store.put(key, bytes.clone(), Condition::Absent)).await;
+    async fn put_manifest(
+        &self,
+        key: &str,
+        bytes: &Bytes,
+        deadline: Instant,
+    ) -> Result<(), CatalogError> {
+        let put = retry::retry(deadline, "put", || {
+            self.store.put(key, bytes.clone(), Condition::Absent)
+        })
+        .await;
         match put {
             Ok(_) => Ok(()),
             // The attempt's name is in the key, so it can only be our own whose reply was lost.
             Err(error) if error.kind == StoreErrorKind::ConditionFailed => {
-                let present =
-                    retry::retry(deadline, "get", || self.store.get(key, document::SIZE_LIMIT)).await?;
-                if present.bytes == *bytes { Ok(()) } else { Err(error.into()) }
+                let present = retry::retry(deadline, "get", || {
+                    self.store.get(key, document::SIZE_LIMIT)
+                })
+                .await?;
+                if present.bytes == *bytes {
+                    Ok(())
+                } else {
+                    Err(error.into())
+                }
             }
             Err(error) => Err(error.into()),
         }
@@ -189,15 +242,28 @@ impl Catalog {
         finished: Option<Finished>,
         deadline: Instant,
     ) -> Result<(), CatalogError> {
-        self.replace(Some(lease.tag), lease.head.released(finished, nonce()), deadline).await.map(drop)
+        self.replace(
+            Some(lease.tag),
+            lease.head.released(finished, nonce()),
+            deadline,
+        )
+        .await
+        .map(drop)
     }
 
-    async fn replace(&self, tag: Option<Tag>, head: Head, deadline: Instant) -> Result<Lease, CatalogError> {
+    async fn replace(
+        &self,
+        tag: Option<Tag>,
+        head: Head,
+        deadline: Instant,
+    ) -> Result<Lease, CatalogError> {
         let key = self.key(head::KEY);
         let bytes = Bytes::from(head.to_bytes());
         let condition = tag.map_or(Condition::Absent, Condition::Matches);
-        let put =
-            retry::retry(deadline, "put", || self.store.put(&key, bytes.clone(), condition.clone())).await;
+        let put = retry::retry(deadline, "put", || {
+            self.store.put(&key, bytes.clone(), condition.clone())
+        })
+        .await;
         match put {
             Ok(tag) => Ok(Lease { head, tag }),
             Err(error) => self.after_failure(&key, head, error, deadline).await,
@@ -216,16 +282,29 @@ impl Catalog {
         if !refused && !error.kind.is_retryable() {
             return Err(error.into());
         }
-        let present = match retry::retry(deadline, "get", || self.store.get(key, document::SIZE_LIMIT)).await {
+        let present = match retry::retry(deadline, "get", || {
+            self.store.get(key, document::SIZE_LIMIT)
+        })
+        .await
+        {
             Ok(present) => present,
             Err(_) if refused => return Err(error.into()),
             Err(_) => return Err(CatalogError::Unknown(error)),
         };
         match Head::from_bytes(&present.bytes) {
-            Ok(found) if found.nonce == head.nonce => Ok(Lease { head, tag: present.tag }),
-            Ok(found) if refused => Err(CatalogError::Fenced(describe(found.owner.as_ref(), found.epoch))),
+            Ok(found) if found.nonce == head.nonce => Ok(Lease {
+                head,
+                tag: present.tag,
+            }),
+            Ok(found) if refused => Err(CatalogError::Fenced(describe(
+                found.owner.as_ref(),
+                found.epoch,
+            ))),
             Ok(_) => Err(error.into()),
-            Err(source) => Err(CatalogError::Head { key: key.to_owned(), source }),
+            Err(source) => Err(CatalogError::Head {
+                key: key.to_owned(),
+                source,
+            }),
         }
     }
 }

@@ -35,8 +35,13 @@ pub fn block_all() -> io::Result<()> {
 impl Signals {
     /// Starts to receive. The signals must be blocked; must be called inside the runtime.
     pub fn receive() -> io::Result<Self> {
-        let descriptor = SignalFd::with_flags(&SigSet::all(), SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
-        Ok(Self { descriptor: sys::watch(descriptor)? })
+        let descriptor = SignalFd::with_flags(
+            &SigSet::all(),
+            SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC,
+        )?;
+        Ok(Self {
+            descriptor: sys::watch(descriptor)?,
+        })
     }
 
     /// The next signal's number. Several of one kind may arrive as one.

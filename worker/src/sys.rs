@@ -50,7 +50,10 @@ pub(crate) fn reap_one() -> io::Result<Option<(i32, Exit)>> {
         0 => Ok(None),
         pid if libc::WIFSIGNALED(status) => Ok(Some((pid, Exit::Signal(libc::WTERMSIG(status))))),
         // Without WUNTRACED and WCONTINUED there is no third case.
-        pid => Ok(Some((pid, Exit::Code(u8::try_from(libc::WEXITSTATUS(status)).unwrap_or(u8::MAX))))),
+        pid => Ok(Some((
+            pid,
+            Exit::Code(u8::try_from(libc::WEXITSTATUS(status)).unwrap_or(u8::MAX)),
+        ))),
     }
 }
 
@@ -66,7 +69,13 @@ pub fn kill(pid: i32, signal: i32) -> io::Result<()> {
 /// Marks every descriptor from 3 upwards as not to be inherited: what our own parent left open is not the app's.
 pub fn keep_descriptors_private() -> io::Result<()> {
     // SAFETY: close_range with CLOEXEC only sets a flag on descriptors; none is closed.
-    match unsafe { libc::close_range(3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC as libc::c_int) } {
+    match unsafe {
+        libc::close_range(
+            3,
+            libc::c_uint::MAX,
+            libc::CLOSE_RANGE_CLOEXEC as libc::c_int,
+        )
+    } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
@@ -84,13 +93,22 @@ pub(crate) fn readable_bytes(fd: BorrowedFd<'_>) -> io::Result<usize> {
 
 /// Copies the size of one terminal to another, so that full-screen programs draw right.
 pub(crate) fn copy_window_size(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<()> {
-    let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
+    let mut size = libc::winsize {
+        ws_row: 0,
+        ws_col: 0,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
     // SAFETY: TIOCGWINSZ fills one winsize and TIOCSWINSZ reads one; both point at `size`, which outlives the calls.
     let done = unsafe {
         libc::ioctl(from.as_raw_fd(), libc::TIOCGWINSZ, &raw mut size) == 0
             && libc::ioctl(to.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) == 0
     };
-    if done { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if done {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// Takes a descriptor over that was just received in a message and that nothing else knows of.
@@ -113,45 +131,49 @@ pub(crate) enum Terminal {
     Controlling,
 }
 
-/// Whether a new process leads a session of its own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Session {
-    Own,
-    Ours,
-}
-
-/// Starts a program with empty signal mask, default dispositions and nothing inherited but the three standard streams
+/// Starts a program in a session of its own, with empty signal mask, default dispositions and nothing inherited but the three standard streams
 /// and `passed`: pairs of our descriptor and the number it gets there. Whoever calls is the parent and has to reap.
 pub(crate) fn spawn(
     mut command: Command,
     streams: [Stdio; 3],
-    session: Session,
     terminal: Terminal,
     passed: &[(&OwnedFd, RawFd)],
 ) -> io::Result<i32> {
     let [stdin, stdout, stderr] = streams;
     command.stdin(stdin).stdout(stdout).stderr(stderr);
-    let passed: Vec<(RawFd, RawFd)> = passed.iter().map(|(ours, theirs)| (ours.as_raw_fd(), *theirs)).collect();
-    if let Some((ours, theirs)) = passed.iter().find(|(ours, _)| passed.iter().any(|(_, theirs)| ours == theirs)) {
-        return Err(io::Error::other(format!("descriptor {ours} would be overwritten when {theirs} is passed on")));
+    let passed: Vec<(RawFd, RawFd)> = passed
+        .iter()
+        .map(|(ours, theirs)| (ours.as_raw_fd(), *theirs))
+        .collect();
+    if let Some((ours, theirs)) = passed
+        .iter()
+        .find(|(ours, _)| passed.iter().any(|(_, theirs)| ours == theirs))
+    {
+        return Err(io::Error::other(format!(
+            "descriptor {ours} would be overwritten when {theirs} is passed on"
+        )));
     }
     // SAFETY: the closure runs between fork and exec and makes only async-signal-safe calls; `passed` was allocated
     // before the fork and is only read.
     unsafe {
-        command.pre_exec(move || prepare_child(session, terminal, &passed));
+        command.pre_exec(move || prepare_child(terminal, &passed));
     }
     let child = command.spawn()?;
     // Dropping a `Child` neither kills nor waits; the reaper does the waiting.
     Ok(i32::try_from(child.id()).expect("Linux process ids fit an i32"))
 }
 
-fn prepare_child(session: Session, terminal: Terminal, passed: &[(RawFd, RawFd)]) -> io::Result<()> {
-    let check = |result: libc::c_int| if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) };
+fn prepare_child(terminal: Terminal, passed: &[(RawFd, RawFd)]) -> io::Result<()> {
+    let check = |result: libc::c_int| {
+        if result < 0 {
+            Err(io::Error::last_os_error())
+        } else {
+            Ok(())
+        }
+    };
     // SAFETY: all of these are async-signal-safe system calls on integers and on local memory.
     unsafe {
-        if session == Session::Own {
-            check(libc::setsid())?;
-        }
+        check(libc::setsid())?;
         if terminal == Terminal::Controlling {
             check(libc::ioctl(0, libc::TIOCSCTTY, 0))?;
         }
@@ -165,7 +187,11 @@ fn prepare_child(session: Session, terminal: Terminal, passed: &[(RawFd, RawFd)]
         }
         let mut none = std::mem::zeroed();
         libc::sigemptyset(&raw mut none);
-        check(libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut()))
+        check(libc::sigprocmask(
+            libc::SIG_SETMASK,
+            &raw const none,
+            std::ptr::null_mut(),
+        ))
     }
 }
 

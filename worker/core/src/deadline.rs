@@ -39,7 +39,10 @@ pub fn budget(now: Moment, deadline: Moment, margin_ms: u64) -> Result<Budget, N
         return Err(NoTime { left_ms });
     }
     let reserve = COMMIT_RESERVE_MS.min(left_ms / 10);
-    Ok(Budget { stored_by: now.plus_ms(left_ms - reserve), committed_by: now.plus_ms(left_ms) })
+    Ok(Budget {
+        stored_by: now.plus_ms(left_ms - reserve),
+        committed_by: now.plus_ms(left_ms),
+    })
 }
 
 #[cfg(test)]
@@ -50,12 +53,21 @@ mod tests {
     #[test]
     fn docker_stop_leaves_eight_seconds_for_storing() {
         let plan = budget(Moment(500), Moment(10_500), 1_000).expect("ten seconds are enough");
-        assert_eq!(plan, Budget { stored_by: Moment(8_600), committed_by: Moment(9_500) });
+        assert_eq!(
+            plan,
+            Budget {
+                stored_by: Moment(8_600),
+                committed_by: Moment(9_500)
+            }
+        );
     }
 
     #[test]
     fn a_deadline_that_has_passed_is_no_time() {
-        assert_eq!(budget(Moment(10), Moment(5), 1_000), Err(NoTime { left_ms: 0 }));
+        assert_eq!(
+            budget(Moment(10), Moment(5), 1_000),
+            Err(NoTime { left_ms: 0 })
+        );
     }
 
     proptest! {

@@ -19,8 +19,13 @@ pub const SIZE_LIMIT: u64 = 16 << 20;
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DocumentError {
     #[error("it is not a {expected} document (it begins with {found:?})")]
-    OtherKind { expected: &'static str, found: String },
-    #[error("it has format version {found}, this program reads version {supported}; run a program of that version")]
+    OtherKind {
+        expected: &'static str,
+        found: String,
+    },
+    #[error(
+        "it has format version {found}, this program reads version {supported}; run a program of that version"
+    )]
     OtherVersion { found: u32, supported: u32 },
     #[error("it is truncated or altered (its checksum does not match)")]
     Damaged,
@@ -33,7 +38,8 @@ pub enum DocumentError {
 /// # Panics
 /// When the value cannot be expressed as JSON, which for our own types (string keys, finite numbers) cannot happen.
 pub fn seal<T: Serialize>(kind: &'static str, version: u32, value: &T) -> Vec<u8> {
-    let json = serde_json::to_string(value).expect("our own types have string keys and finite numbers");
+    let json =
+        serde_json::to_string(value).expect("our own types have string keys and finite numbers");
     let mut bytes = format!("reprieve {kind} {version}\n{json}\n").into_bytes();
     let digest = blake3::hash(&bytes).to_hex();
     bytes.extend_from_slice(digest.as_bytes());
@@ -42,14 +48,21 @@ pub fn seal<T: Serialize>(kind: &'static str, version: u32, value: &T) -> Vec<u8
 }
 
 /// Reads a document back, refusing whatever is not exactly what [`seal`] wrote.
-pub fn open<T: DeserializeOwned>(kind: &'static str, version: u32, bytes: &[u8]) -> Result<T, DocumentError> {
+pub fn open<T: DeserializeOwned>(
+    kind: &'static str,
+    version: u32,
+    bytes: &[u8],
+) -> Result<T, DocumentError> {
     let first = line(bytes).ok_or(DocumentError::Damaged)?;
     let found_version = header_version(first, kind)?;
     let second = line(&bytes[first.len() + 1..]).ok_or(DocumentError::Damaged)?;
     let (signed, digest) = bytes.split_at(first.len() + second.len() + 2);
     // The version is believed before the digest: a later format may prove itself in another way.
     if found_version != version {
-        return Err(DocumentError::OtherVersion { found: found_version, supported: version });
+        return Err(DocumentError::OtherVersion {
+            found: found_version,
+            supported: version,
+        });
     }
     if digest != format!("{}\n", blake3::hash(signed).to_hex()).as_bytes() {
         return Err(DocumentError::Damaged);
@@ -63,7 +76,10 @@ pub fn digest(bytes: &[u8]) -> String {
 }
 
 fn line(bytes: &[u8]) -> Option<&[u8]> {
-    bytes.iter().position(|&byte| byte == b'\n').map(|end| &bytes[..end])
+    bytes
+        .iter()
+        .position(|&byte| byte == b'\n')
+        .map(|end| &bytes[..end])
 }
 
 fn header_version(first: &[u8], kind: &'static str) -> Result<u32, DocumentError> {
@@ -72,8 +88,13 @@ fn header_version(first: &[u8], kind: &'static str) -> Result<u32, DocumentError
         found: String::from_utf8_lossy(&first[..first.len().min(40)]).into_owned(),
     };
     let text = std::str::from_utf8(first).map_err(|_| other())?;
-    let rest = text.strip_prefix("reprieve ").and_then(|rest| rest.strip_prefix(kind)).ok_or_else(other)?;
-    rest.strip_prefix(' ').and_then(|number| number.parse().ok()).ok_or_else(other)
+    let rest = text
+        .strip_prefix("reprieve ")
+        .and_then(|rest| rest.strip_prefix(kind))
+        .ok_or_else(other)?;
+    rest.strip_prefix(' ')
+        .and_then(|number| number.parse().ok())
+        .ok_or_else(other)
 }
 
 #[cfg(test)]
@@ -87,15 +108,24 @@ mod tests {
 
     #[test]
     fn comes_back_as_written() {
-        assert_eq!(open::<Vec<String>>("sample", 3, &sample()), Ok(vec!["one\ntwo".into(), "drei".into()]));
+        assert_eq!(
+            open::<Vec<String>>("sample", 3, &sample()),
+            Ok(vec!["one\ntwo".into(), "drei".into()])
+        );
     }
 
     #[test]
     fn another_kind_and_another_version_have_their_own_reasons() {
-        assert!(matches!(open::<Vec<String>>("other", 3, &sample()), Err(DocumentError::OtherKind { .. })));
+        assert!(matches!(
+            open::<Vec<String>>("other", 3, &sample()),
+            Err(DocumentError::OtherKind { .. })
+        ));
         assert_eq!(
             open::<Vec<String>>("sample", 2, &sample()),
-            Err(DocumentError::OtherVersion { found: 3, supported: 2 })
+            Err(DocumentError::OtherVersion {
+                found: 3,
+                supported: 2
+            })
         );
     }
 

@@ -84,22 +84,41 @@ impl Head {
     /// The head after `owner` took the job.
     #[must_use]
     pub fn claimed(&self, owner: Owner, nonce: String) -> Self {
-        Self { epoch: self.epoch + 1, nonce, owner: Some(owner), finished: None, ..self.clone() }
+        Self {
+            epoch: self.epoch + 1,
+            nonce,
+            owner: Some(owner),
+            finished: None,
+            ..self.clone()
+        }
     }
 
     /// The head after another snapshot was added in front and the generations in `dropped` were taken out.
     #[must_use]
     pub fn committed(&self, snapshot: Generation, dropped: &[u64], nonce: String) -> Self {
         let next_generation = self.next_generation.max(snapshot.generation + 1);
-        let kept = self.generations.iter().filter(|known| !dropped.contains(&known.generation));
+        let kept = self
+            .generations
+            .iter()
+            .filter(|known| !dropped.contains(&known.generation));
         let generations = std::iter::once(snapshot).chain(kept.cloned()).collect();
-        Self { nonce, next_generation, generations, ..self.clone() }
+        Self {
+            nonce,
+            next_generation,
+            generations,
+            ..self.clone()
+        }
     }
 
     /// The head after its owner said goodbye, and how the job ended if it did.
     #[must_use]
     pub fn released(&self, finished: Option<Finished>, nonce: String) -> Self {
-        Self { nonce, owner: None, finished, ..self.clone() }
+        Self {
+            nonce,
+            owner: None,
+            finished,
+            ..self.clone()
+        }
     }
 
     pub fn to_bytes(&self) -> Vec<u8> {
@@ -127,14 +146,20 @@ mod tests {
 
     #[test]
     fn a_commit_puts_the_newest_first_and_never_reuses_a_number() {
-        let head = Head::new("job").committed(generation(1), &[], "a".into()).committed(generation(2), &[1], "b".into());
+        let head = Head::new("job")
+            .committed(generation(1), &[], "a".into())
+            .committed(generation(2), &[1], "b".into());
         assert_eq!(head.generations, vec![generation(2)]);
         assert_eq!(head.next_generation, 3);
     }
 
     #[test]
     fn a_claim_keeps_every_snapshot_and_raises_the_epoch() {
-        let owner = Owner { worker: "w".into(), host: "h".into(), since_ms: 1 };
+        let owner = Owner {
+            worker: "w".into(),
+            host: "h".into(),
+            since_ms: 1,
+        };
         let head = Head::new("job").committed(generation(1), &[], "a".into());
         let claimed = head.claimed(owner.clone(), "b".into());
         assert_eq!((claimed.epoch, claimed.owner), (1, Some(owner)));

@@ -56,7 +56,11 @@ pub enum Ended {
 pub enum Event {
     Signal(i32),
     /// Somebody asked for a checkpoint.
-    Request { id: RequestId, afterwards: Afterwards, deadline: Moment },
+    Request {
+        id: RequestId,
+        afterwards: Afterwards,
+        deadline: Moment,
+    },
     AppReady,
     AppEnded,
     CheckpointEnded(Ended),
@@ -147,7 +151,10 @@ const SIGTERM: i32 = 15;
 
 impl Lifecycle {
     pub fn new(policy: Policy) -> Self {
-        Self { policy, state: State::Booting { held: Vec::new() } }
+        Self {
+            policy,
+            state: State::Booting { held: Vec::new() },
+        }
     }
 
     pub fn phase(&self) -> Phase {
@@ -164,7 +171,11 @@ impl Lifecycle {
         match event {
             Event::Signal(SIGTERM) if self.policy.can_checkpoint => self.terminated(now),
             Event::Signal(signal) => self.signalled(signal),
-            Event::Request { id, afterwards, deadline } => self.requested(id, afterwards, deadline, now),
+            Event::Request {
+                id,
+                afterwards,
+                deadline,
+            } => self.requested(id, afterwards, deadline, now),
             Event::AppReady => self.ready(),
             Event::AppEnded => self.app_ended(),
             Event::CheckpointEnded(how) => self.checkpoint_ended(how, now),
@@ -173,7 +184,11 @@ impl Lifecycle {
 
     fn terminated(&mut self, now: Moment) -> Vec<Effect> {
         let deadline = now.plus_ms(self.policy.term_grace_ms);
-        let notice = Notice { trigger: Trigger::Signal, afterwards: Afterwards::Stop, deadline };
+        let notice = Notice {
+            trigger: Trigger::Signal,
+            afterwards: Afterwards::Stop,
+            deadline,
+        };
         match &mut self.state {
             State::Booting { .. } => self.abort_boot(),
             State::Running => self.begin(notice, Vec::new(), now),
@@ -184,7 +199,10 @@ impl Lifecycle {
                     return Vec::new();
                 }
                 run.notice.deadline = deadline;
-                budget(now, deadline, self.policy.margin_ms).map(Effect::Tighten).into_iter().collect()
+                budget(now, deadline, self.policy.margin_ms)
+                    .map(Effect::Tighten)
+                    .into_iter()
+                    .collect()
             }
             State::Checkpointing(run) => {
                 run.queue_stop(notice, None);
@@ -196,7 +214,9 @@ impl Lifecycle {
 
     fn signalled(&mut self, signal: i32) -> Vec<Effect> {
         match &mut self.state {
-            State::Booting { .. } if matches!(signal, SIGINT | SIGQUIT | SIGTERM) => self.abort_boot(),
+            State::Booting { .. } if matches!(signal, SIGINT | SIGQUIT | SIGTERM) => {
+                self.abort_boot()
+            }
             State::Booting { held } => {
                 held.push(signal);
                 Vec::new()
@@ -210,14 +230,28 @@ impl Lifecycle {
         }
     }
 
-    fn requested(&mut self, id: RequestId, afterwards: Afterwards, deadline: Moment, now: Moment) -> Vec<Effect> {
-        let notice = Notice { trigger: Trigger::Control, afterwards, deadline };
+    fn requested(
+        &mut self,
+        id: RequestId,
+        afterwards: Afterwards,
+        deadline: Moment,
+        now: Moment,
+    ) -> Vec<Effect> {
+        let notice = Notice {
+            trigger: Trigger::Control,
+            afterwards,
+            deadline,
+        };
         let refuse = |reason: &str| vec![Effect::Refuse(id, reason.to_owned())];
         if !self.policy.can_checkpoint {
-            return refuse("no store is set, so there is nowhere to put a checkpoint; start `reprieve run` with --store");
+            return refuse(
+                "no store is set, so there is nowhere to put a checkpoint; start `reprieve run` with --store",
+            );
         }
         match &mut self.state {
-            State::Booting { .. } => refuse("the app is not running yet; `reprieve status` tells when it is"),
+            State::Booting { .. } => {
+                refuse("the app is not running yet; `reprieve status` tells when it is")
+            }
             State::Running => self.begin(notice, vec![id], now),
             State::Checkpointing(run) if run.notice.afterwards == afterwards => {
                 run.waiting.push(id);
@@ -227,15 +261,17 @@ impl Lifecycle {
                 run.queue_stop(notice, Some(id));
                 Vec::new()
             }
-            State::Checkpointing(_) => {
-                refuse("a checkpoint that stops the app is under way; it cannot be left running any more")
-            }
+            State::Checkpointing(_) => refuse(
+                "a checkpoint that stops the app is under way; it cannot be left running any more",
+            ),
             State::Over => refuse("the job is over"),
         }
     }
 
     fn ready(&mut self) -> Vec<Effect> {
-        let State::Booting { held } = &mut self.state else { return Vec::new() };
+        let State::Booting { held } = &mut self.state else {
+            return Vec::new();
+        };
         let effects = held.drain(..).map(Effect::Forward).collect();
         self.state = State::Running;
         effects
@@ -277,7 +313,9 @@ impl Lifecycle {
         effects.extend(run.held.into_iter().map(Effect::Forward));
         match run.next {
             Some((notice, waiting)) => effects.extend(self.begin(notice, waiting, now)),
-            None if how == Ended::Failed && run.notice.trigger == Trigger::Signal => effects.extend(self.missed()),
+            None if how == Ended::Failed && run.notice.trigger == Trigger::Signal => {
+                effects.extend(self.missed())
+            }
             None => {}
         }
         effects
@@ -290,13 +328,20 @@ impl Lifecycle {
     fn begin(&mut self, notice: Notice, waiting: Vec<RequestId>, now: Moment) -> Vec<Effect> {
         match budget(now, notice.deadline, self.policy.margin_ms) {
             Ok(budget) => {
-                self.state =
-                    State::Checkpointing(Run { notice, waiting, held: Vec::new(), next: None, app_ended: false });
+                self.state = State::Checkpointing(Run {
+                    notice,
+                    waiting,
+                    held: Vec::new(),
+                    next: None,
+                    app_ended: false,
+                });
                 vec![Effect::Begin { notice, budget }]
             }
             Err(no_time) => {
-                let mut effects: Vec<Effect> =
-                    waiting.into_iter().map(|id| Effect::Refuse(id, no_time.to_string())).collect();
+                let mut effects: Vec<Effect> = waiting
+                    .into_iter()
+                    .map(|id| Effect::Refuse(id, no_time.to_string()))
+                    .collect();
                 if notice.trigger == Trigger::Signal {
                     effects.push(Effect::Missed(no_time.to_string()));
                     effects.extend(self.missed());
@@ -332,8 +377,12 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const POLICY: Policy =
-        Policy { can_checkpoint: true, term_grace_ms: 10_000, margin_ms: 1_000, on_failed_signal: OnFailure::RunOn };
+    const POLICY: Policy = Policy {
+        can_checkpoint: true,
+        term_grace_ms: 10_000,
+        margin_ms: 1_000,
+        on_failed_signal: OnFailure::RunOn,
+    };
     const T0: Moment = Moment(1_000);
 
     fn running(policy: Policy) -> Lifecycle {
@@ -343,11 +392,18 @@ mod tests {
     }
 
     fn request(number: u64, afterwards: Afterwards) -> Event {
-        Event::Request { id: RequestId(number), afterwards, deadline: T0.plus_ms(25_000) }
+        Event::Request {
+            id: RequestId(number),
+            afterwards,
+            deadline: T0.plus_ms(25_000),
+        }
     }
 
     fn begins(effects: &[Effect]) -> usize {
-        effects.iter().filter(|effect| matches!(effect, Effect::Begin { .. })).count()
+        effects
+            .iter()
+            .filter(|effect| matches!(effect, Effect::Begin { .. }))
+            .count()
     }
 
     #[test]
@@ -374,14 +430,25 @@ mod tests {
         let mut life = running(POLICY);
         life.handle(request(1, Afterwards::Stop), T0);
         let effects = life.handle(Event::Signal(SIGTERM), T0);
-        assert!(matches!(effects[..], [Effect::Tighten(budget)] if budget.committed_by == Moment(10_000)));
+        assert!(
+            matches!(effects[..], [Effect::Tighten(budget)] if budget.committed_by == Moment(10_000))
+        );
     }
 
     #[test]
     fn without_a_store_sigterm_goes_to_the_app_and_requests_are_refused() {
-        let mut life = running(Policy { can_checkpoint: false, ..POLICY });
-        assert_eq!(life.handle(Event::Signal(SIGTERM), T0), [Effect::Forward(SIGTERM)]);
-        assert!(matches!(life.handle(request(1, Afterwards::Stop), T0)[..], [Effect::Refuse(RequestId(1), _)]));
+        let mut life = running(Policy {
+            can_checkpoint: false,
+            ..POLICY
+        });
+        assert_eq!(
+            life.handle(Event::Signal(SIGTERM), T0),
+            [Effect::Forward(SIGTERM)]
+        );
+        assert!(matches!(
+            life.handle(request(1, Afterwards::Stop), T0)[..],
+            [Effect::Refuse(RequestId(1), _)]
+        ));
     }
 
     #[test]
@@ -389,15 +456,24 @@ mod tests {
         let mut life = running(POLICY);
         life.handle(Event::Signal(SIGTERM), T0);
         assert_eq!(life.handle(Event::Signal(10), T0), []);
-        assert_eq!(life.handle(Event::CheckpointEnded(Ended::Failed), T0), [Effect::Forward(10)]);
+        assert_eq!(
+            life.handle(Event::CheckpointEnded(Ended::Failed), T0),
+            [Effect::Forward(10)]
+        );
         assert_eq!(life.phase(), Phase::Running);
     }
 
     #[test]
     fn a_failed_signal_checkpoint_is_passed_on_if_the_policy_says_so() {
-        let mut life = running(Policy { on_failed_signal: OnFailure::Forward, ..POLICY });
+        let mut life = running(Policy {
+            on_failed_signal: OnFailure::Forward,
+            ..POLICY
+        });
         life.handle(Event::Signal(SIGTERM), T0);
-        assert_eq!(life.handle(Event::CheckpointEnded(Ended::Failed), T0), [Effect::Forward(SIGTERM)]);
+        assert_eq!(
+            life.handle(Event::CheckpointEnded(Ended::Failed), T0),
+            [Effect::Forward(SIGTERM)]
+        );
     }
 
     #[test]
@@ -407,7 +483,10 @@ mod tests {
         life.handle(Event::AppEnded, T0);
         assert_eq!(
             life.handle(Event::CheckpointEnded(Ended::Failed), T0),
-            [Effect::Answer(RequestId(1)), Effect::Finish(Finish::AppEnded)]
+            [
+                Effect::Answer(RequestId(1)),
+                Effect::Finish(Finish::AppEnded)
+            ]
         );
     }
 
@@ -429,8 +508,14 @@ mod tests {
 
     #[test]
     fn a_deadline_that_leaves_no_time_is_told_and_the_job_runs_on() {
-        let mut life = running(Policy { term_grace_ms: 100, ..POLICY });
-        assert!(matches!(life.handle(Event::Signal(SIGTERM), T0)[..], [Effect::Missed(_)]));
+        let mut life = running(Policy {
+            term_grace_ms: 100,
+            ..POLICY
+        });
+        assert!(matches!(
+            life.handle(Event::Signal(SIGTERM), T0)[..],
+            [Effect::Missed(_)]
+        ));
         assert_eq!(life.phase(), Phase::Running);
     }
 

@@ -18,7 +18,11 @@ pub const PREFIX: &str = "manifests/";
 /// The key of a manifest: the newest generation comes first in one listing, and two attempts at the same generation
 /// (by two owners, or after a failure) never meet.
 pub fn key(generation: u64, epoch: u64, attempt: &str) -> String {
-    format!("{PREFIX}{:020}-{:020}-{attempt}", u64::MAX - generation, u64::MAX - epoch)
+    format!(
+        "{PREFIX}{:020}-{:020}-{attempt}",
+        u64::MAX - generation,
+        u64::MAX - epoch
+    )
 }
 
 /// The key prefix of an attempt's data.
@@ -41,7 +45,11 @@ pub struct Part {
 #[serde(rename_all = "snake_case")]
 pub enum Stdio {
     /// Inode numbers of the three pipes.
-    Pipes { stdin: u64, stdout: u64, stderr: u64 },
+    Pipes {
+        stdin: u64,
+        stdout: u64,
+        stderr: u64,
+    },
     /// Device numbers of the terminal's slave side, as `stat` gives them for the node and for its file system.
     Terminal { rdev: u64, dev: u64 },
 }
@@ -138,8 +146,21 @@ mod tests {
 
     #[test]
     fn the_newest_generation_and_the_newest_epoch_come_first_in_a_listing() {
-        let mut keys = [key(9, 1, "A"), key(10, 1, "A"), key(10, 2, "B"), key(100, 1, "A")];
+        let mut keys = [
+            key(9, 1, "A"),
+            key(10, 1, "A"),
+            key(10, 2, "B"),
+            key(100, 1, "A"),
+        ];
         keys.sort();
-        assert_eq!(keys, [key(100, 1, "A"), key(10, 2, "B"), key(10, 1, "A"), key(9, 1, "A")]);
+        assert_eq!(
+            keys,
+            [
+                key(100, 1, "A"),
+                key(10, 2, "B"),
+                key(10, 1, "A"),
+                key(9, 1, "A")
+            ]
+        );
     }
 }

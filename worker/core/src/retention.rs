@@ -8,7 +8,11 @@ pub const LEAST_KEPT: usize = 2;
 /// The generations that leave the head when another snapshot is committed, so that `keep` remain with it.
 pub fn superseded(newest_first: &[Generation], keep: usize) -> Vec<u64> {
     let keep_of_these = keep.max(LEAST_KEPT) - 1;
-    newest_first.iter().skip(keep_of_these).map(|known| known.generation).collect()
+    newest_first
+        .iter()
+        .skip(keep_of_these)
+        .map(|known| known.generation)
+        .collect()
 }
 
 #[cfg(test)]

@@ -33,7 +33,13 @@ pub enum Contents {
 pub fn contents(head: Option<&Head>, manifest_keys: &[String]) -> Contents {
     match head {
         Some(head) if head.generations.is_empty() => Contents::Nothing,
-        Some(head) if head.finished.is_some_and(|finished| finished.exit_code == 0) => Contents::Completed,
+        Some(head)
+            if head
+                .finished
+                .is_some_and(|finished| finished.exit_code == 0) =>
+        {
+            Contents::Completed
+        }
         Some(head) => Contents::Known(head.generations.iter().map(known).collect()),
         None if manifest_keys.is_empty() => Contents::Nothing,
         None => Contents::Recovered(listed(manifest_keys)),
@@ -41,14 +47,25 @@ pub fn contents(head: Option<&Head>, manifest_keys: &[String]) -> Contents {
 }
 
 fn known(generation: &Generation) -> Candidate {
-    Candidate { manifest: generation.manifest.clone(), digest: Some(generation.digest.clone()) }
+    Candidate {
+        manifest: generation.manifest.clone(),
+        digest: Some(generation.digest.clone()),
+    }
 }
 
 /// Newest first. Within a generation the highest epoch goes first: it belongs to the last owner.
 fn listed(manifest_keys: &[String]) -> Vec<Candidate> {
-    let mut keys: Vec<&String> = manifest_keys.iter().filter(|key| key.starts_with(manifest::PREFIX)).collect();
+    let mut keys: Vec<&String> = manifest_keys
+        .iter()
+        .filter(|key| key.starts_with(manifest::PREFIX))
+        .collect();
     keys.sort();
-    keys.into_iter().map(|key| Candidate { manifest: key.clone(), digest: None }).collect()
+    keys.into_iter()
+        .map(|key| Candidate {
+            manifest: key.clone(),
+            digest: None,
+        })
+        .collect()
 }
 
 /// What to do when no snapshot could be restored.
@@ -68,7 +85,10 @@ mod tests {
     #[test]
     fn a_whole_head_decides_alone() {
         let mut head = Head::new("job");
-        assert_eq!(contents(Some(&head), &["manifests/uncommitted".into()]), Contents::Nothing);
+        assert_eq!(
+            contents(Some(&head), &["manifests/uncommitted".into()]),
+            Contents::Nothing
+        );
         for number in [1, 2] {
             let generation = Generation {
                 generation: number,
@@ -80,7 +100,10 @@ mod tests {
             head = head.committed(generation, &[], String::new());
         }
         let order: Vec<String> = match contents(Some(&head), &[]) {
-            Contents::Known(candidates) => candidates.into_iter().map(|candidate| candidate.manifest).collect(),
+            Contents::Known(candidates) => candidates
+                .into_iter()
+                .map(|candidate| candidate.manifest)
+                .collect(),
             other => panic!("{other:?}"),
         };
         assert_eq!(order, ["manifests/2", "manifests/1"]);
@@ -96,7 +119,15 @@ mod tests {
             stored_bytes: 0,
         };
         let head = Head::new("job").committed(generation, &[], String::new());
-        let ended = |exit_code| head.released(Some(Finished { exit_code, at_ms: 1 }), String::new());
+        let ended = |exit_code| {
+            head.released(
+                Some(Finished {
+                    exit_code,
+                    at_ms: 1,
+                }),
+                String::new(),
+            )
+        };
         assert_eq!(contents(Some(&ended(0)), &[]), Contents::Completed);
         assert!(matches!(contents(Some(&ended(1)), &[]), Contents::Known(_)));
         let stopped = head.released(None, String::new());
@@ -105,9 +136,18 @@ mod tests {
 
     #[test]
     fn without_a_head_the_listing_decides_newest_first() {
-        let keys = vec![manifest::key(3, 1, "A"), manifest::key(4, 1, "A"), manifest::key(4, 2, "B")];
-        let Contents::Recovered(candidates) = contents(None, &keys) else { panic!("there are manifests") };
-        let order: Vec<&str> = candidates.iter().map(|candidate| candidate.manifest.as_str()).collect();
+        let keys = vec![
+            manifest::key(3, 1, "A"),
+            manifest::key(4, 1, "A"),
+            manifest::key(4, 2, "B"),
+        ];
+        let Contents::Recovered(candidates) = contents(None, &keys) else {
+            panic!("there are manifests")
+        };
+        let order: Vec<&str> = candidates
+            .iter()
+            .map(|candidate| candidate.manifest.as_str())
+            .collect();
         assert_eq!(order, [&keys[2], &keys[1], &keys[0]]);
         assert_eq!(contents(None, &[]), Contents::Nothing);
     }

@@ -19,7 +19,7 @@ use reprieve_core::manifest;
 use crate::engine::hook;
 use crate::supervisor::reaper::{Reaper, Watched};
 use crate::supervisor::stdio::AppEnds;
-use crate::sys::{self, Exit, Session, Terminal};
+use crate::sys::{self, Exit, Terminal};
 
 /// Older ones cannot dump an internet socket on kernels from 6.16 on.
 const OLDEST: &str = "4.2";
@@ -54,10 +54,16 @@ pub enum CriuError {
     },
     #[error("{path} --version says {answer:?}, which is no version of CRIU")]
     NoCriu { path: String, answer: String },
-    #[error("CRIU {found} cannot be used: a version from {OLDEST} on and before {UNKNOWN_FROM} is needed")]
+    #[error(
+        "CRIU {found} cannot be used: a version from {OLDEST} on and before {UNKNOWN_FROM} is needed"
+    )]
     Version { found: String },
     #[error("CRIU's {operation} ended with {exit}{}", quoted(.log))]
-    Failed { operation: &'static str, exit: Exit, log: Vec<String> },
+    Failed {
+        operation: &'static str,
+        exit: Exit,
+        log: Vec<String>,
+    },
     #[error("CRIU did not answer within {0:?}")]
     Silent(Duration),
 }
@@ -105,8 +111,16 @@ pub(crate) const LOG: &str = "criu.log";
 
 impl Criu {
     /// Finds out whether `path` is a CRIU that can be used. `directory` is for a short-lived file.
-    pub async fn probe(reaper: &Reaper, path: &str, script: PathBuf, directory: &Path) -> Result<Self, CriuError> {
-        let start = |source| CriuError::Start { path: path.to_owned(), source };
+    pub async fn probe(
+        reaper: &Reaper,
+        path: &str,
+        script: PathBuf,
+        directory: &Path,
+    ) -> Result<Self, CriuError> {
+        let start = |source| CriuError::Start {
+            path: path.to_owned(),
+            source,
+        };
         let answer_file = directory.join("criu-version");
         let output = fs::File::create(&answer_file).map_err(start)?;
         let mut command = Command::new(path);
@@ -114,7 +128,7 @@ impl Criu {
         let watched = reaper
             .spawn(|| {
                 let streams = [Stdio::null(), output.into(), Stdio::null()];
-                sys::spawn(command, streams, Session::Own, Terminal::None, &[])
+                sys::spawn(command, streams, Terminal::None, &[])
             })
             .map_err(start)?;
         let ended = tokio::time::timeout(VERSION_LIMIT, watched.exit).await;
@@ -124,39 +138,69 @@ impl Criu {
         }
         let answer = fs::read_to_string(&answer_file).map_err(start)?;
         drop(fs::remove_file(&answer_file));
-        let version = answer.lines().find_map(|line| line.strip_prefix("Version: ")).map(|text| text.trim().to_owned());
+        let version = answer
+            .lines()
+            .find_map(|line| line.strip_prefix("Version: "))
+            .map(|text| text.trim().to_owned());
         let Some(version) = version else {
-            return Err(CriuError::NoCriu { path: path.to_owned(), answer });
+            return Err(CriuError::NoCriu {
+                path: path.to_owned(),
+                answer,
+            });
         };
         let number = compat::version(&version);
         if number < compat::version(OLDEST) || number >= compat::version(UNKNOWN_FROM) {
             return Err(CriuError::Version { found: version });
         }
-        Ok(Self { path: path.into(), version, script })
+        Ok(Self {
+            path: path.into(),
+            version,
+            script,
+        })
     }
 
     /// Starts a dump that leaves the app running and stops at `post-dump` to ask.
-    pub(crate) fn start_dump(&self, reaper: &Reaper, order: &DumpOrder<'_>) -> Result<Watched, CriuError> {
+    pub(crate) fn start_dump(
+        &self,
+        reaper: &Reaper,
+        order: &DumpOrder<'_>,
+    ) -> Result<Watched, CriuError> {
         let mut command = self.command("dump", order.images, order.hook);
         command
             .args(["--tree", &order.root_pid.to_string(), "--leave-running"])
             .args(["--ghost-limit", &order.ghost_limit.to_string()])
-            .args(["--page-server", "--ps-socket", &descriptor::PAGE_SERVER.to_string()]);
+            .args([
+                "--page-server",
+                "--ps-socket",
+                &descriptor::PAGE_SERVER.to_string(),
+            ]);
         if let manifest::Stdio::Terminal { rdev, dev } = order.stdio {
             command.args(["--external", &format!("tty[{rdev:x}:{dev:x}]")]);
         }
-        self.start(reaper, command, order.images, &[(order.page_server, descriptor::PAGE_SERVER)])
+        self.start(
+            reaper,
+            command,
+            order.images,
+            &[(order.page_server, descriptor::PAGE_SERVER)],
+        )
     }
 
     /// Starts a restore from an image server in `order.images`. The app becomes our child.
-    pub(crate) fn start_restore(&self, reaper: &Reaper, order: &RestoreOrder<'_>) -> Result<Watched, CriuError> {
+    pub(crate) fn start_restore(
+        &self,
+        reaper: &Reaper,
+        order: &RestoreOrder<'_>,
+    ) -> Result<Watched, CriuError> {
         let mut command = self.command("restore", order.images, order.hook);
         command.args(["--stream", "--restore-detached", "--restore-sibling"]);
         let passed = inherited(order.stdio, order.ends);
         for (name, _, number) in &passed {
             command.args(["--inherit-fd", &format!("fd[{number}]:{name}")]);
         }
-        let passed: Vec<_> = passed.iter().map(|(_, ours, number)| (*ours, *number)).collect();
+        let passed: Vec<_> = passed
+            .iter()
+            .map(|(_, ours, number)| (*ours, *number))
+            .collect();
         self.start(reaper, command, order.images, &passed)
     }
 
@@ -166,7 +210,14 @@ impl Criu {
             .arg(operation)
             .arg("--images-dir")
             .arg(images)
-            .args(["--log-file", LOG, "-v2", "--unprivileged", "--tcp-close", "--file-locks"])
+            .args([
+                "--log-file",
+                LOG,
+                "-v2",
+                "--unprivileged",
+                "--tcp-close",
+                "--file-locks",
+            ])
             .arg("--action-script")
             .arg(&self.script)
             .env(hook::SOCKET_VARIABLE, hook);
@@ -180,13 +231,16 @@ impl Criu {
         images: &Path,
         passed: &[(&OwnedFd, i32)],
     ) -> Result<Watched, CriuError> {
-        let start = |source| CriuError::Start { path: self.path.display().to_string(), source };
+        let start = |source| CriuError::Start {
+            path: self.path.display().to_string(),
+            source,
+        };
         // What CRIU says before it has its log.
         let early = fs::File::create(images.join("criu.stderr")).map_err(start)?;
         reaper
             .spawn(|| {
                 let streams = [Stdio::null(), Stdio::null(), early.into()];
-                sys::spawn(command, streams, Session::Own, Terminal::None, passed)
+                sys::spawn(command, streams, Terminal::None, passed)
             })
             .map_err(start)
     }
@@ -196,7 +250,18 @@ type Inherited<'a> = (String, &'a OwnedFd, i32);
 
 fn inherited<'a>(stdio: &manifest::Stdio, ends: &'a AppEnds) -> Vec<Inherited<'a>> {
     match (stdio, ends) {
-        (manifest::Stdio::Pipes { stdin, stdout, stderr }, AppEnds::Pipes { stdin: i, stdout: o, stderr: e }) => vec![
+        (
+            manifest::Stdio::Pipes {
+                stdin,
+                stdout,
+                stderr,
+            },
+            AppEnds::Pipes {
+                stdin: i,
+                stdout: o,
+                stderr: e,
+            },
+        ) => vec![
             (format!("pipe:[{stdin}]"), i, descriptor::STDIN),
             (format!("pipe:[{stdout}]"), o, descriptor::STDOUT),
             (format!("pipe:[{stderr}]"), e, descriptor::STDERR),
@@ -213,13 +278,24 @@ fn inherited<'a>(stdio: &manifest::Stdio, ends: &'a AppEnds) -> Vec<Inherited<'a
 pub(crate) fn complaint(operation: &'static str, exit: Exit, images: &Path) -> CriuError {
     let read = |name: &str| fs::read(images.join(name)).unwrap_or_default();
     let text = String::from_utf8_lossy(&read(LOG)).into_owned();
-    let mut log: Vec<String> = text.lines().filter(|line| line.contains("Error (")).map(shorten).collect();
+    let mut log: Vec<String> = text
+        .lines()
+        .filter(|line| line.contains("Error ("))
+        .map(shorten)
+        .collect();
     if log.is_empty() {
-        log = String::from_utf8_lossy(&read("criu.stderr")).lines().map(shorten).collect();
+        log = String::from_utf8_lossy(&read("criu.stderr"))
+            .lines()
+            .map(shorten)
+            .collect();
     }
     // The first error is the reason, what follows are its consequences.
     log.truncate(QUOTED_LINES);
-    CriuError::Failed { operation, exit, log }
+    CriuError::Failed {
+        operation,
+        exit,
+        log,
+    }
 }
 
 fn shorten(line: &str) -> String {

@@ -54,7 +54,10 @@ pub(crate) struct Asked {
 
 impl Hooks {
     pub(crate) fn bind(path: PathBuf) -> std::io::Result<Self> {
-        Ok(Self { listener: UnixListener::bind(&path)?, path })
+        Ok(Self {
+            listener: UnixListener::bind(&path)?,
+            path,
+        })
     }
 
     /// The next stage that CRIU reached.
@@ -64,7 +67,10 @@ impl Hooks {
         let mut reader = BufReader::new(socket);
         // One of our own processes wrote it; nobody else can reach this directory.
         reader.read_line(&mut line).await?;
-        Ok(Asked { stage: line.trim_end().to_owned(), socket: reader.into_inner() })
+        Ok(Asked {
+            stage: line.trim_end().to_owned(),
+            socket: reader.into_inner(),
+        })
     }
 }
 

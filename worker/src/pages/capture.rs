@@ -1,10 +1,9 @@
 //! Takes an app's memory over from `criu dump --page-server` and turns it into blocks.
 //!
 //! One thread reads the socket, because the app stays frozen for as long as that takes; it does nothing else. Workers
-//! look at the pages: those that hold nothing but zeros are noted and dropped, the rest is packed into blocks. The word
-//! that everything was received ([`PageServer::received`]) is given only after the last byte was read, so that what was
-//! sent is the moment of the freeze even if the app goes on right after it: until then CRIU's socket holds references
-//! to the app's living pages.
+//! look at the pages: those that hold nothing but zeros are noted and dropped, the rest is packed into blocks. CRIU's
+//! last message is answered only after the last byte before it was read, so that what was sent is the moment of the
+//! freeze even if the app goes on right after it: until then the socket holds references to the app's living pages.
 //!
 //! The protocol is CRIU's own and undocumented; this is its form in 4.2 (criu/page-xfer.c). Whatever is not exactly as
 //! expected ends the dump, and with it nothing is lost: CRIU lets the app go on.
@@ -19,7 +18,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
 use crate::pages::codec::{Effort, Packer};
 use crate::pages::index::{File, Memory, MemoryKind, Segment};
@@ -66,8 +65,6 @@ pub(crate) struct Captured {
 pub(crate) struct PageServer {
     /// CRIU's end of the socket, to be passed to it.
     pub socket: Option<OwnedFd>,
-    /// Resolves when the last page was read, before CRIU knows.
-    pub received: oneshot::Receiver<()>,
     hang_up: UnixStream,
     reader: JoinHandle<Result<Vec<(MemoryKind, u64)>, CaptureError>>,
     workers: Vec<JoinHandle<Result<Vec<Seen>, CaptureError>>>,
@@ -83,7 +80,11 @@ pub(crate) struct Blocks {
 
 impl Blocks {
     pub(crate) fn new(sender: mpsc::Sender<Numbered>, effort: Effort) -> Self {
-        Self { next: Arc::default(), sender, effort }
+        Self {
+            next: Arc::default(),
+            sender,
+            effort,
+        }
     }
 
     fn number(&self) -> u32 {
@@ -93,17 +94,26 @@ impl Blocks {
     /// Packs one of CRIU's images, block by block. Blocks the calling thread.
     pub(crate) fn add(&self, name: &str, mut contents: impl Read) -> Result<File, CaptureError> {
         let mut packer = Packer::new(self.effort).map_err(CaptureError::Pack)?;
-        let mut file = File { name: name.to_owned(), size: 0, blocks: Vec::new() };
+        let mut file = File {
+            name: name.to_owned(),
+            size: 0,
+            blocks: Vec::new(),
+        };
         let mut buffer = vec![0; BLOCK];
         loop {
-            let filled = read_full(&mut contents, &mut buffer)
-                .map_err(|source| CaptureError::Image { name: name.to_owned(), source })?;
+            let filled =
+                read_full(&mut contents, &mut buffer).map_err(|source| CaptureError::Image {
+                    name: name.to_owned(),
+                    source,
+                })?;
             if filled == 0 {
                 return Ok(file);
             }
             let number = self.number();
             let packed = packer.pack(&buffer[..filled]).map_err(CaptureError::Pack)?;
-            self.sender.blocking_send(Numbered { number, packed }).map_err(|_| CaptureError::Closed)?;
+            self.sender
+                .blocking_send(Numbered { number, packed })
+                .map_err(|_| CaptureError::Closed)?;
             file.size += filled as u64;
             file.blocks.push(number);
         }
@@ -111,16 +121,27 @@ impl Blocks {
 
     /// Packs every image in a directory, in the order of their names. Blocks the calling thread.
     pub(crate) fn add_directory(&self, directory: &Path) -> Result<Vec<File>, CaptureError> {
-        let failed = |source| CaptureError::Image { name: directory.display().to_string(), source };
+        let failed = |source| CaptureError::Image {
+            name: directory.display().to_string(),
+            source,
+        };
         let mut names: Vec<String> = Vec::new();
         for entry in std::fs::read_dir(directory).map_err(failed)? {
             let name = entry.map_err(failed)?.file_name();
-            names.extend(name.to_str().filter(|name| name.ends_with(".img")).map(str::to_owned));
+            names.extend(
+                name.to_str()
+                    .filter(|name| name.ends_with(".img"))
+                    .map(str::to_owned),
+            );
         }
         names.sort();
         let add = |name: &String| {
-            let file = std::fs::File::open(directory.join(name))
-                .map_err(|source| CaptureError::Image { name: name.clone(), source })?;
+            let file = std::fs::File::open(directory.join(name)).map_err(|source| {
+                CaptureError::Image {
+                    name: name.clone(),
+                    source,
+                }
+            })?;
             self.add(name, file)
         };
         names.iter().map(add).collect()
@@ -148,19 +169,35 @@ impl PageServer {
         let (full, filled) = sync_channel(SLABS);
         let (empty, emptied) = sync_channel(SLABS);
         for _ in 0..SLABS {
-            empty.send(Slab::new()).expect("the channel has room for all and its receiver is here");
+            empty
+                .send(Slab::new())
+                .expect("the channel has room for all and its receiver is here");
         }
         let filled = Arc::new(Mutex::new(filled));
         let workers = (0..workers.max(1))
             .map(|number| {
                 let worker = Worker::new(blocks.clone(), Arc::clone(&filled), empty.clone())?;
-                std::thread::Builder::new().name(format!("pack-{number}")).spawn(move || worker.run())
+                std::thread::Builder::new()
+                    .name(format!("pack-{number}"))
+                    .spawn(move || worker.run())
             })
             .collect::<io::Result<Vec<_>>>()?;
-        let (told, received) = oneshot::channel();
-        let reader = Reader { socket: ours, emptied, full, order: Vec::new(), slab: None, told: Some(told) };
-        let reader = std::thread::Builder::new().name("page-server".into()).spawn(move || reader.run())?;
-        Ok(Self { socket: Some(theirs.into()), received, hang_up, reader, workers })
+        let reader = Reader {
+            socket: ours,
+            emptied,
+            full,
+            order: Vec::new(),
+            slab: None,
+        };
+        let reader = std::thread::Builder::new()
+            .name("page-server".into())
+            .spawn(move || reader.run())?;
+        Ok(Self {
+            socket: Some(theirs.into()),
+            hang_up,
+            reader,
+            workers,
+        })
     }
 
     /// Ends the transfer: CRIU meets a closed socket, cures the app and lets it go on. Harmless after the end.
@@ -211,7 +248,12 @@ impl Slab {
     fn new() -> Self {
         let memory = vec![0u8; BLOCK + PAGE];
         let start = memory.as_ptr().align_offset(PAGE);
-        Self { memory, start, pages: 0, spans: Vec::new() }
+        Self {
+            memory,
+            start,
+            pages: 0,
+            spans: Vec::new(),
+        }
     }
 
     fn free(&mut self) -> &mut [u8] {
@@ -249,7 +291,8 @@ struct Header {
 
 impl Header {
     fn parse(bytes: &[u8; HEADER]) -> Self {
-        let word = |at: usize| u64::from_ne_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
+        let word =
+            |at: usize| u64::from_ne_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
         let command = u32::from_ne_bytes(bytes[..4].try_into().expect("four bytes"));
         Self {
             command: command & ((1 << command::BITS) - 1),
@@ -268,7 +311,6 @@ struct Reader {
     /// The images in the order of their opening.
     order: Vec<(MemoryKind, u64)>,
     slab: Option<Slab>,
-    told: Option<oneshot::Sender<()>>,
 }
 
 impl Reader {
@@ -276,7 +318,9 @@ impl Reader {
         let mut sequence = 0;
         loop {
             let mut bytes = [0; HEADER];
-            self.socket.read_exact(&mut bytes).map_err(CaptureError::EndedEarly)?;
+            self.socket
+                .read_exact(&mut bytes)
+                .map_err(CaptureError::EndedEarly)?;
             let header = Header::parse(&bytes);
             match header.command {
                 command::OPEN2 => {
@@ -292,7 +336,6 @@ impl Reader {
                 command::ADD_F => return Err(unknown("pages that are not present", &header)),
                 command::CLOSE | command::FORCE_CLOSE => {
                     self.hand_over()?;
-                    self.told.take().map(|told| told.send(()));
                     self.answer(&0i32.to_ne_bytes())?;
                     return Ok(self.order);
                 }
@@ -302,7 +345,9 @@ impl Reader {
     }
 
     fn answer(&mut self, bytes: &[u8]) -> Result<(), CaptureError> {
-        self.socket.write_all(bytes).map_err(CaptureError::EndedEarly)
+        self.socket
+            .write_all(bytes)
+            .map_err(CaptureError::EndedEarly)
     }
 
     fn image(&mut self, wire: u64) -> Result<usize, CaptureError> {
@@ -320,8 +365,13 @@ impl Reader {
         Ok(self.order.len() - 1)
     }
 
-    fn receive(&mut self, image: usize, header: &Header, mut sequence: u64) -> Result<u64, CaptureError> {
-        if header.pages > LONGEST_RUN || header.vaddr % PAGE as u64 != 0 {
+    fn receive(
+        &mut self,
+        image: usize,
+        header: &Header,
+        mut sequence: u64,
+    ) -> Result<u64, CaptureError> {
+        if header.pages > LONGEST_RUN || !header.vaddr.is_multiple_of(PAGE as u64) {
             return Err(unknown("run of pages", header));
         }
         let mut left = usize::try_from(header.pages).expect("bounded just now");
@@ -332,14 +382,25 @@ impl Reader {
                 None => self.emptied.recv().map_err(|_| CaptureError::Closed)?,
             };
             let pages = left.min(BLOCK_PAGES - slab.pages);
-            self.socket.read_exact(&mut slab.free()[..pages * PAGE]).map_err(CaptureError::EndedEarly)?;
-            slab.spans.push(Span { image, sequence, vaddr, pages });
+            self.socket
+                .read_exact(&mut slab.free()[..pages * PAGE])
+                .map_err(CaptureError::EndedEarly)?;
+            slab.spans.push(Span {
+                image,
+                sequence,
+                vaddr,
+                pages,
+            });
             slab.pages += pages;
             sequence += 1;
             left -= pages;
             vaddr += (pages * PAGE) as u64;
             self.slab = Some(slab);
-            if self.slab.as_ref().is_some_and(|slab| slab.pages == BLOCK_PAGES) {
+            if self
+                .slab
+                .as_ref()
+                .is_some_and(|slab| slab.pages == BLOCK_PAGES)
+            {
                 self.hand_over()?;
             }
         }
@@ -380,16 +441,32 @@ struct Worker {
 }
 
 impl Worker {
-    fn new(blocks: Blocks, filled: Arc<Mutex<Receiver<Slab>>>, empty: SyncSender<Slab>) -> io::Result<Self> {
+    fn new(
+        blocks: Blocks,
+        filled: Arc<Mutex<Receiver<Slab>>>,
+        empty: SyncSender<Slab>,
+    ) -> io::Result<Self> {
         let packer = Packer::new(blocks.effort)?;
         let number = blocks.number();
         let block = Vec::with_capacity(BLOCK);
-        Ok(Self { blocks, packer, filled, empty, block, number, seen: Vec::new() })
+        Ok(Self {
+            blocks,
+            packer,
+            filled,
+            empty,
+            block,
+            number,
+            seen: Vec::new(),
+        })
     }
 
     fn run(mut self) -> Result<Vec<Seen>, CaptureError> {
         loop {
-            let next = self.filled.lock().expect("no holder of this lock panics").recv();
+            let next = self
+                .filled
+                .lock()
+                .expect("no holder of this lock panics")
+                .recv();
             let Ok(mut slab) = next else { break };
             self.look_at(&slab)?;
             slab.pages = 0;
@@ -415,19 +492,37 @@ impl Worker {
 
     fn look_at_page(&mut self, page: &[u8], span: &Span, vaddr: u64) -> Result<(), CaptureError> {
         let segment = if is_zero(page) {
-            Segment { vaddr, pages: 1, source: 0, first: 0 }
+            Segment {
+                vaddr,
+                pages: 1,
+                source: 0,
+                first: 0,
+            }
         } else {
             let first = u32::try_from(self.block.len() / PAGE).expect("a block has few pages");
             self.block.extend_from_slice(page);
-            Segment { vaddr, pages: 1, source: self.number + 1, first }
+            Segment {
+                vaddr,
+                pages: 1,
+                source: self.number + 1,
+                first,
+            }
         };
         match self.seen.last_mut() {
             Some(last) if last.sequence == span.sequence && last.segment.continues_as(&segment) => {
                 last.segment.pages += 1;
             }
-            _ => self.seen.push(Seen { image: span.image, sequence: span.sequence, segment }),
+            _ => self.seen.push(Seen {
+                image: span.image,
+                sequence: span.sequence,
+                segment,
+            }),
         }
-        if self.block.len() == BLOCK { self.close_block() } else { Ok(()) }
+        if self.block.len() == BLOCK {
+            self.close_block()
+        } else {
+            Ok(())
+        }
     }
 
     fn close_block(&mut self) -> Result<(), CaptureError> {
@@ -438,7 +533,10 @@ impl Worker {
         let packed = self.packer.pack(&self.block).map_err(CaptureError::Pack)?;
         self.block.clear();
         let number = std::mem::replace(&mut self.number, self.blocks.number());
-        self.blocks.sender.blocking_send(Numbered { number, packed }).map_err(|_| CaptureError::Closed)
+        self.blocks
+            .sender
+            .blocking_send(Numbered { number, packed })
+            .map_err(|_| CaptureError::Closed)
     }
 }
 
@@ -453,14 +551,24 @@ fn assemble(order: Vec<(MemoryKind, u64)>, mut seen: Vec<Seen>) -> Captured {
     let mut captured = Captured::default();
     let mut memories: BTreeMap<usize, Memory> = BTreeMap::new();
     for (position, (kind, id)) in order.into_iter().enumerate() {
-        memories.insert(position, Memory { kind: kind.into(), id, segments: Vec::new() });
+        memories.insert(
+            position,
+            Memory {
+                kind: kind.into(),
+                id,
+                segments: Vec::new(),
+            },
+        );
     }
     for Seen { image, segment, .. } in seen {
         captured.pages += u64::from(segment.pages);
         if segment.block().is_none() {
             captured.zero_pages += u64::from(segment.pages);
         }
-        let segments = &mut memories.get_mut(&image).expect("every image was opened").segments;
+        let segments = &mut memories
+            .get_mut(&image)
+            .expect("every image was opened")
+            .segments;
         match segments.last_mut() {
             Some(last) if last.continues_as(&segment) => last.pages += segment.pages,
             _ => segments.push(segment),
@@ -474,7 +582,6 @@ fn assemble(order: Vec<(MemoryKind, u64)>, mut seen: Vec<Seen>) -> Captured {
 mod tests {
     use super::*;
     use crate::pages::codec::unpack;
-    use crate::pages::index::Block;
 
     fn header(command: u32, flags: u32, pages: u64, vaddr: u64, image: u64) -> Vec<u8> {
         let mut bytes = (flags << command::BITS | command).to_ne_bytes().to_vec();
@@ -499,7 +606,13 @@ mod tests {
                 socket.write_all(&header(command::OPEN2, 0, 0, 0, *image))?;
                 socket.read_exact(&mut [0])?;
             }
-            socket.write_all(&header(command::ADD_F, 4, pages.len() as u64, *vaddr, *image))?;
+            socket.write_all(&header(
+                command::ADD_F,
+                4,
+                pages.len() as u64,
+                *vaddr,
+                *image,
+            ))?;
             socket.write_all(&pages.concat())?;
         }
         socket.write_all(&header(command::FORCE_CLOSE, 0, 0, 0, 0))?;
@@ -509,25 +622,21 @@ mod tests {
         Ok(())
     }
 
-    fn collect(mut blocks: mpsc::Receiver<Numbered>) -> JoinHandle<BTreeMap<u32, Vec<u8>>> {
+    fn collect(mut blocks: mpsc::Receiver<Numbered>) -> JoinHandle<BTreeMap<usize, Vec<u8>>> {
         std::thread::spawn(move || {
             let mut found = BTreeMap::new();
             while let Some(Numbered { number, packed }) = blocks.blocking_recv() {
-                let block = Block {
-                    part: 0,
-                    offset: 0,
-                    stored: packed.bytes.len() as u32,
-                    raw: packed.raw,
-                    codec: packed.codec.into(),
-                    digest: packed.digest.to_vec(),
-                };
-                found.insert(number, unpack(&block, &packed.bytes).expect("just packed"));
+                let block = packed.placed(0, 0);
+                found.insert(
+                    number as usize,
+                    unpack(&block, &packed.bytes).expect("just packed"),
+                );
             }
             found
         })
     }
 
-    fn start() -> (PageServer, JoinHandle<BTreeMap<u32, Vec<u8>>>) {
+    fn start() -> (PageServer, JoinHandle<BTreeMap<usize, Vec<u8>>>) {
         let (sender, receiver) = mpsc::channel(4);
         let server = PageServer::start(&Blocks::new(sender, Effort::Zstd(1)), 3).expect("threads");
         (server, collect(receiver))
@@ -552,10 +661,19 @@ mod tests {
         let captured = server.finish().expect("complete");
         let blocks = blocks.join().expect("join");
         assert_eq!(captured.memories.len(), 2);
-        assert_eq!((captured.memories[0].kind(), captured.memories[0].id), (MemoryKind::Process, 0x21));
-        assert_eq!((captured.memories[1].kind(), captured.memories[1].id), (MemoryKind::Shared, 3));
+        assert_eq!(
+            (captured.memories[0].kind(), captured.memories[0].id),
+            (MemoryKind::Process, 0x21)
+        );
+        assert_eq!(
+            (captured.memories[1].kind(), captured.memories[1].id),
+            (MemoryKind::Shared, 3)
+        );
         let mut expected = runs.iter().flat_map(|(_, vaddr, pages)| {
-            pages.iter().enumerate().map(move |(at, page)| (vaddr + (at * PAGE) as u64, page.clone()))
+            pages
+                .iter()
+                .enumerate()
+                .map(move |(at, page)| (vaddr + (at * PAGE) as u64, page.clone()))
         });
         for segment in captured.memories.iter().flat_map(|memory| &memory.segments) {
             for at in 0..segment.pages {
@@ -563,11 +681,15 @@ mod tests {
                     None => vec![0; PAGE],
                     Some(block) => {
                         let offset = (segment.first + at) as usize * PAGE;
-                        blocks[&(block as u32)][offset..offset + PAGE].to_vec()
+                        blocks[&block][offset..offset + PAGE].to_vec()
                     }
                 };
                 let found = (segment.vaddr + u64::from(at) * PAGE as u64, contents);
-                assert!(expected.next() == Some(found), "page at {:#x}", segment.vaddr);
+                assert!(
+                    expected.next() == Some(found),
+                    "page at {:#x}",
+                    segment.vaddr
+                );
             }
         }
         assert!(expected.next().is_none());
@@ -577,9 +699,13 @@ mod tests {
     fn a_transfer_that_ends_early_is_no_capture() {
         let (mut server, _blocks) = start();
         let mut socket = UnixStream::from(server.socket.take().expect("still here"));
-        socket.write_all(&header(command::OPEN2, 0, 0, 0, 0x101)).expect("write");
+        socket
+            .write_all(&header(command::OPEN2, 0, 0, 0, 0x101))
+            .expect("write");
         socket.read_exact(&mut [0]).expect("read");
-        socket.write_all(&header(command::ADD_F, 4, 2, 0, 0x101)).expect("write");
+        socket
+            .write_all(&header(command::ADD_F, 4, 2, 0, 0x101))
+            .expect("write");
         socket.write_all(&page(1)).expect("write");
         drop(socket);
         assert!(matches!(server.finish(), Err(CaptureError::EndedEarly(_))));
@@ -597,7 +723,10 @@ mod tests {
             let (mut server, _blocks) = start();
             let mut socket = UnixStream::from(server.socket.take().expect("still here"));
             socket.write_all(&bytes).expect("write");
-            assert!(matches!(server.finish(), Err(CaptureError::Protocol(_))), "{bytes:?}");
+            assert!(
+                matches!(server.finish(), Err(CaptureError::Protocol(_))),
+                "{bytes:?}"
+            );
         }
     }
 

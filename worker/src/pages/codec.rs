@@ -24,6 +24,20 @@ pub struct Packed {
     pub digest: [u8; 32],
 }
 
+impl Packed {
+    /// The block, once it is known where it lies.
+    pub fn placed(&self, part: u32, offset: u64) -> Block {
+        Block {
+            part,
+            offset,
+            stored: u32::try_from(self.bytes.len()).expect("a block is never larger than BLOCK"),
+            raw: self.raw,
+            codec: self.codec.into(),
+            digest: self.digest.to_vec(),
+        }
+    }
+}
+
 /// A compressor with its own working memory, for one thread.
 pub struct Packer {
     zstd: Option<zstd::bulk::Compressor<'static>>,
@@ -57,7 +71,12 @@ impl Packer {
         };
         let digest = *blake3::hash(&bytes).as_bytes();
         let raw = u32::try_from(raw.len()).expect("a block is never larger than BLOCK");
-        Ok(Packed { bytes, raw, codec, digest })
+        Ok(Packed {
+            bytes,
+            raw,
+            codec,
+            digest,
+        })
     }
 }
 
@@ -79,28 +98,20 @@ pub fn unpack(block: &Block, stored: &[u8]) -> Result<Vec<u8>, Damage> {
     }
     let raw = match Codec::try_from(block.codec) {
         Ok(Codec::Raw) => stored.to_vec(),
-        Ok(Codec::Zstd) => {
-            zstd::bulk::decompress(stored, (block.raw as usize).min(BLOCK)).map_err(|_| Damage::Unpack)?
-        }
+        Ok(Codec::Zstd) => zstd::bulk::decompress(stored, (block.raw as usize).min(BLOCK))
+            .map_err(|_| Damage::Unpack)?,
         Err(_) => return Err(Damage::UnknownCodec(block.codec)),
     };
-    if raw.len() == block.raw as usize { Ok(raw) } else { Err(Damage::Unpack) }
+    if raw.len() == block.raw as usize {
+        Ok(raw)
+    } else {
+        Err(Damage::Unpack)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn block(packed: &Packed) -> Block {
-        Block {
-            part: 0,
-            offset: 0,
-            stored: packed.bytes.len() as u32,
-            raw: packed.raw,
-            codec: packed.codec.into(),
-            digest: packed.digest.to_vec(),
-        }
-    }
 
     fn noise(len: usize) -> Vec<u8> {
         let mut bytes = vec![0; len];
@@ -111,20 +122,36 @@ mod tests {
     #[test]
     fn text_shrinks_noise_does_not_and_both_come_back() {
         let text = b"the same line again\n".repeat(BLOCK / 20);
-        for (raw, codec) in [(text, Codec::Zstd), (noise(BLOCK), Codec::Raw), (Vec::new(), Codec::Raw)] {
-            let packed = Packer::new(Effort::Zstd(1)).expect("memory").pack(&raw).expect("pack");
+        for (raw, codec) in [
+            (text, Codec::Zstd),
+            (noise(BLOCK), Codec::Raw),
+            (Vec::new(), Codec::Raw),
+        ] {
+            let packed = Packer::new(Effort::Zstd(1))
+                .expect("memory")
+                .pack(&raw)
+                .expect("pack");
             assert_eq!(packed.codec, codec);
-            assert_eq!(unpack(&block(&packed), &packed.bytes).expect("sound"), raw);
+            assert_eq!(
+                unpack(&packed.placed(0, 0), &packed.bytes).expect("sound"),
+                raw
+            );
         }
     }
 
     #[test]
     fn no_flipped_byte_is_unpacked() {
-        let packed = Packer::new(Effort::None).expect("memory").pack(&noise(5000)).expect("pack");
+        let packed = Packer::new(Effort::None)
+            .expect("memory")
+            .pack(&noise(5000))
+            .expect("pack");
         for at in [0, 1, 2500, 4999] {
             let mut bytes = packed.bytes.clone();
             bytes[at] ^= 1;
-            assert!(matches!(unpack(&block(&packed), &bytes), Err(Damage::Altered)));
+            assert!(matches!(
+                unpack(&packed.placed(0, 0), &bytes),
+                Err(Damage::Altered)
+            ));
         }
     }
 }

@@ -84,7 +84,8 @@ impl Segment {
 
     /// Whether `next` goes on exactly where this one ends, in memory and in the store.
     pub(crate) fn continues_as(&self, next: &Self) -> bool {
-        let same_source = self.source == next.source && (self.source == 0 || self.first + self.pages == next.first);
+        let same_source = self.source == next.source
+            && (self.source == 0 || self.first + self.pages == next.first);
         self.end() == next.vaddr && same_source
     }
 }
@@ -137,10 +138,15 @@ impl Index {
         let mut decoder = zstd::stream::read::Decoder::new(bytes).map_err(IndexError::Unpack)?;
         let mut plain = Vec::new();
         let limit = SIZE_LIMIT as u64;
-        std::io::Read::read_to_end(&mut std::io::Read::take(&mut decoder, limit + 1), &mut plain)
-            .map_err(IndexError::Unpack)?;
+        std::io::Read::read_to_end(
+            &mut std::io::Read::take(&mut decoder, limit + 1),
+            &mut plain,
+        )
+        .map_err(IndexError::Unpack)?;
         if plain.len() > SIZE_LIMIT {
-            return Err(IndexError::Inconsistent(format!("it is larger than {SIZE_LIMIT} bytes")));
+            return Err(IndexError::Inconsistent(format!(
+                "it is larger than {SIZE_LIMIT} bytes"
+            )));
         }
         let index = <Self as prost::Message>::decode(plain.as_slice())?;
         index.check(parts).map_err(IndexError::Inconsistent)?;
@@ -154,23 +160,43 @@ impl Index {
                 continue;
             }
             if block.part as usize >= parts {
-                return Err(format!("block {number} lies in part {}, there are {parts}", block.part));
+                return Err(format!(
+                    "block {number} lies in part {}, there are {parts}",
+                    block.part
+                ));
             }
-            if block.raw as usize > BLOCK || block.stored as usize > BLOCK || block.digest.len() != 32 {
+            if block.raw as usize > BLOCK
+                || block.stored as usize > BLOCK
+                || block.digest.len() != 32
+            {
                 return Err(format!("block {number} has impossible sizes"));
             }
         }
         for file in &self.files {
-            let raw = self.raw_sum(&file.blocks).ok_or_else(|| format!("{} names a missing block", file.name))?;
+            let raw = self
+                .raw_sum(&file.blocks)
+                .ok_or_else(|| format!("{} names a missing block", file.name))?;
             if raw != file.size {
-                return Err(format!("{} has {} bytes, its blocks have {raw}", file.name, file.size));
+                return Err(format!(
+                    "{} has {} bytes, its blocks have {raw}",
+                    file.name, file.size
+                ));
             }
         }
-        self.memories.iter().try_for_each(|memory| self.check_memory(memory))
+        self.memories
+            .iter()
+            .try_for_each(|memory| self.check_memory(memory))
     }
 
     fn raw_sum(&self, blocks: &[u32]) -> Option<u64> {
-        blocks.iter().map(|&block| self.blocks.get(block as usize).map(|block| u64::from(block.raw))).sum()
+        blocks
+            .iter()
+            .map(|&block| {
+                self.blocks
+                    .get(block as usize)
+                    .map(|block| u64::from(block.raw))
+            })
+            .sum()
     }
 
     fn check_memory(&self, memory: &Memory) -> Result<(), String> {
@@ -181,12 +207,23 @@ impl Index {
             let fits = match segment.block() {
                 None => true,
                 Some(number) => self.blocks.get(number).is_some_and(|block| {
-                    (u64::from(segment.first) + u64::from(segment.pages)) * PAGE as u64 <= u64::from(block.raw)
+                    (u64::from(segment.first) + u64::from(segment.pages)) * PAGE as u64
+                        <= u64::from(block.raw)
                 }),
             };
-            let in_range = segment.vaddr.checked_add(u64::from(segment.pages) * PAGE as u64).is_some();
-            if !fits || !in_range || segment.pages == 0 || segment.vaddr % PAGE as u64 != 0 {
-                return Err(format!("memory {} has an impossible segment at {:#x}", memory.id, segment.vaddr));
+            let in_range = segment
+                .vaddr
+                .checked_add(u64::from(segment.pages) * PAGE as u64)
+                .is_some();
+            if !fits
+                || !in_range
+                || segment.pages == 0
+                || !segment.vaddr.is_multiple_of(PAGE as u64)
+            {
+                return Err(format!(
+                    "memory {} has an impossible segment at {:#x}",
+                    memory.id, segment.vaddr
+                ));
             }
         }
         Ok(())
@@ -204,15 +241,24 @@ mod tests {
                 part: 0,
                 offset: 0,
                 stored: 100,
-                raw: 3 * PAGE as u32,
+                raw: 3 * 4096,
                 codec: Codec::Zstd.into(),
                 digest: vec![1; 32],
             }],
-            files: vec![File { name: "core-1.img".into(), size: 3 * PAGE as u64, blocks: vec![0] }],
+            files: vec![File {
+                name: "core-1.img".into(),
+                size: 3 * PAGE as u64,
+                blocks: vec![0],
+            }],
             memories: vec![Memory {
                 kind: MemoryKind::Process.into(),
                 id: 7,
-                segments: vec![Segment { vaddr: 4096, pages: 2, source: 1, first: 1 }],
+                segments: vec![Segment {
+                    vaddr: 4096,
+                    pages: 2,
+                    source: 1,
+                    first: 1,
+                }],
             }],
         }
     }
@@ -220,7 +266,10 @@ mod tests {
     #[test]
     fn comes_back_as_written() {
         let index = sample();
-        assert_eq!(Index::from_bytes(&index.to_bytes().expect("pack"), 1).expect("sound"), index);
+        assert_eq!(
+            Index::from_bytes(&index.to_bytes().expect("pack"), 1).expect("sound"),
+            index
+        );
     }
 
     #[test]
@@ -228,18 +277,28 @@ mod tests {
         type Damage = fn(&mut Index);
         let damages: [(&str, Damage); 7] = [
             ("part", |index| index.blocks[0].part = 1),
-            ("raw size", |index| index.blocks[0].raw = BLOCK as u32 + 1),
+            ("raw size", |index| index.blocks[0].raw = 64 * 4096 + 1),
             ("digest", |index| index.blocks[0].digest.clear()),
             ("file block", |index| index.files[0].blocks[0] = 1),
             ("file size", |index| index.files[0].size += 1),
-            ("segment end", |index| index.memories[0].segments[0].first = 2),
-            ("segment block", |index| index.memories[0].segments[0].source = 2),
+            ("segment end", |index| {
+                index.memories[0].segments[0].first = 2
+            }),
+            ("segment block", |index| {
+                index.memories[0].segments[0].source = 2
+            }),
         ];
         for (what, damage) in damages {
             let mut index = sample();
             damage(&mut index);
             let bytes = index.to_bytes().expect("pack");
-            assert!(matches!(Index::from_bytes(&bytes, 1), Err(IndexError::Inconsistent(_))), "{what}");
+            assert!(
+                matches!(
+                    Index::from_bytes(&bytes, 1),
+                    Err(IndexError::Inconsistent(_))
+                ),
+                "{what}"
+            );
         }
     }
 

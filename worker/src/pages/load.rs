@@ -39,7 +39,11 @@ pub enum Unusable {
     #[error("part {key} is missing")]
     Missing { key: String },
     #[error("part {key} has {found} bytes instead of {expected}: it is truncated or was replaced")]
-    Size { key: String, found: u64, expected: u64 },
+    Size {
+        key: String,
+        found: u64,
+        expected: u64,
+    },
     #[error("part {key} is damaged: its checksum does not match")]
     Digest { key: String },
     #[error("its index is damaged")]
@@ -82,7 +86,12 @@ pub async fn load(
     }
     check_parts(store, root, &manifest, deadline).await?;
     let index = index(store, root, &manifest, deadline).await?;
-    Ok(Snapshot { manifest, index, store: Arc::clone(store), root: root.to_owned() })
+    Ok(Snapshot {
+        manifest,
+        index,
+        store: Arc::clone(store),
+        root: root.to_owned(),
+    })
 }
 
 /// Reads and verifies a manifest.
@@ -93,9 +102,19 @@ pub async fn manifest(
     deadline: Instant,
 ) -> Result<Manifest, Unusable> {
     let key = format!("{root}{}", candidate.manifest);
-    let bytes = whole(store, &key, &candidate.manifest, document::SIZE_LIMIT, deadline).await?;
+    let bytes = whole(
+        store,
+        &key,
+        &candidate.manifest,
+        document::SIZE_LIMIT,
+        deadline,
+    )
+    .await?;
     let manifest = Manifest::from_bytes(&bytes).map_err(Unusable::Manifest)?;
-    let is_committed = candidate.digest.as_ref().is_none_or(|digest| *digest == document::digest(&bytes));
+    let is_committed = candidate
+        .digest
+        .as_ref()
+        .is_none_or(|digest| *digest == document::digest(&bytes));
     if !is_committed || manifest.key() != candidate.manifest {
         return Err(Unusable::OtherManifest);
     }
@@ -111,7 +130,9 @@ async fn whole(
 ) -> Result<Bytes, Unusable> {
     match retry::retry(deadline, "get", || store.get(full, limit)).await {
         Ok(object) => Ok(object.bytes),
-        Err(error) if error.kind == StoreErrorKind::NotFound => Err(Unusable::Missing { key: key.to_owned() }),
+        Err(error) if error.kind == StoreErrorKind::NotFound => Err(Unusable::Missing {
+            key: key.to_owned(),
+        }),
         Err(error) => Err(error.into()),
     }
 }
@@ -122,7 +143,11 @@ async fn check_parts(
     manifest: &Manifest,
     deadline: Instant,
 ) -> Result<(), Unusable> {
-    let checks: Vec<_> = manifest.parts.iter().map(|part| check_part(store, root, part, deadline)).collect();
+    let checks: Vec<_> = manifest
+        .parts
+        .iter()
+        .map(|part| check_part(store, root, part, deadline))
+        .collect();
     let mut checks = futures::stream::iter(checks).buffer_unordered(CHECKS);
     while let Some(checked) = checks.next().await {
         checked?;
@@ -139,8 +164,14 @@ async fn check_part(
     let full = format!("{root}{}", part.key);
     match retry::retry(deadline, "size", || store.size(&full)).await {
         Ok(found) if found == part.bytes => Ok(()),
-        Ok(found) => Err(Unusable::Size { key: part.key.clone(), found, expected: part.bytes }),
-        Err(error) if error.kind == StoreErrorKind::NotFound => Err(Unusable::Missing { key: part.key.clone() }),
+        Ok(found) => Err(Unusable::Size {
+            key: part.key.clone(),
+            found,
+            expected: part.bytes,
+        }),
+        Err(error) if error.kind == StoreErrorKind::NotFound => Err(Unusable::Missing {
+            key: part.key.clone(),
+        }),
         Err(error) => Err(error.into()),
     }
 }
@@ -152,10 +183,23 @@ async fn index(
     deadline: Instant,
 ) -> Result<Index, Unusable> {
     let mut packed = Vec::new();
-    for part in manifest.index.iter().filter_map(|&number| manifest.parts.get(number)) {
-        let bytes = whole(store, &format!("{root}{}", part.key), &part.key, part.bytes, deadline).await?;
+    for part in manifest
+        .index
+        .iter()
+        .filter_map(|&number| manifest.parts.get(number))
+    {
+        let bytes = whole(
+            store,
+            &format!("{root}{}", part.key),
+            &part.key,
+            part.bytes,
+            deadline,
+        )
+        .await?;
         if document::digest(&bytes) != part.digest {
-            return Err(Unusable::Digest { key: part.key.clone() });
+            return Err(Unusable::Digest {
+                key: part.key.clone(),
+            });
         }
         packed.extend_from_slice(&bytes);
     }
@@ -190,7 +234,12 @@ pub struct Blocks<'a> {
 
 impl<'a> Blocks<'a> {
     pub fn new(snapshot: &'a Snapshot, deadline: Instant) -> Self {
-        Self { snapshot, deadline, kept: HashMap::new(), order: VecDeque::new() }
+        Self {
+            snapshot,
+            deadline,
+            kept: HashMap::new(),
+            order: VecDeque::new(),
+        }
     }
 
     /// The verified, unpacked bytes of a block.
@@ -210,13 +259,16 @@ impl<'a> Blocks<'a> {
         let key = format!("{}{}", self.snapshot.root, part.key);
         let length = last.offset + u64::from(last.stored) - first.offset;
         let store = &self.snapshot.store;
-        let bytes =
-            retry::retry(self.deadline, "get", || store.get_range(&key, first.offset, length)).await.map_err(
-                |error| match error.kind {
-                    StoreErrorKind::NotFound => Unusable::Missing { key: part.key.clone() },
-                    _ => error.into(),
-                },
-            )?;
+        let bytes = retry::retry(self.deadline, "get", || {
+            store.get_range(&key, first.offset, length)
+        })
+        .await
+        .map_err(|error| match error.kind {
+            StoreErrorKind::NotFound => Unusable::Missing {
+                key: part.key.clone(),
+            },
+            _ => error.into(),
+        })?;
         for number in wanted {
             let block = &all[number];
             let start = usize::try_from(block.offset - first.offset).expect("within one fetch");
@@ -242,10 +294,15 @@ impl<'a> Blocks<'a> {
             let last = &all[found[found.len() - 1]];
             let end = last.offset + u64::from(last.stored);
             let next = near.clone().find(|&at| {
-                all[at].raw > 0 && all[at].part == last.part && all[at].offset == end && !self.kept.contains_key(&at)
+                all[at].raw > 0
+                    && all[at].part == last.part
+                    && all[at].offset == end
+                    && !self.kept.contains_key(&at)
             });
             match next {
-                Some(next) if found.len() < KEPT / 2 && length + u64::from(all[next].stored) <= FETCH => {
+                Some(next)
+                    if found.len() < KEPT / 2 && length + u64::from(all[next].stored) <= FETCH =>
+                {
                     length += u64::from(all[next].stored);
                     found.push(next);
                 }

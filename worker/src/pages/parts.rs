@@ -56,21 +56,36 @@ impl Destination {
     /// Stores one object of the attempt under `data/ATTEMPT/NAME` and describes it.
     pub(crate) async fn put(&self, name: &str, bytes: Bytes) -> Result<Part, StoreError> {
         let key = format!("{}{name}", manifest::data_prefix(&self.attempt));
-        let part = Part { key, bytes: bytes.len() as u64, digest: document::digest(&bytes) };
+        let part = Part {
+            key,
+            bytes: bytes.len() as u64,
+            digest: document::digest(&bytes),
+        };
         let full = format!("{}{}", self.root, part.key);
         // Nobody else writes under this attempt, so repeating after a lost reply is harmless.
-        retry::retry(self.deadline, "put", || self.store.put(&full, bytes.clone(), Condition::Always)).await?;
+        retry::retry(self.deadline, "put", || {
+            self.store.put(&full, bytes.clone(), Condition::Always)
+        })
+        .await?;
         Ok(part)
     }
 }
 
 /// Starts the task. It ends when every sender is gone and everything is stored, or with the first failure.
-pub(crate) fn start(destination: Destination) -> (mpsc::Sender<Numbered>, JoinHandle<Result<Stored, StoreError>>) {
+pub(crate) fn start(
+    destination: Destination,
+) -> (
+    mpsc::Sender<Numbered>,
+    JoinHandle<Result<Stored, StoreError>>,
+) {
     let (sender, blocks) = mpsc::channel(QUEUE);
     (sender, tokio::spawn(place(destination, blocks)))
 }
 
-async fn place(destination: Destination, mut blocks: mpsc::Receiver<Numbered>) -> Result<Stored, StoreError> {
+async fn place(
+    destination: Destination,
+    mut blocks: mpsc::Receiver<Numbered>,
+) -> Result<Stored, StoreError> {
     let mut stored = Stored::default();
     let mut filling: Vec<u8> = Vec::new();
     let mut next_part: u32 = 0;
@@ -96,8 +111,15 @@ async fn place(destination: Destination, mut blocks: mpsc::Receiver<Numbered>) -
     Ok(stored)
 }
 
-async fn upload(destination: &Destination, number: u32, bytes: Bytes) -> Result<(u32, Part), StoreError> {
-    Ok((number, destination.put(&format!("{number:06}"), bytes).await?))
+async fn upload(
+    destination: &Destination,
+    number: u32,
+    bytes: Bytes,
+) -> Result<(u32, Part), StoreError> {
+    Ok((
+        number,
+        destination.put(&format!("{number:06}"), bytes).await?,
+    ))
 }
 
 impl Stored {
@@ -105,7 +127,11 @@ impl Stored {
         let (number, part) = done?;
         let number = number as usize;
         if self.parts.len() <= number {
-            let unknown = Part { key: String::new(), bytes: 0, digest: String::new() };
+            let unknown = Part {
+                key: String::new(),
+                bytes: 0,
+                digest: String::new(),
+            };
             self.parts.resize(number + 1, unknown);
         }
         self.parts[number] = part;
@@ -122,14 +148,7 @@ impl Stored {
         if self.blocks.len() <= number {
             self.blocks.resize(number + 1, Block::default());
         }
-        self.blocks[number] = Block {
-            part,
-            offset: filling.len() as u64,
-            stored: u32::try_from(packed.bytes.len()).expect("a block is never larger than BLOCK"),
-            raw: packed.raw,
-            codec: packed.codec.into(),
-            digest: packed.digest.to_vec(),
-        };
+        self.blocks[number] = packed.placed(part, filling.len() as u64);
         filling.extend_from_slice(&packed.bytes);
     }
 }

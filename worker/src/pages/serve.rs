@@ -126,24 +126,41 @@ impl ImageServer {
             protocol: Mutex::new(None),
         });
         let (runtime, server) = (Handle::current(), Arc::clone(&shared));
-        std::thread::Builder::new().name("image-server".into()).spawn(move || {
-            let served = listener.accept().and_then(|(socket, _)| serve(&server, &socket, &runtime));
-            if let Err(error) = served {
-                *server.protocol.lock().expect("no holder of this lock panics") = Some(error);
-            }
-        })?;
+        std::thread::Builder::new()
+            .name("image-server".into())
+            .spawn(move || {
+                let served = listener
+                    .accept()
+                    .and_then(|(socket, _)| serve(&server, &socket, &runtime));
+                if let Err(error) = served {
+                    *server
+                        .protocol
+                        .lock()
+                        .expect("no holder of this lock panics") = Some(error);
+                }
+            })?;
         Ok(Self { shared })
     }
 
     /// Whether what CRIU was handed was sound. To be called when CRIU has restored everything and let nothing go yet;
     /// a feeder that still waits then has something that CRIU does not want.
     pub fn verdict(&self) -> Result<(), ServeError> {
-        let mut feeders = self.shared.feeders.lock().expect("no holder of this lock panics");
+        let mut feeders = self
+            .shared
+            .feeders
+            .lock()
+            .expect("no holder of this lock panics");
         while let Some(fed) = feeders.try_join_next() {
             fed.expect("a feeder neither panics nor is cancelled")?;
         }
         drop(feeders);
-        match self.shared.protocol.lock().expect("no holder of this lock panics").take() {
+        match self
+            .shared
+            .protocol
+            .lock()
+            .expect("no holder of this lock panics")
+            .take()
+        {
             Some(error) => Err(ServeError::Protocol(error)),
             None => Ok(()),
         }
@@ -151,7 +168,13 @@ impl ImageServer {
 
     /// The reason why the restore failed, if it lies in the snapshot. To be called when CRIU has ended.
     pub async fn damage(&self) -> Option<ServeError> {
-        let mut feeders = std::mem::take(&mut *self.shared.feeders.lock().expect("no holder of this lock panics"));
+        let mut feeders = std::mem::take(
+            &mut *self
+                .shared
+                .feeders
+                .lock()
+                .expect("no holder of this lock panics"),
+        );
         let first = async {
             while let Some(fed) = feeders.join_next().await {
                 if let Ok(Err(error)) = fed {
@@ -168,12 +191,18 @@ impl ImageServer {
 fn serve(shared: &Arc<Shared>, mut socket: &UnixStream, runtime: &Handle) -> io::Result<()> {
     while let Some(name) = read_request(socket)? {
         let image = shared.snapshot.image(&name);
-        let reply = Reply { exists: image.is_some() };
+        let reply = Reply {
+            exists: image.is_some(),
+        };
         socket.write_all(&framed(&reply))?;
         let Some(image) = image else { continue };
         let pipe = receive_descriptor(socket)?;
         let feeder = feed(Arc::clone(shared), name, image, pipe);
-        shared.feeders.lock().expect("no holder of this lock panics").spawn_on(feeder, runtime);
+        shared
+            .feeders
+            .lock()
+            .expect("no holder of this lock panics")
+            .spawn_on(feeder, runtime);
     }
     Ok(())
 }
@@ -192,15 +221,21 @@ fn read_request(mut socket: &UnixStream) -> io::Result<Option<String>> {
     }
     let mut request = vec![0; length];
     socket.read_exact(&mut request)?;
-    Request::decode(request.as_slice()).map(|request| Some(request.filename)).map_err(io::Error::other)
+    Request::decode(request.as_slice())
+        .map(|request| Some(request.filename))
+        .map_err(io::Error::other)
 }
 
 fn receive_descriptor(socket: &UnixStream) -> io::Result<OwnedFd> {
     let mut byte = [0];
     let mut parts = [IoSliceMut::new(&mut byte)];
     let mut space = nix::cmsg_space!([i32; 1]);
-    let message =
-        recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
+    let message = recvmsg::<()>(
+        socket.as_raw_fd(),
+        &mut parts,
+        Some(&mut space),
+        MsgFlags::MSG_CMSG_CLOEXEC,
+    )?;
     for control in message.cmsgs()? {
         if let ControlMessageOwned::ScmRights(descriptors) = control
             && let [descriptor] = descriptors[..]
@@ -212,12 +247,20 @@ fn receive_descriptor(socket: &UnixStream) -> io::Result<OwnedFd> {
 }
 
 fn framed(message: &impl Message) -> Vec<u8> {
-    let mut bytes = u32::try_from(message.encoded_len()).expect("our messages are small").to_le_bytes().to_vec();
+    let mut bytes = u32::try_from(message.encoded_len())
+        .expect("our messages are small")
+        .to_le_bytes()
+        .to_vec();
     message.encode(&mut bytes).expect("a vector has room");
     bytes
 }
 
-async fn feed(shared: Arc<Shared>, name: String, image: Image, pipe: OwnedFd) -> Result<(), ServeError> {
+async fn feed(
+    shared: Arc<Shared>,
+    name: String,
+    image: Image,
+    pipe: OwnedFd,
+) -> Result<(), ServeError> {
     let mut pipe = sender(pipe).map_err(ServeError::Protocol)?;
     let (pieces, mut taken) = mpsc::channel::<Bytes>(AHEAD);
     // Unpacking and writing overlap: they are two tasks.
@@ -230,18 +273,24 @@ async fn feed(shared: Arc<Shared>, name: String, image: Image, pipe: OwnedFd) ->
         }
     }
     // The pipe closes after this: whether the source was sound has to be known first.
-    Ok(source.await.expect("a producer neither panics nor is cancelled")?)
+    Ok(source
+        .await
+        .expect("a producer neither panics nor is cancelled")?)
 }
 
 fn sender(pipe: OwnedFd) -> io::Result<pipe::Sender> {
     // A smaller pipe works as well, only slower.
-    drop(fcntl(&pipe, FcntlArg::F_SETPIPE_SZ(PIPE)));
+    let _ = fcntl(&pipe, FcntlArg::F_SETPIPE_SZ(PIPE));
     let flags = OFlag::from_bits_retain(fcntl(&pipe, FcntlArg::F_GETFL)?);
     fcntl(&pipe, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
     pipe::Sender::from_owned_fd(pipe)
 }
 
-async fn produce(shared: Arc<Shared>, image: Image, pieces: mpsc::Sender<Bytes>) -> Result<(), Unusable> {
+async fn produce(
+    shared: Arc<Shared>,
+    image: Image,
+    pieces: mpsc::Sender<Bytes>,
+) -> Result<(), Unusable> {
     let snapshot = &*shared.snapshot;
     let mut blocks = Blocks::new(snapshot, shared.deadline);
     match image {
@@ -284,7 +333,10 @@ async fn produce_segment(
     };
     let block = blocks.get(number).await?;
     let start = segment.first as usize * PAGE;
-    Ok(pieces.send(block.slice(start..start + length)).await.is_ok())
+    Ok(pieces
+        .send(block.slice(start..start + length))
+        .await
+        .is_ok())
 }
 
 impl Snapshot {
@@ -295,7 +347,10 @@ impl Snapshot {
         let stem = name.strip_suffix(".img")?;
         let memory = |kind: MemoryKind, id: &str| {
             let id: u64 = id.parse().ok()?;
-            self.index.memories.iter().position(|memory| memory.kind() == kind && memory.id == id)
+            self.index
+                .memories
+                .iter()
+                .position(|memory| memory.kind() == kind && memory.id == id)
         };
         if let Some(number) = stem.strip_prefix("pages-") {
             let number = number.parse::<usize>().ok()?.checked_sub(1)?;
@@ -309,7 +364,10 @@ impl Snapshot {
 
     /// The pagemap image of a memory image, as CRIU would have written it: what follows in the pages image.
     fn pagemap(&self, number: usize) -> Vec<u8> {
-        let mut bytes: Vec<u8> = PAGEMAP_MAGIC.iter().flat_map(|magic| magic.to_le_bytes()).collect();
+        let mut bytes: Vec<u8> = PAGEMAP_MAGIC
+            .iter()
+            .flat_map(|magic| magic.to_le_bytes())
+            .collect();
         let pages_id = u32::try_from(number + 1).expect("a snapshot has few memory images");
         bytes.extend(framed(&PagemapHead { pages_id }));
         let mut runs: Vec<(u64, u64)> = Vec::new();
@@ -322,8 +380,12 @@ impl Snapshot {
             }
         }
         for (vaddr, pages) in runs {
-            let entry =
-                PagemapEntry { vaddr, compat_nr_pages: 0, flags: Some(PRESENT), nr_pages: Some(pages) };
+            let entry = PagemapEntry {
+                vaddr,
+                compat_nr_pages: 0,
+                flags: Some(PRESENT),
+                nr_pages: Some(pages),
+            };
             bytes.extend(framed(&entry));
         }
         bytes

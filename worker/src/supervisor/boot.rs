@@ -40,7 +40,10 @@ const FIXED_BYTES: u64 = 40 << 20;
 #[derive(Clone, Copy, Debug)]
 pub enum Origin {
     Scratch,
-    Resumed { snapshot: LastSnapshot, took: Duration },
+    Resumed {
+        snapshot: LastSnapshot,
+        took: Duration,
+    },
 }
 
 impl Origin {
@@ -69,23 +72,38 @@ pub struct Booted {
 }
 
 /// Boots.
-pub(crate) async fn boot(settings: Settings, argv: Vec<OsString>, reaper: Arc<Reaper>) -> Result<Booted, Failure> {
+pub(crate) async fn boot(
+    settings: Settings,
+    argv: Vec<OsString>,
+    reaper: Arc<Reaper>,
+) -> Result<Booted, Failure> {
     let Some(address) = settings.store.clone() else {
         tracing::warn!("no store is set: the app runs without checkpoints");
         return start(&reaper, &argv, None, None);
     };
     let prepared = prepare(&settings, &address, &reaper).await?;
     let deadline = Instant::now() + settings.boot_timeout;
-    let found = prepared.catalog.find(deadline).await.map_err(|error| unreadable(&address, error))?;
+    let found = prepared
+        .catalog
+        .find(deadline)
+        .await
+        .map_err(|error| unreadable(&address, error))?;
     tell(&found);
     let candidates = candidates(&found.contents);
     let listed = match &found.contents {
         Contents::Recovered(candidates) => recovered(&prepared, candidates, deadline).await,
         _ => Vec::new(),
     };
-    let lease = prepared.catalog.claim(&found, owner(), listed, deadline).await;
+    let lease = prepared
+        .catalog
+        .claim(&found, owner(), listed, deadline)
+        .await;
     let lease = lease.map_err(|error| unclaimed(&address, error))?;
-    tracing::info!(job = settings.job, epoch = lease.head.epoch, "this worker owns the job");
+    tracing::info!(
+        job = settings.job,
+        epoch = lease.head.epoch,
+        "this worker owns the job"
+    );
     let restorer = prepared.restorer(&reaper);
     let resumed = resume(&restorer, &candidates, &settings).await?;
     let protection = Some(prepared.protection(&settings, &reaper));
@@ -96,7 +114,12 @@ pub(crate) async fn boot(settings: Settings, argv: Vec<OsString>, reaper: Arc<Re
 }
 
 fn running(resumed: Resumed, protection: Option<Protection>, lease: Lease) -> Booted {
-    let Resumed { watched, stdio, manifest, took } = resumed;
+    let Resumed {
+        watched,
+        stdio,
+        manifest,
+        took,
+    } = resumed;
     metrics::restore_ended(RestoreOutcome::Resumed);
     metrics::app_started(StartedHow::Resume);
     tracing::info!(
@@ -107,8 +130,17 @@ fn running(resumed: Resumed, protection: Option<Protection>, lease: Lease) -> Bo
         pid = watched.pid,
         "the job is resumed"
     );
-    let snapshot = LastSnapshot { generation: manifest.generation, taken_at_ms: manifest.taken_at_ms };
-    Booted { app: watched, stdio, origin: Origin::Resumed { snapshot, took }, protection, lease: Some(lease) }
+    let snapshot = LastSnapshot {
+        generation: manifest.generation,
+        taken_at_ms: manifest.taken_at_ms,
+    };
+    Booted {
+        app: watched,
+        stdio,
+        origin: Origin::Resumed { snapshot, took },
+        protection,
+        lease: Some(lease),
+    }
 }
 
 fn start(
@@ -120,14 +152,24 @@ fn start(
     // Before the first process of the app: every one of them will need its number again.
     pids::leave_reserved_range();
     let failed = |error: std::io::Error| {
-        Failure::new(ExitCode::FailedBeforeReady, "the app's standard streams could not be made").caused_by(error)
+        Failure::new(
+            ExitCode::FailedBeforeReady,
+            "the app's standard streams could not be made",
+        )
+        .caused_by(error)
     };
     let (streams, ends) = Streams::open(Kind::of_ours()).map_err(failed)?;
     let app = child::start(reaper, argv, ends)?;
     let stdio = streams.flow(Held::default()).map_err(failed)?;
     metrics::app_started(StartedHow::Scratch);
     tracing::info!(pid = app.pid, "the app is started from scratch");
-    Ok(Booted { app, stdio, origin: Origin::Scratch, protection, lease })
+    Ok(Booted {
+        app,
+        stdio,
+        origin: Origin::Scratch,
+        protection,
+        lease,
+    })
 }
 
 struct Prepared {
@@ -146,23 +188,37 @@ async fn prepare(settings: &Settings, address: &str, reaper: &Reaper) -> Result<
             .remedy("give the container a tmpfs at /run, or set --work-dir to a directory that can be written")
     })?;
     let own = std::env::current_exe().map_err(|error| {
-        before("the path of this program is not known").caused_by(error).remedy("mount /proc in the container")
+        before("the path of this program is not known")
+            .caused_by(error)
+            .remedy("mount /proc in the container")
     })?;
     let criu = settings.criu.to_string_lossy().into_owned();
-    let criu = Criu::probe(reaper, &criu, own, &work).await.map_err(|error| {
-        before("CRIU cannot be used")
-            .caused_by(error)
-            .remedy("install CRIU 4.2 or later in the image, or set --criu to its path")
-    })?;
+    let criu = Criu::probe(reaper, &criu, own, &work)
+        .await
+        .map_err(|error| {
+            before("CRIU cannot be used")
+                .caused_by(error)
+                .remedy("install CRIU 4.2 or later in the image, or set --criu to its path")
+        })?;
     let store = open(settings, address).await?;
     let host = host::facts(&criu.version);
     let catalog = Catalog::new(Arc::clone(&store), &settings.job);
-    Ok(Prepared { store, catalog, criu, work, host })
+    Ok(Prepared {
+        store,
+        catalog,
+        criu,
+        work,
+        host,
+    })
 }
 
 async fn open(settings: &Settings, address: &str) -> Result<Arc<dyn Store>, Failure> {
     let parsed = StoreAddress::parse(address).map_err(|error| {
-        Failure::new(ExitCode::SettingsInvalid, format!("the store address {address} cannot be used")).caused_by(error)
+        Failure::new(
+            ExitCode::SettingsInvalid,
+            format!("the store address {address} cannot be used"),
+        )
+        .caused_by(error)
     })?;
     let options = S3Options {
         endpoint: settings.s3_endpoint.as_ref().map(ToString::to_string),
@@ -175,8 +231,12 @@ async fn open(settings: &Settings, address: &str) -> Result<Arc<dyn Store>, Fail
         ..S3Options::default()
     };
     let deadline = Instant::now() + settings.boot_timeout;
-    let store = store::open(&parsed, &options).await.map_err(|error| unreachable_store(address, error))?;
-    store::retry::retry(deadline, "reach", || store.reach()).await.map_err(|error| unreachable_store(address, error))?;
+    let store = store::open(&parsed, &options)
+        .await
+        .map_err(|error| unreachable_store(address, error))?;
+    store::retry::retry(deadline, "reach", || store.reach())
+        .await
+        .map_err(|error| unreachable_store(address, error))?;
     Ok(store)
 }
 
@@ -194,7 +254,9 @@ impl Prepared {
 
     fn protection(self, settings: &Settings, reaper: &Arc<Reaper>) -> Protection {
         let for_parts = settings.memory_budget_bytes.saturating_sub(FIXED_BYTES) / PART as u64;
-        let workers = std::thread::available_parallelism().map_or(1, usize::from).min(8);
+        let workers = std::thread::available_parallelism()
+            .map_or(1, usize::from)
+            .min(8);
         Protection {
             checkpointer: Arc::new(Checkpointer {
                 criu: self.criu,
@@ -207,7 +269,9 @@ impl Prepared {
                     Compression::Auto | Compression::Medium => Effort::Zstd(-1),
                     Compression::High => Effort::Zstd(1),
                 },
-                in_flight: usize::try_from(for_parts).unwrap_or(usize::MAX).clamp(2, 64),
+                in_flight: usize::try_from(for_parts)
+                    .unwrap_or(usize::MAX)
+                    .clamp(2, 64),
                 workers,
                 ghost_limit: u64::from(settings.ghost_limit_bytes),
                 keep: settings.keep_generations as usize,
@@ -217,7 +281,11 @@ impl Prepared {
 }
 
 fn owner() -> Owner {
-    Owner { worker: catalog::nonce(), host: host::hostname(), since_ms: host::wall_ms() }
+    Owner {
+        worker: catalog::nonce(),
+        host: host::hostname(),
+        since_ms: host::wall_ms(),
+    }
 }
 
 fn tell(found: &Found) {
@@ -233,7 +301,9 @@ fn tell(found: &Found) {
             tracing::info!(snapshots = candidates.len(), "the job has snapshots");
         }
         (Contents::Recovered(candidates), damage) => tracing::error!(
-            damage = damage.as_ref().map_or("it is missing".to_owned(), ToString::to_string),
+            damage = damage
+                .as_ref()
+                .map_or("it is missing".to_owned(), ToString::to_string),
             snapshots = candidates.len(),
             "the head of the job is lost; snapshots were found by listing them"
         ),
@@ -248,12 +318,26 @@ fn candidates(contents: &Contents) -> Vec<Candidate> {
 }
 
 /// What a new head says of the snapshots that were found by listing.
-async fn recovered(prepared: &Prepared, candidates: &[Candidate], deadline: Instant) -> Vec<Generation> {
+async fn recovered(
+    prepared: &Prepared,
+    candidates: &[Candidate],
+    deadline: Instant,
+) -> Vec<Generation> {
     let mut found: Vec<Generation> = Vec::new();
     for candidate in candidates {
-        let manifest = load::manifest(&prepared.store, &prepared.catalog.root(), candidate, deadline).await;
+        let manifest = load::manifest(
+            &prepared.store,
+            &prepared.catalog.root(),
+            candidate,
+            deadline,
+        )
+        .await;
         match manifest {
-            Ok(manifest) if found.iter().all(|known| known.generation != manifest.generation) => {
+            Ok(manifest)
+                if found
+                    .iter()
+                    .all(|known| known.generation != manifest.generation) =>
+            {
                 found.push(Generation {
                     generation: manifest.generation,
                     manifest: candidate.manifest.clone(),
@@ -264,7 +348,11 @@ async fn recovered(prepared: &Prepared, candidates: &[Candidate], deadline: Inst
             }
             Ok(_) => {}
             Err(error) => {
-                tracing::warn!(manifest = candidate.manifest, reason = with_causes(&error), "left out of the new head");
+                tracing::warn!(
+                    manifest = candidate.manifest,
+                    reason = with_causes(&error),
+                    "left out of the new head"
+                );
             }
         }
     }
@@ -289,7 +377,11 @@ async fn resume(
             Err(error) => {
                 metrics::restore_ended(RestoreOutcome::PassedOver);
                 let reason = with_causes(&error);
-                tracing::error!(snapshot = candidate.manifest, reason, "a snapshot is passed over");
+                tracing::error!(
+                    snapshot = candidate.manifest,
+                    reason,
+                    "a snapshot is passed over"
+                );
                 reasons.push(format!("{}: {reason}", candidate.manifest));
             }
         }
@@ -300,7 +392,9 @@ async fn resume(
     match settings.on_no_valid_snapshot {
         OnNoValidSnapshot::Start => {
             metrics::restore_ended(RestoreOutcome::ColdStart);
-            tracing::warn!("no snapshot could be resumed; the app starts from scratch, the snapshots stay");
+            tracing::warn!(
+                "no snapshot could be resumed; the app starts from scratch, the snapshots stay"
+            );
             Ok(None)
         }
         OnNoValidSnapshot::Fail => {
@@ -311,7 +405,10 @@ async fn resume(
 }
 
 fn none_valid(settings: &Settings, reasons: Vec<String>) -> Failure {
-    let what = format!("none of the snapshots of job {} can be resumed", settings.job);
+    let what = format!(
+        "none of the snapshots of job {} can be resumed",
+        settings.job
+    );
     let failure = Failure::new(ExitCode::NoValidSnapshot, what).remedy(
         "remove what is in the way and start again, or start from scratch on purpose with \
          --on-no-valid-snapshot start; the snapshots stay in either case",
@@ -320,7 +417,10 @@ fn none_valid(settings: &Settings, reasons: Vec<String>) -> Failure {
 }
 
 fn undelivered(settings: &Settings, error: RestoreError) -> Failure {
-    let what = format!("a snapshot of job {} cannot be read from the store", settings.job);
+    let what = format!(
+        "a snapshot of job {} cannot be read from the store",
+        settings.job
+    );
     Failure::new(ExitCode::StoreUnreachable, what)
         .caused_by(error)
         .remedy("nothing was started and nothing is lost; start again when the store answers")
@@ -337,26 +437,40 @@ fn unreachable_store(address: &str, error: StoreError) -> Failure {
         }
         _ => "check the address, the network and the service; then start again",
     };
-    Failure::new(ExitCode::StoreUnreachable, format!("the store {address} cannot be used")).caused_by(error).remedy(remedy)
+    Failure::new(
+        ExitCode::StoreUnreachable,
+        format!("the store {address} cannot be used"),
+    )
+    .caused_by(error)
+    .remedy(remedy)
 }
 
 fn unreadable(address: &str, error: CatalogError) -> Failure {
     match error {
         CatalogError::Store(error) => unreachable_store(address, error),
-        other => Failure::new(ExitCode::NoValidSnapshot, format!("the job's place in {address} cannot be read"))
-            .caused_by(other)
-            .remedy("run the version of Reprieve that wrote it"),
+        other => Failure::new(
+            ExitCode::NoValidSnapshot,
+            format!("the job's place in {address} cannot be read"),
+        )
+        .caused_by(other)
+        .remedy("run the version of Reprieve that wrote it"),
     }
 }
 
 fn unclaimed(address: &str, error: CatalogError) -> Failure {
     match error {
         CatalogError::Store(error) => unreachable_store(address, error),
-        CatalogError::Fenced(_) => Failure::new(ExitCode::Fenced, "another worker took the job at the same moment")
-            .caused_by(error)
-            .remedy("nothing to do here: the other one runs it"),
-        other => Failure::new(ExitCode::StoreUnreachable, format!("the job could not be claimed in {address}"))
-            .caused_by(other)
-            .remedy("start again; nothing was started here"),
+        CatalogError::Fenced(_) => Failure::new(
+            ExitCode::Fenced,
+            "another worker took the job at the same moment",
+        )
+        .caused_by(error)
+        .remedy("nothing to do here: the other one runs it"),
+        other => Failure::new(
+            ExitCode::StoreUnreachable,
+            format!("the job could not be claimed in {address}"),
+        )
+        .caused_by(other)
+        .remedy("start again; nothing was started here"),
     }
 }

@@ -102,8 +102,11 @@ fn count(processes: &[Process]) -> String {
 }
 
 fn names(processes: &[Process]) -> String {
-    let some: Vec<String> =
-        processes.iter().take(8).map(|process| format!("{} ({})", process.pid, process.command)).collect();
+    let some: Vec<String> = processes
+        .iter()
+        .take(8)
+        .map(|process| format!("{} ({})", process.pid, process.command))
+        .collect();
     some.join(", ")
 }
 
@@ -179,7 +182,14 @@ impl Checkpointer {
         let name = catalog::nonce();
         let images = self.work.join(format!("dump-{name}"));
         std::fs::create_dir(&images)?;
-        let attempt = Attempt { of: self, subject, name, images: images.clone(), limits, begun: Instant::now() };
+        let attempt = Attempt {
+            of: self,
+            subject,
+            name,
+            images: images.clone(),
+            limits,
+            begun: Instant::now(),
+        };
         let result = attempt.run(lease, notice).await;
         keep_log(&self.work, &images, result.is_err());
         result
@@ -190,7 +200,11 @@ impl Checkpointer {
         let mut known = self.reaper.watched();
         known.push(subject.root_pid);
         let orphans = proc::other_children(&all, own_pid(), &known);
-        if orphans.is_empty() { Ok(proc::tree(&all, subject.root_pid)) } else { Err(CheckpointError::Orphans(orphans)) }
+        if orphans.is_empty() {
+            Ok(proc::tree(&all, subject.root_pid))
+        } else {
+            Err(CheckpointError::Orphans(orphans))
+        }
     }
 }
 
@@ -201,14 +215,21 @@ fn own_pid() -> i32 {
 /// The work directory lies in memory: only the log of the last failure stays.
 fn keep_log(work: &Path, images: &Path, failed: bool) {
     if failed {
-        drop(std::fs::copy(images.join(criu::LOG), work.join("last-failed-dump.log")));
+        drop(std::fs::copy(
+            images.join(criu::LOG),
+            work.join("last-failed-dump.log"),
+        ));
     }
     drop(std::fs::remove_dir_all(images));
 }
 
 /// Runs what blocks on a thread of its own.
-async fn blocking<T: Send + 'static>(what: impl FnOnce() -> T + Send + 'static) -> Result<T, CheckpointError> {
-    tokio::task::spawn_blocking(what).await.map_err(|_| CheckpointError::Panicked)
+async fn blocking<T: Send + 'static>(
+    what: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, CheckpointError> {
+    tokio::task::spawn_blocking(what)
+        .await
+        .map_err(|_| CheckpointError::Panicked)
 }
 
 impl Attempt<'_> {
@@ -250,7 +271,10 @@ impl Attempt<'_> {
         let watched = self.of.criu.start_dump(&self.of.reaper, &order)?;
         // Only CRIU holds its end now, so that its end is the end of the transfer.
         drop(socket);
-        let mut criu = Running { pid: watched.pid, exit: watched.exit };
+        let mut criu = Running {
+            pid: watched.pid,
+            exit: watched.exit,
+        };
         let mut since = Instant::now();
         let failure = loop {
             tokio::select! {
@@ -304,7 +328,14 @@ impl Attempt<'_> {
         trigger: Trigger,
         frozen: Frozen,
     ) -> Result<Report, CheckpointError> {
-        let Frozen { asked, mut criu, server, blocks, writer, since } = frozen;
+        let Frozen {
+            asked,
+            mut criu,
+            server,
+            blocks,
+            writer,
+            since,
+        } = frozen;
         let result = tokio::select! {
             result = async {
                 let tree = self.of.refuse_orphans(self.subject)?;
@@ -343,7 +374,14 @@ impl Attempt<'_> {
         trigger: Trigger,
         frozen: Frozen,
     ) -> Result<Report, CheckpointError> {
-        let Frozen { asked, criu, server, blocks, writer, since } = frozen;
+        let Frozen {
+            asked,
+            criu,
+            server,
+            blocks,
+            writer,
+            since,
+        } = frozen;
         let cut = match self.of.refuse_orphans(self.subject) {
             Ok(tree) => self.cut().await.map(|held| (tree, held)),
             Err(error) => Err(error),
@@ -354,8 +392,18 @@ impl Attempt<'_> {
         let result = match cut {
             Ok((tree, held)) => {
                 async {
-                    let manifest =
-                        self.store(lease, trigger, Afterwards::Continue, &tree, held, blocks, server, writer).await?;
+                    let manifest = self
+                        .store(
+                            lease,
+                            trigger,
+                            Afterwards::Continue,
+                            &tree,
+                            held,
+                            blocks,
+                            server,
+                            writer,
+                        )
+                        .await?;
                     self.commit(lease, &manifest).await?;
                     Ok(self.report(&manifest, frozen_for))
                 }
@@ -377,7 +425,10 @@ impl Attempt<'_> {
     }
 
     /// Stores everything but the manifest.
-    #[expect(clippy::too_many_arguments, reason = "each is one thing that the freeze produced and this consumes")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "each is one thing that the freeze produced and this consumes"
+    )]
     async fn store(
         &mut self,
         lease: &Lease,
@@ -392,7 +443,8 @@ impl Attempt<'_> {
         let begun = Instant::now();
         let stdin_ended = held.stdin_ended;
         let images = self.images.clone();
-        let mut gathering = tokio::task::spawn_blocking(move || gather(&images, &held, blocks, server));
+        let mut gathering =
+            tokio::task::spawn_blocking(move || gather(&images, &held, blocks, server));
         let gathered = tokio::select! {
             gathered = &mut gathering => gathered.map_err(|_| CheckpointError::Panicked)?,
             () = expired(&mut self.limits, |limits| limits.stored_by) => {
@@ -418,17 +470,28 @@ impl Attempt<'_> {
             images: files.iter().map(|file| file.size).sum(),
             stored: 0,
         };
-        let index = Index { blocks, files, memories: captured.memories };
+        let index = Index {
+            blocks,
+            files,
+            memories: captured.memories,
+        };
         let index = blocking(move || index.to_bytes()).await??;
         parts.push(self.destination().put("index", index.into()).await?);
         metrics::checkpoint_phase_lasted(CheckpointPhase::Upload, begun.elapsed());
-        let sizes = Sizes { stored: parts.iter().map(|part| part.bytes).sum(), ..sizes };
+        let sizes = Sizes {
+            stored: parts.iter().map(|part| part.bytes).sum(),
+            ..sizes
+        };
         Ok(Manifest {
             job: lease.head.job.clone(),
             generation: lease.head.next_generation,
             epoch: lease.head.epoch,
             attempt: self.name.clone(),
-            parent: lease.head.generations.first().map(|newest| newest.generation),
+            parent: lease
+                .head
+                .generations
+                .first()
+                .map(|newest| newest.generation),
             taken_at_ms: host::wall_ms(),
             trigger,
             afterwards,
@@ -447,16 +510,27 @@ impl Attempt<'_> {
         })
     }
 
-    async fn commit(&mut self, lease: &mut Lease, manifest: &Manifest) -> Result<(), CheckpointError> {
+    async fn commit(
+        &mut self,
+        lease: &mut Lease,
+        manifest: &Manifest,
+    ) -> Result<(), CheckpointError> {
         let begun = Instant::now();
         let deadline = self.limits.borrow().committed_by;
-        self.of.catalog.commit(lease, manifest, self.of.keep, deadline).await?;
+        self.of
+            .catalog
+            .commit(lease, manifest, self.of.keep, deadline)
+            .await?;
         metrics::checkpoint_phase_lasted(CheckpointPhase::Commit, begun.elapsed());
         Ok(())
     }
 
     fn report(&self, manifest: &Manifest, frozen: Duration) -> Report {
-        let left = self.limits.borrow().committed_by.saturating_duration_since(TokioInstant::now());
+        let left = self
+            .limits
+            .borrow()
+            .committed_by
+            .saturating_duration_since(TokioInstant::now());
         Report {
             generation: manifest.generation,
             sizes: manifest.sizes,
@@ -486,7 +560,10 @@ type Gathered = Result<(Captured, Vec<File>), CaptureError>;
 /// Packs what CRIU left in its directory and what the streams held, and ends the transfer of memory.
 fn gather(images: &Path, held: &Held, blocks: Blocks, server: PageServer) -> Gathered {
     let mut files = blocks.add_directory(images)?;
-    for (name, bytes) in HELD.into_iter().zip([&held.stdin, &held.stdout, &held.stderr]) {
+    for (name, bytes) in HELD
+        .into_iter()
+        .zip([&held.stdin, &held.stdout, &held.stderr])
+    {
         files.push(blocks.add(name, bytes.as_slice())?);
     }
     // The last sender but the workers' own: with theirs gone, the writer knows that this was all.
@@ -498,13 +575,19 @@ fn gather(images: &Path, held: &Held, blocks: Blocks, server: PageServer) -> Gat
 async fn thaw(criu: Running, server: PageServer) -> Option<CaptureError> {
     server.hang_up();
     wait_for(criu).await;
-    tokio::task::spawn_blocking(move || server.finish().err()).await.ok().flatten()
+    tokio::task::spawn_blocking(move || server.finish().err())
+        .await
+        .ok()
+        .flatten()
 }
 
 /// A failure of ours in the transfer explains CRIU's; CRIU's own explains that it ended early.
 fn prefer(failure: CheckpointError, transfer: Option<CaptureError>) -> CheckpointError {
     match (failure, transfer) {
-        (CheckpointError::Criu(_), Some(reason @ (CaptureError::Protocol(_) | CaptureError::Pack(_)))) => reason.into(),
+        (
+            CheckpointError::Criu(_),
+            Some(reason @ (CaptureError::Protocol(_) | CaptureError::Pack(_))),
+        ) => reason.into(),
         (failure, _) => failure,
     }
 }
@@ -515,7 +598,11 @@ async fn wait_for(mut criu: Running) {
         if timeout(CURE_LIMIT, &mut criu.exit).await.is_ok() {
             return;
         }
-        tracing::error!(pid = criu.pid, signal, "CRIU does not let go of the app; ending CRIU");
+        tracing::error!(
+            pid = criu.pid,
+            signal,
+            "CRIU does not let go of the app; ending CRIU"
+        );
         drop(sys::kill(criu.pid, signal));
     }
     drop(timeout(CURE_LIMIT, criu.exit).await);

@@ -7,22 +7,28 @@ use std::process::Command;
 use crate::failure::{ExitCode, Failure};
 use crate::supervisor::reaper::{Reaper, Watched};
 use crate::supervisor::stdio::AppEnds;
-use crate::sys::{self, Session};
+use crate::sys::{self};
 
 /// What the app's environment does not get: it is our own.
 const OURS: &str = "REPRIEVE_";
 
 /// Starts the app in a session of its own.
 pub(crate) fn start(reaper: &Reaper, argv: &[OsString], ends: AppEnds) -> Result<Watched, Failure> {
-    let (program, arguments) = argv.split_first().expect("settings refuse an empty command");
+    let (program, arguments) = argv
+        .split_first()
+        .expect("settings refuse an empty command");
     let mut command = Command::new(program);
     command.args(arguments);
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with(OURS)) {
+    for (name, _) in
+        std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with(OURS))
+    {
         command.env_remove(name);
     }
     let failed = |error: io::Error| failure(&program.to_string_lossy(), error);
     let (streams, terminal) = ends.into_streams().map_err(failed)?;
-    reaper.spawn(|| sys::spawn(command, streams, Session::Own, terminal, &[])).map_err(failed)
+    reaper
+        .spawn(|| sys::spawn(command, streams, terminal, &[]))
+        .map_err(failed)
 }
 
 fn failure(program: &str, error: io::Error) -> Failure {

@@ -23,7 +23,9 @@ use std::time::Duration;
 use nix::libc;
 use reprieve_core::deadline::Budget;
 use reprieve_core::head::Finished;
-use reprieve_core::lifecycle::{Effect, Ended, Event, Finish, Lifecycle, OnFailure, Phase, Policy, RequestId};
+use reprieve_core::lifecycle::{
+    Effect, Ended, Event, Finish, Lifecycle, OnFailure, Phase, Policy, RequestId,
+};
 use reprieve_core::notice::{Afterwards, Moment, Notice, Trigger};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -58,17 +60,31 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// What somebody asks of the supervisor.
 #[derive(Debug)]
 pub enum Request {
-    Checkpoint { afterwards: Afterwards, timeout: Option<Duration>, answer: oneshot::Sender<Answer> },
-    Status { answer: oneshot::Sender<Status> },
+    Checkpoint {
+        afterwards: Afterwards,
+        timeout: Option<Duration>,
+        answer: oneshot::Sender<Answer>,
+    },
+    Status {
+        answer: oneshot::Sender<Status>,
+    },
 }
 
 /// How a request for a checkpoint ended.
 #[derive(Clone, Debug)]
 pub enum Answer {
     Durable(Report, Afterwards),
-    Failed { reason: String, remedy: &'static str },
-    TimedOut { reason: String, remedy: &'static str },
-    Refused { reason: String },
+    Failed {
+        reason: String,
+        remedy: &'static str,
+    },
+    TimedOut {
+        reason: String,
+        remedy: &'static str,
+    },
+    Refused {
+        reason: String,
+    },
 }
 
 /// How things are.
@@ -100,7 +116,9 @@ pub struct Clock {
 
 impl Clock {
     pub fn start() -> Self {
-        Self { start: Instant::now() }
+        Self {
+            start: Instant::now(),
+        }
     }
 
     fn now(self) -> Moment {
@@ -191,9 +209,17 @@ impl Supervisor {
     }
 
     /// Runs the job and returns the exit code of the process.
-    pub async fn run(mut self, mut signals: Signals, mut requests: mpsc::Receiver<Request>) -> Result<u8, Failure> {
+    pub async fn run(
+        mut self,
+        mut signals: Signals,
+        mut requests: mpsc::Receiver<Request>,
+    ) -> Result<u8, Failure> {
         self.tell_state();
-        let boot = boot::boot(self.settings.clone(), self.argv.clone(), Arc::clone(&self.reaper));
+        let boot = boot::boot(
+            self.settings.clone(),
+            self.argv.clone(),
+            Arc::clone(&self.reaper),
+        );
         let mut boot = Some(tokio::spawn(boot));
         loop {
             let happened = self.next(&mut signals, &mut boot, &mut requests).await;
@@ -262,11 +288,21 @@ impl Supervisor {
     }
 
     fn booted(&mut self, booted: Booted) -> Vec<Effect> {
-        let Booted { app, stdio, origin, protection, lease } = booted;
+        let Booted {
+            app,
+            stdio,
+            origin,
+            protection,
+            lease,
+        } = booted;
         if let Some(snapshot) = origin.snapshot() {
             self.last_snapshot = Some(snapshot);
         }
-        self.app = Some(App { pid: app.pid, exit: app.exit, stdio: Arc::new(stdio) });
+        self.app = Some(App {
+            pid: app.pid,
+            exit: app.exit,
+            stdio: Arc::new(stdio),
+        });
         self.origin = Some(origin);
         self.protection = protection;
         self.lease = lease;
@@ -280,7 +316,11 @@ impl Supervisor {
                 drop(answer.send(self.status()));
                 Vec::new()
             }
-            Request::Checkpoint { afterwards, timeout, answer } => {
+            Request::Checkpoint {
+                afterwards,
+                timeout,
+                answer,
+            } => {
                 metrics::notice(NoticeSource::Control, NoticeKind::Checkpoint);
                 let id = RequestId(self.next_request);
                 self.next_request += 1;
@@ -288,7 +328,14 @@ impl Supervisor {
                 let now = self.clock.now();
                 let timeout = timeout.unwrap_or(self.settings.checkpoint_timeout);
                 let deadline = now.plus_ms(u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX));
-                self.life.handle(Event::Request { id, afterwards, deadline }, now)
+                self.life.handle(
+                    Event::Request {
+                        id,
+                        afterwards,
+                        deadline,
+                    },
+                    now,
+                )
             }
         }
     }
@@ -324,9 +371,14 @@ impl Supervisor {
             Effect::Refuse(id, reason) => self.answer(id, Answer::Refused { reason }),
             Effect::Missed(reason) => {
                 metrics::checkpoint_ended(metrics::Trigger::Signal, CheckpointOutcome::Refused);
-                tracing::error!(reason, "no checkpoint was taken; the newest older snapshot stays as it is");
+                tracing::error!(
+                    reason,
+                    "no checkpoint was taken; the newest older snapshot stays as it is"
+                );
             }
-            Effect::Finish(_) | Effect::AbortBoot => unreachable!("the loop carries these out itself"),
+            Effect::Finish(_) | Effect::AbortBoot => {
+                unreachable!("the loop carries these out itself")
+            }
         }
     }
 
@@ -345,7 +397,9 @@ impl Supervisor {
     }
 
     fn forward(&self, signal: i32) {
-        let Some(app) = self.app.as_ref().filter(|_| self.exit.is_none()) else { return };
+        let Some(app) = self.app.as_ref().filter(|_| self.exit.is_none()) else {
+            return;
+        };
         let target = match self.settings.signal_target {
             SignalTarget::Group => -app.pid,
             SignalTarget::Child => app.pid,
@@ -364,12 +418,19 @@ impl Supervisor {
         };
         let subject = Subject {
             root_pid: app.pid,
-            argv: self.argv.iter().map(|part| part.to_string_lossy().into_owned()).collect(),
+            argv: self
+                .argv
+                .iter()
+                .map(|part| part.to_string_lossy().into_owned())
+                .collect(),
             stdio: Arc::clone(&app.stdio),
         };
         let (limits, watched) = watch::channel(self.limits(budget));
         let checkpointer = Arc::clone(&protection.checkpointer);
-        let mut lease = self.lease.take().expect("it comes back with the end of each checkpoint");
+        let mut lease = self
+            .lease
+            .take()
+            .expect("it comes back with the end of each checkpoint");
         tracing::info!(
             trigger = notice.trigger.as_str(),
             afterwards = ?notice.afterwards,
@@ -377,10 +438,16 @@ impl Supervisor {
             "checkpoint begins"
         );
         let task = tokio::spawn(async move {
-            let result = checkpointer.run(&mut lease, &subject, notice, watched).await;
+            let result = checkpointer
+                .run(&mut lease, &subject, notice, watched)
+                .await;
             (lease, result)
         });
-        self.under_way = Some(UnderWay { notice, limits, task });
+        self.under_way = Some(UnderWay {
+            notice,
+            limits,
+            task,
+        });
     }
 
     fn checkpoint_ended(&mut self, ended: Option<Box<Checkpointed>>) -> Vec<Effect> {
@@ -401,15 +468,21 @@ impl Supervisor {
             Err(error) => self.not_succeeded(error),
         };
         metrics::checkpoint_ended(trigger, outcome);
-        self.life.handle(Event::CheckpointEnded(how), self.clock.now())
+        self.life
+            .handle(Event::CheckpointEnded(how), self.clock.now())
     }
 
     fn succeeded(&mut self, report: &Report, afterwards: Afterwards) -> (Ended, CheckpointOutcome) {
         self.durable += 1;
-        self.last_snapshot =
-            Some(LastSnapshot { generation: report.generation, taken_at_ms: host::wall_ms() });
+        self.last_snapshot = Some(LastSnapshot {
+            generation: report.generation,
+            taken_at_ms: host::wall_ms(),
+        });
         metrics::frozen(report.frozen);
-        metrics::snapshot_bytes(metrics::BytesKind::Logical, report.sizes.memory + report.sizes.images);
+        metrics::snapshot_bytes(
+            metrics::BytesKind::Logical,
+            report.sizes.memory + report.sizes.images,
+        );
         metrics::snapshot_bytes(metrics::BytesKind::Zero, report.sizes.zero);
         metrics::snapshot_bytes(metrics::BytesKind::Stored, report.sizes.stored);
         metrics::last_snapshot(report.generation, std::time::SystemTime::now());
@@ -435,9 +508,16 @@ impl Supervisor {
         let fenced = matches!(error, CheckpointError::Commit(CatalogError::Fenced(_)));
         let late = matches!(error, CheckpointError::Deadline { .. });
         if fenced {
-            tracing::error!(reason, "another worker owns this job; our copy of it is stopped");
+            tracing::error!(
+                reason,
+                "another worker owns this job; our copy of it is stopped"
+            );
         } else {
-            tracing::error!(reason, remedy, "checkpoint failed; the job runs on and older snapshots stay as they are");
+            tracing::error!(
+                reason,
+                remedy,
+                "checkpoint failed; the job runs on and older snapshots stay as they are"
+            );
         }
         self.last_answer = Some(if late {
             Answer::TimedOut { reason, remedy }
@@ -454,9 +534,15 @@ impl Supervisor {
 
     /// Nothing has run on this host: whatever the boot had built is taken down, and the job is where it was.
     async fn abort_boot(mut self, signals: &mut Signals) -> u8 {
-        tracing::info!("told to stop before the app ran; nothing is lost, run the same command again");
+        tracing::info!(
+            "told to stop before the app ran; nothing is lost, run the same command again"
+        );
         self.end_others(Duration::ZERO, signals).await;
-        if self.settings.store.is_some() { self.settings.checkpointed_exit_code } else { 128 + 15 }
+        if self.settings.store.is_some() {
+            self.settings.checkpointed_exit_code
+        } else {
+            128 + 15
+        }
     }
 
     async fn finish(mut self, finish: Finish, signals: &mut Signals) -> u8 {
@@ -472,7 +558,10 @@ impl Supervisor {
         self.end_others(self.settings.stop_grace, signals).await;
         self.finish_output().await;
         tracing::info!(%exit, "the app ended");
-        let finished = Finished { exit_code: exit.code(), at_ms: host::wall_ms() };
+        let finished = Finished {
+            exit_code: exit.code(),
+            at_ms: host::wall_ms(),
+        };
         self.say_goodbye(Some(finished)).await;
         exit.code()
     }
@@ -485,7 +574,10 @@ impl Supervisor {
         }
         self.say_goodbye(None).await;
         let code = self.settings.checkpointed_exit_code;
-        tracing::info!(exit_code = code, "the job is stored and stopped; run the same command anywhere to resume it");
+        tracing::info!(
+            exit_code = code,
+            "the job is stored and stopped; run the same command anywhere to resume it"
+        );
         code
     }
 
@@ -499,15 +591,27 @@ impl Supervisor {
     }
 
     async fn say_goodbye(&mut self, finished: Option<Finished>) {
-        let (Some(protection), Some(lease)) = (&self.protection, self.lease.take()) else { return };
+        let (Some(protection), Some(lease)) = (&self.protection, self.lease.take()) else {
+            return;
+        };
         let deadline = Instant::now() + GOODBYE_LIMIT;
-        if let Err(error) = protection.checkpointer.catalog.release(lease, finished, deadline).await {
-            tracing::warn!(reason = with_causes(&error), "could not say goodbye in the store; the next owner will find out");
+        if let Err(error) = protection
+            .checkpointer
+            .catalog
+            .release(lease, finished, deadline)
+            .await
+        {
+            tracing::warn!(
+                reason = with_causes(&error),
+                "could not say goodbye in the store; the next owner will find out"
+            );
         }
     }
 
     async fn finish_output(&mut self) {
-        let Some(stdio) = self.app.take().and_then(|app| Arc::into_inner(app.stdio)) else { return };
+        let Some(stdio) = self.app.take().and_then(|app| Arc::into_inner(app.stdio)) else {
+            return;
+        };
         // It waits for readers that may be slow, off the loop.
         drop(tokio::task::spawn_blocking(move || stdio.finish(OUTPUT_LIMIT)).await);
     }
@@ -549,14 +653,21 @@ impl Supervisor {
             if now >= deadline {
                 let since = *killing_since.get_or_insert(now);
                 if now - since > KILL_LIMIT {
-                    tracing::error!(left = roots.len(), "processes do not end although they were killed");
+                    tracing::error!(
+                        left = roots.len(),
+                        "processes do not end although they were killed"
+                    );
                     return;
                 }
                 left.for_each(|process| drop(sys::kill(process.pid, libc::SIGKILL)));
             } else {
                 for process in left.filter(|process| process.state != 'Z') {
                     if !told.contains(&process.pid) {
-                        tracing::info!(pid = process.pid, command = process.command, "left of the job; told to end");
+                        tracing::info!(
+                            pid = process.pid,
+                            command = process.command,
+                            "left of the job; told to end"
+                        );
                         drop(sys::kill(process.pid, libc::SIGTERM));
                         drop(sys::kill(process.pid, libc::SIGCONT));
                         told.push(process.pid);
@@ -602,11 +713,17 @@ async fn exited(app: &mut Option<App>, known: Option<Exit>) -> Exit {
     }
 }
 
-async fn finished(boot: &mut Option<JoinHandle<Result<Booted, Failure>>>) -> Result<Booted, Failure> {
-    let Some(task) = boot else { return std::future::pending().await };
+async fn finished(
+    boot: &mut Option<JoinHandle<Result<Booted, Failure>>>,
+) -> Result<Booted, Failure> {
+    let Some(task) = boot else {
+        return std::future::pending().await;
+    };
     let booted = task.await;
     *boot = None;
     booted.unwrap_or_else(|error| {
-        Err(Failure::new(ExitCode::Internal, "the boot panicked").caused_by(error).remedy("please report this"))
+        Err(Failure::new(ExitCode::Internal, "the boot panicked")
+            .caused_by(error)
+            .remedy("please report this"))
     })
 }

@@ -16,7 +16,9 @@ const TRIES: usize = 2_000;
 /// Pushes the counter past the reserved numbers.
 pub(crate) fn leave_reserved_range() {
     for _ in 0..TRIES {
-        let thread = std::thread::Builder::new().stack_size(64 << 10).spawn(|| gettid().as_raw());
+        let thread = std::thread::Builder::new()
+            .stack_size(64 << 10)
+            .spawn(|| gettid().as_raw());
         match thread.map(std::thread::JoinHandle::join) {
             Ok(Ok(id)) if id >= RESERVED => return,
             Ok(_) => {}
@@ -27,7 +29,9 @@ pub(crate) fn leave_reserved_range() {
             }
         }
     }
-    tracing::warn!("the process id counter does not move past {RESERVED}; a resume may collide with other processes");
+    tracing::warn!(
+        "the process id counter does not move past {RESERVED}; a resume may collide with other processes"
+    );
 }
 
 #[cfg(test)]
@@ -37,7 +41,9 @@ mod tests {
     #[test]
     fn afterwards_new_processes_are_above_the_reserved_numbers() {
         leave_reserved_range();
-        let id = std::thread::spawn(|| gettid().as_raw()).join().expect("the thread only asks for its number");
+        let id = std::thread::spawn(|| gettid().as_raw())
+            .join()
+            .expect("the thread only asks for its number");
         assert!(id >= RESERVED, "{id}");
     }
 }

@@ -32,7 +32,7 @@ const STEP: usize = 4096;
 
 /// What a cut found.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Cut {
+pub(super) struct Cut {
     /// Taken from the source, not yet delivered, in order.
     pub pending: Vec<u8>,
     /// The source had come to its end.
@@ -49,7 +49,7 @@ pub struct Stuck {
 
 /// Which way the bytes go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Direction {
+pub(super) enum Direction {
     /// The source is the app's; a cut drains it.
     FromApp,
     /// The source is somebody else's; what its sender still holds is not ours yet, and a cut leaves it there.
@@ -57,7 +57,7 @@ pub enum Direction {
 }
 
 /// What happens to bytes that nobody reads.
-pub type OnDropped = fn(stream: &'static str, bytes: usize);
+pub(super) type OnDropped = fn(stream: &'static str, bytes: usize);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mode {
@@ -74,7 +74,6 @@ struct Shared {
     mode: Mode,
     buffer: VecDeque<u8>,
     source_ended: bool,
-    delivered: u64,
 }
 
 #[derive(Debug)]
@@ -88,7 +87,7 @@ struct Hub {
 
 /// The handle to one running pump. Dropping it does not stop the pump.
 #[derive(Debug)]
-pub struct Pump {
+pub(super) struct Pump {
     hub: Arc<Hub>,
     thread: JoinHandle<()>,
     on_dropped: OnDropped,
@@ -99,7 +98,7 @@ impl Pump {
     ///
     /// # Errors
     /// When the thread or its wake-up descriptor cannot be made.
-    pub fn start(
+    pub(super) fn start(
         stream: &'static str,
         direction: Direction,
         source: OwnedFd,
@@ -114,7 +113,6 @@ impl Pump {
                 mode: Mode::Flowing,
                 buffer: initial.into(),
                 source_ended: false,
-                delivered: 0,
             }),
             changed: Condvar::new(),
             wake: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
@@ -123,13 +121,25 @@ impl Pump {
         let thread = std::thread::Builder::new()
             .name(format!("pump-{stream}"))
             .stack_size(256 << 10)
-            .spawn(move || Carrier { hub: &worker, source: Some(source), sink: Some(sink), on_dropped }.run())?;
-        Ok(Self { hub, thread, on_dropped })
+            .spawn(move || {
+                Carrier {
+                    hub: &worker,
+                    source: Some(source),
+                    sink: Some(sink),
+                    on_dropped,
+                }
+                .run()
+            })?;
+        Ok(Self {
+            hub,
+            thread,
+            on_dropped,
+        })
     }
 
     /// Stops the stream at an exact byte. Returns what is still to be delivered; the pump keeps it in hand as well and
     /// delivers it if it is told to [`resume`](Self::resume).
-    pub fn cut(&self, limit: Duration) -> Result<Cut, Stuck> {
+    pub(super) fn cut(&self, limit: Duration) -> Result<Cut, Stuck> {
         let deadline = Instant::now() + limit;
         let mut shared = self.hub.lock();
         if shared.mode == Mode::Flowing {
@@ -140,15 +150,26 @@ impl Pump {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 shared.mode = Mode::Flowing;
-                return Err(Stuck { stream: self.hub.stream, limit });
+                return Err(Stuck {
+                    stream: self.hub.stream,
+                    limit,
+                });
             }
-            shared = self.hub.changed.wait_timeout(shared, left).expect("no holder of this lock panics").0;
+            shared = self
+                .hub
+                .changed
+                .wait_timeout(shared, left)
+                .expect("no holder of this lock panics")
+                .0;
         }
-        Ok(Cut { pending: shared.buffer.iter().copied().collect(), ended: shared.source_ended })
+        Ok(Cut {
+            pending: shared.buffer.iter().copied().collect(),
+            ended: shared.source_ended,
+        })
     }
 
     /// Lets the stream flow again after a cut.
-    pub fn resume(&self) {
+    pub(super) fn resume(&self) {
         let mut shared = self.hub.lock();
         if shared.mode == Mode::Cut {
             shared.mode = Mode::Flowing;
@@ -158,7 +179,7 @@ impl Pump {
 
     /// Waits until the source has ended and everything was delivered; after `limit` what is left is dropped.
     /// Returns how many bytes were dropped for that reason.
-    pub fn finish(self, limit: Duration) -> usize {
+    pub(super) fn finish(self, limit: Duration) -> usize {
         let deadline = Instant::now() + limit;
         let mut shared = self.hub.lock();
         if shared.mode == Mode::Cut {
@@ -175,7 +196,12 @@ impl Pump {
                 (self.on_dropped)(self.hub.stream, held);
                 return held;
             }
-            shared = self.hub.changed.wait_timeout(shared, left).expect("no holder of this lock panics").0;
+            shared = self
+                .hub
+                .changed
+                .wait_timeout(shared, left)
+                .expect("no holder of this lock panics")
+                .0;
         }
         drop(shared);
         // It has nothing left to do but return.
@@ -184,14 +210,9 @@ impl Pump {
     }
 
     /// Gives up what is in hand: it belongs to a snapshot now.
-    pub fn abandon(self) {
+    pub(super) fn abandon(self) {
         self.hub.lock().mode = Mode::Abandoned;
         self.hub.wake();
-    }
-
-    /// Bytes delivered so far.
-    pub fn delivered(&self) -> u64 {
-        self.hub.lock().delivered
     }
 }
 
@@ -202,7 +223,7 @@ impl Hub {
 
     fn wake(&self) {
         // It can only fail by overflow of a counter that is reset each time the thread wakes.
-        drop(self.wake.write(1));
+        let _ = self.wake.write(1);
     }
 
     fn set(&self, mode: Mode) {
@@ -266,19 +287,28 @@ impl Carrier<'_> {
     }
 
     fn wait(&self, interest: &[(BorrowedFd<'_>, PollFlags)]) {
-        let mut fds: Vec<PollFd<'_>> = interest.iter().map(|(fd, flags)| PollFd::new(*fd, *flags)).collect();
+        let mut fds: Vec<PollFd<'_>> = interest
+            .iter()
+            .map(|(fd, flags)| PollFd::new(*fd, *flags))
+            .collect();
         fds.push(PollFd::new(self.hub.wake.as_fd(), PollFlags::POLLIN));
         match poll(&mut fds, PollTimeout::NONE) {
             Ok(_) | Err(Errno::EINTR) => {}
-            Err(error) => tracing::error!(stream = self.hub.stream, %error, "cannot wait for a standard stream"),
+            Err(error) => {
+                tracing::error!(stream = self.hub.stream, %error, "cannot wait for a standard stream")
+            }
         }
         // Empty it; that there was nothing in it is the usual case.
-        drop(self.hub.wake.read());
+        let _ = self.hub.wake.read();
     }
 
     /// Reads once, at most `room` bytes, if the source has something. Returns whether it had.
     fn take_in(&mut self, room: usize) -> bool {
-        let Some(source) = self.source.as_ref().filter(|source| is_ready(source.as_fd(), PollFlags::POLLIN)) else {
+        let Some(source) = self
+            .source
+            .as_ref()
+            .filter(|source| is_ready(source.as_fd(), PollFlags::POLLIN))
+        else {
             return false;
         };
         let mut bytes = vec![0; room.min(64 << 10)];
@@ -316,9 +346,7 @@ impl Carrier<'_> {
             }
             match nix::unistd::write(sink, &step) {
                 Ok(count) => {
-                    let mut shared = self.hub.lock();
-                    shared.buffer.drain(..count);
-                    shared.delivered += count as u64;
+                    self.hub.lock().buffer.drain(..count);
                     wrote = true;
                 }
                 Err(Errno::EAGAIN | Errno::EINTR) => break,
@@ -377,7 +405,15 @@ mod tests {
     fn carries_everything_and_ends_with_its_source() {
         let (source, input) = pipe().expect("pipe");
         let (output, sink) = pipe().expect("pipe");
-        let pump = Pump::start("stdout", Direction::FromApp, source, sink, b"first ".to_vec(), ignore).expect("pump");
+        let pump = Pump::start(
+            "stdout",
+            Direction::FromApp,
+            source,
+            sink,
+            b"first ".to_vec(),
+            ignore,
+        )
+        .expect("pump");
         let text = "second".repeat(100_000);
         let writer = std::thread::spawn({
             let text = text.clone();
@@ -396,9 +432,19 @@ mod tests {
         let (output, sink) = pipe().expect("pipe");
         let mut input = file(input);
         // The sink takes 64 KiB, the pump 256 KiB, the source's pipe 64 KiB: all of it is somewhere.
-        let text: Vec<u8> = (0..300_000u32).flat_map(|number| [(number % 251) as u8]).collect();
+        let text: Vec<u8> = (0..300_000u32)
+            .flat_map(|number| [(number % 251) as u8])
+            .collect();
         input.write_all(&text[..40_000]).expect("write");
-        let pump = Pump::start("stdout", Direction::FromApp, source, sink, Vec::new(), ignore).expect("pump");
+        let pump = Pump::start(
+            "stdout",
+            Direction::FromApp,
+            source,
+            sink,
+            Vec::new(),
+            ignore,
+        )
+        .expect("pump");
         input.write_all(&text[40_000..]).expect("write");
         let cut = pump.cut(SOON).expect("nothing holds the sink up");
         assert!(!cut.ended);
@@ -414,7 +460,15 @@ mod tests {
         let (source, input) = pipe().expect("pipe");
         let (output, sink) = pipe().expect("pipe");
         let mut input = file(input);
-        let pump = Pump::start("stdout", Direction::FromApp, source, sink, Vec::new(), ignore).expect("pump");
+        let pump = Pump::start(
+            "stdout",
+            Direction::FromApp,
+            source,
+            sink,
+            Vec::new(),
+            ignore,
+        )
+        .expect("pump");
         input.write_all(b"one ").expect("write");
         pump.cut(SOON).expect("cut");
         input.write_all(b"two").expect("write");
@@ -435,10 +489,20 @@ mod tests {
         let (source, input) = pipe().expect("pipe");
         let (output, sink) = pipe().expect("pipe");
         drop(output);
-        let pump = Pump::start("stdout", Direction::FromApp, source, sink, Vec::new(), count).expect("pump");
+        let pump = Pump::start(
+            "stdout",
+            Direction::FromApp,
+            source,
+            sink,
+            Vec::new(),
+            count,
+        )
+        .expect("pump");
         let mut input = file(input);
         for _ in 0..100 {
-            input.write_all(&[7; 10_000]).expect("the pump goes on reading");
+            input
+                .write_all(&[7; 10_000])
+                .expect("the pump goes on reading");
         }
         drop(input);
         assert_eq!(pump.finish(SOON), 0);
@@ -449,7 +513,15 @@ mod tests {
     fn a_reader_that_does_not_read_is_given_up_at_the_end() {
         let (source, input) = pipe().expect("pipe");
         let (_output, sink) = pipe().expect("pipe");
-        let pump = Pump::start("stdout", Direction::FromApp, source, sink, Vec::new(), ignore).expect("pump");
+        let pump = Pump::start(
+            "stdout",
+            Direction::FromApp,
+            source,
+            sink,
+            Vec::new(),
+            ignore,
+        )
+        .expect("pump");
         let mut input = file(input);
         input.write_all(&vec![1; 100_000]).expect("write");
         drop(input);

@@ -39,13 +39,21 @@ impl Reaper {
     /// Promises the exit of a process that is about to become our child under a number known beforehand.
     pub fn expect(&self, pid: i32) -> Watched {
         let (sender, exit) = oneshot::channel();
-        self.waiting.lock().expect("no holder of this lock panics").insert(pid, sender);
+        self.waiting
+            .lock()
+            .expect("no holder of this lock panics")
+            .insert(pid, sender);
         Watched { pid, exit }
     }
 
     /// The processes that somebody waits for.
     pub fn watched(&self) -> Vec<i32> {
-        self.waiting.lock().expect("no holder of this lock panics").keys().copied().collect()
+        self.waiting
+            .lock()
+            .expect("no holder of this lock panics")
+            .keys()
+            .copied()
+            .collect()
     }
 
     /// Takes every ended child off the process table. To be called whenever SIGCHLD arrived.

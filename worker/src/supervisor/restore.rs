@@ -38,7 +38,7 @@ const END_LIMIT: Duration = Duration::from_secs(5);
 
 /// Why one snapshot could not be resumed.
 #[derive(Debug, thiserror::Error)]
-pub enum RestoreError {
+pub(super) enum RestoreError {
     #[error(transparent)]
     Unusable(#[from] Unusable),
     #[error(transparent)]
@@ -54,7 +54,11 @@ pub enum RestoreError {
 impl RestoreError {
     /// Whether the trouble is the store's, so that nothing can be said about the snapshot.
     pub(crate) fn is_stores(&self) -> bool {
-        matches!(self, Self::Unusable(Unusable::Store(_)) | Self::Serve(ServeError::Unusable(Unusable::Store(_))))
+        matches!(
+            self,
+            Self::Unusable(Unusable::Store(_))
+                | Self::Serve(ServeError::Unusable(Unusable::Store(_)))
+        )
     }
 }
 
@@ -87,7 +91,8 @@ impl Restorer {
         deadline: TokioInstant,
     ) -> Result<Resumed, RestoreError> {
         let begun = Instant::now();
-        let snapshot = Arc::new(load::load(&self.store, &self.root, candidate, &self.host, deadline).await?);
+        let snapshot =
+            Arc::new(load::load(&self.store, &self.root, candidate, &self.host, deadline).await?);
         let held = held(&snapshot, deadline).await?;
         metrics::restore_phase_lasted(RestorePhase::Select, begun.elapsed());
         for attempt in 1.. {
@@ -97,9 +102,16 @@ impl Restorer {
                     metrics::restore_phase_lasted(RestorePhase::Restore, restoring.elapsed());
                     let stdio = streams.flow(held)?;
                     let manifest = snapshot.manifest.clone();
-                    return Ok(Resumed { watched, stdio, manifest, took: begun.elapsed() });
+                    return Ok(Resumed {
+                        watched,
+                        stdio,
+                        manifest,
+                        took: begun.elapsed(),
+                    });
                 }
-                Err(RestoreError::Criu(error)) if criu::is_pid_collision(&error) && attempt < COLLISION_TRIES => {
+                Err(RestoreError::Criu(error))
+                    if criu::is_pid_collision(&error) && attempt < COLLISION_TRIES =>
+                {
                     tracing::warn!(%error, attempt, "another process has a number that the app needs; trying again");
                     sleep(COLLISION_PAUSE).await;
                 }
@@ -118,7 +130,10 @@ impl Restorer {
         std::fs::create_dir(&images)?;
         let result = self.run_criu(snapshot, &images, deadline).await;
         if result.is_err() {
-            drop(std::fs::copy(images.join(criu::LOG), self.work.join("last-failed-restore.log")));
+            drop(std::fs::copy(
+                images.join(criu::LOG),
+                self.work.join("last-failed-restore.log"),
+            ));
         }
         drop(std::fs::remove_dir_all(&images));
         result
@@ -140,7 +155,12 @@ impl Restorer {
         let hooks = Hooks::bind(images.join("hook.sock"))?;
         // The app becomes our child under the number it had; it must not end unheard.
         let watched = self.reaper.expect(app.root_pid);
-        let order = RestoreOrder { images, stdio: &app.stdio, ends: &ends, hook: &hooks.path };
+        let order = RestoreOrder {
+            images,
+            stdio: &app.stdio,
+            ends: &ends,
+            hook: &hooks.path,
+        };
         let mut criu = self.criu.start_restore(&self.reaper, &order)?;
         let driven = timeout_at(deadline, drive(&mut criu, &hooks, &server, ends)).await;
         let failure = match driven {
@@ -162,7 +182,9 @@ impl Restorer {
         drop(timeout(END_LIMIT, criu.exit).await);
         let Ok(all) = proc::processes() else { return };
         let own = nix::unistd::getpid().as_raw();
-        let is_ours = all.iter().any(|process| process.pid == root_pid && process.parent == own);
+        let is_ours = all
+            .iter()
+            .any(|process| process.pid == root_pid && process.parent == own);
         if is_ours {
             let gone = self.reaper.expect(root_pid);
             for process in proc::tree(&all, root_pid) {
@@ -209,5 +231,10 @@ async fn held(snapshot: &Snapshot, deadline: TokioInstant) -> Result<Held, Unusa
         }
     }
     let [stdin, stdout, stderr] = streams;
-    Ok(Held { stdin, stdin_ended: snapshot.manifest.app.stdin_ended, stdout, stderr })
+    Ok(Held {
+        stdin,
+        stdin_ended: snapshot.manifest.app.stdin_ended,
+        stdout,
+        stderr,
+    })
 }

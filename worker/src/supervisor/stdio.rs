@@ -27,7 +27,7 @@ const CUT_LIMIT: Duration = Duration::from_secs(2);
 
 /// What the streams held at a cut, in order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Held {
+pub(crate) struct Held {
     /// Sent to the app, not read by it.
     pub stdin: Vec<u8>,
     pub stdin_ended: bool,
@@ -38,14 +38,14 @@ pub struct Held {
 
 /// Whether the app gets a terminal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub(crate) enum Kind {
     Pipes,
     Terminal,
 }
 
 impl Kind {
     /// A terminal if we have one ourselves.
-    pub fn of_ours() -> Self {
+    pub(crate) fn of_ours() -> Self {
         let both = isatty(io::stdin()).unwrap_or(false) && isatty(io::stdout()).unwrap_or(false);
         if both { Self::Terminal } else { Self::Pipes }
     }
@@ -53,21 +53,35 @@ impl Kind {
 
 /// The ends that the app gets.
 #[derive(Debug)]
-pub enum AppEnds {
-    Pipes { stdin: OwnedFd, stdout: OwnedFd, stderr: OwnedFd },
-    Terminal { slave: OwnedFd },
+pub(crate) enum AppEnds {
+    Pipes {
+        stdin: OwnedFd,
+        stdout: OwnedFd,
+        stderr: OwnedFd,
+    },
+    Terminal {
+        slave: OwnedFd,
+    },
 }
 
 impl AppEnds {
     /// As the three standard streams of a new process.
     pub(crate) fn into_streams(self) -> io::Result<([process::Stdio; 3], sys::Terminal)> {
         Ok(match self {
-            Self::Pipes { stdin, stdout, stderr } => {
-                ([stdin.into(), stdout.into(), stderr.into()], sys::Terminal::None)
-            }
+            Self::Pipes {
+                stdin,
+                stdout,
+                stderr,
+            } => (
+                [stdin.into(), stdout.into(), stderr.into()],
+                sys::Terminal::None,
+            ),
             Self::Terminal { slave } => {
                 let (second, third) = (slave.try_clone()?, slave.try_clone()?);
-                ([slave.into(), second.into(), third.into()], sys::Terminal::Controlling)
+                (
+                    [slave.into(), second.into(), third.into()],
+                    sys::Terminal::Controlling,
+                )
             }
         })
     }
@@ -75,20 +89,27 @@ impl AppEnds {
 
 /// Our ends of streams that do not flow yet.
 #[derive(Debug)]
-pub struct Streams {
+pub(crate) struct Streams {
     facts: manifest::Stdio,
     ends: OurEnds,
 }
 
 #[derive(Debug)]
 enum OurEnds {
-    Pipes { to_stdin: OwnedFd, from_stdout: OwnedFd, from_stderr: OwnedFd, peek: OwnedFd },
-    Terminal { master: OwnedFd },
+    Pipes {
+        to_stdin: OwnedFd,
+        from_stdout: OwnedFd,
+        from_stderr: OwnedFd,
+        peek: OwnedFd,
+    },
+    Terminal {
+        master: OwnedFd,
+    },
 }
 
 /// Our side of the app's streams.
 #[derive(Debug)]
-pub struct Stdio {
+pub(crate) struct Stdio {
     facts: manifest::Stdio,
     stdin: Pump,
     stdout: Pump,
@@ -108,7 +129,7 @@ struct TerminalSide {
 
 impl Streams {
     /// Makes the streams. Nothing is read or written before [`Self::flow`].
-    pub fn open(kind: Kind) -> io::Result<(Self, AppEnds)> {
+    pub(crate) fn open(kind: Kind) -> io::Result<(Self, AppEnds)> {
         match kind {
             Kind::Pipes => Self::pipes(),
             Kind::Terminal => Self::terminal(),
@@ -125,8 +146,20 @@ impl Streams {
             stderr: inode(&stderr)?,
         };
         let peek = stdin.try_clone()?;
-        let ends = OurEnds::Pipes { to_stdin, from_stdout, from_stderr, peek };
-        Ok((Self { facts, ends }, AppEnds::Pipes { stdin, stdout, stderr }))
+        let ends = OurEnds::Pipes {
+            to_stdin,
+            from_stdout,
+            from_stderr,
+            peek,
+        };
+        Ok((
+            Self { facts, ends },
+            AppEnds::Pipes {
+                stdin,
+                stdout,
+                stderr,
+            },
+        ))
     }
 
     fn terminal() -> io::Result<(Self, AppEnds)> {
@@ -134,61 +167,134 @@ impl Streams {
         private(&pair.master)?;
         private(&pair.slave)?;
         let stat = fstat(&pair.slave)?;
-        let facts = manifest::Stdio::Terminal { rdev: stat.st_rdev, dev: stat.st_dev };
+        let facts = manifest::Stdio::Terminal {
+            rdev: stat.st_rdev,
+            dev: stat.st_dev,
+        };
         // Programs look at the size as soon as they start. Ours may be no terminal; then there is none to take over.
-        drop(sys::copy_window_size(io::stdin().as_fd(), pair.master.as_fd()));
-        Ok((Self { facts, ends: OurEnds::Terminal { master: pair.master } }, AppEnds::Terminal { slave: pair.slave }))
+        drop(sys::copy_window_size(
+            io::stdin().as_fd(),
+            pair.master.as_fd(),
+        ));
+        Ok((
+            Self {
+                facts,
+                ends: OurEnds::Terminal {
+                    master: pair.master,
+                },
+            },
+            AppEnds::Terminal { slave: pair.slave },
+        ))
     }
 
     /// Starts to carry the streams, beginning with what a snapshot held.
-    pub fn flow(self, held: Held) -> io::Result<Stdio> {
+    pub(crate) fn flow(self, held: Held) -> io::Result<Stdio> {
         let ours = |fd: BorrowedFd<'_>| fd.try_clone_to_owned();
         let (to_stdin, from_stdout, from_stderr, peek, terminal, input_ended) = match self.ends {
-            OurEnds::Pipes { to_stdin, from_stdout, from_stderr, peek } => {
-                (to_stdin, from_stdout, Some(from_stderr), Some(peek), None, held.stdin_ended)
-            }
+            OurEnds::Pipes {
+                to_stdin,
+                from_stdout,
+                from_stderr,
+                peek,
+            } => (
+                to_stdin,
+                from_stdout,
+                Some(from_stderr),
+                Some(peek),
+                None,
+                held.stdin_ended,
+            ),
             OurEnds::Terminal { master } => {
-                let side = TerminalSide { ours: Mutex::new(raw_mode()?), master: master.try_clone()? };
+                let side = TerminalSide {
+                    ours: Mutex::new(raw_mode()?),
+                    master: master.try_clone()?,
+                };
                 // A terminal's input does not end with ours: the person may come back.
                 (master.try_clone()?, master, None, None, Some(side), false)
             }
         };
-        let input = if input_ended { File::open("/dev/null")?.into() } else { ours(io::stdin().as_fd())? };
+        let input = if input_ended {
+            File::open("/dev/null")?.into()
+        } else {
+            ours(io::stdin().as_fd())?
+        };
         let (stdout, stderr) = match from_stderr {
             Some(from_stderr) => {
-                let stderr = output("stderr", from_stderr, ours(io::stderr().as_fd())?, held.stderr)?;
-                (output("stdout", from_stdout, ours(io::stdout().as_fd())?, held.stdout)?, Some(stderr))
+                let stderr = output(
+                    "stderr",
+                    from_stderr,
+                    ours(io::stderr().as_fd())?,
+                    held.stderr,
+                )?;
+                (
+                    output(
+                        "stdout",
+                        from_stdout,
+                        ours(io::stdout().as_fd())?,
+                        held.stdout,
+                    )?,
+                    Some(stderr),
+                )
             }
             None => {
                 let pending = [held.stdout, held.stderr].concat();
-                (output("stdout", from_stdout, ours(io::stdout().as_fd())?, pending)?, None)
+                (
+                    output("stdout", from_stdout, ours(io::stdout().as_fd())?, pending)?,
+                    None,
+                )
             }
         };
-        let stdin = Pump::start("stdin", Direction::ToApp, input, to_stdin, held.stdin, dropped)?;
-        Ok(Stdio { facts: self.facts, stdin, stdout, stderr, peek, terminal })
+        let stdin = Pump::start(
+            "stdin",
+            Direction::ToApp,
+            input,
+            to_stdin,
+            held.stdin,
+            dropped,
+        )?;
+        Ok(Stdio {
+            facts: self.facts,
+            stdin,
+            stdout,
+            stderr,
+            peek,
+            terminal,
+        })
     }
 }
 
 impl Stdio {
     /// How CRIU names the app's ends.
-    pub fn facts(&self) -> &manifest::Stdio {
+    pub(crate) fn facts(&self) -> &manifest::Stdio {
         &self.facts
     }
 
     /// Gives the app's terminal the size of ours. Without either there is nothing to do.
-    pub fn resize(&self) {
+    pub(crate) fn resize(&self) {
         if let Some(side) = &self.terminal {
             // Our own may be no terminal any more; then the app's keeps its size.
-            drop(sys::copy_window_size(io::stdin().as_fd(), side.master.as_fd()));
+            drop(sys::copy_window_size(
+                io::stdin().as_fd(),
+                side.master.as_fd(),
+            ));
         }
     }
 
     /// Stops all streams at an exact byte. The app must be frozen. Blocks the calling thread for a moment.
-    pub fn cut(&self) -> Result<Held, CutError> {
+    pub(crate) fn cut(&self) -> Result<Held, CutError> {
         let stdin = self.stdin.cut(CUT_LIMIT)?;
         let stdout = self.stdout.cut(CUT_LIMIT)?;
-        let stderr = self.stderr.as_ref().map(|pump| pump.cut(CUT_LIMIT)).transpose()?;
-        let unread = self.peek.as_ref().map(unread).transpose()?.unwrap_or_default();
+        let stderr = self
+            .stderr
+            .as_ref()
+            .map(|pump| pump.cut(CUT_LIMIT))
+            .transpose()?;
+        let unread = self
+            .peek
+            .as_ref()
+            .map(unread)
+            .transpose()?
+            .unwrap_or_default();
         Ok(Held {
             stdin: [unread, stdin.pending].concat(),
             stdin_ended: stdin.ended,
@@ -202,26 +308,32 @@ impl Stdio {
     }
 
     /// Lets the streams flow again after a cut.
-    pub fn resume(&self) {
+    pub(crate) fn resume(&self) {
         self.pumps().for_each(Pump::resume);
     }
 
     /// Gives up what is in hand: it is in a snapshot.
-    pub fn abandon(self) {
-        for pump in [Some(self.stdin), Some(self.stdout), self.stderr].into_iter().flatten() {
+    pub(crate) fn abandon(self) {
+        for pump in [Some(self.stdin), Some(self.stdout), self.stderr]
+            .into_iter()
+            .flatten()
+        {
             pump.abandon();
         }
         restore_terminal(self.terminal);
     }
 
     /// The app has ended: delivers what it wrote, for at most `limit` a stream. Blocks the calling thread.
-    pub fn finish(self, limit: Duration) {
+    pub(crate) fn finish(self, limit: Duration) {
         // Nobody reads it any more; with a terminal, it also holds an end of the stream that is to end.
         self.stdin.abandon();
         for pump in [Some(self.stdout), self.stderr].into_iter().flatten() {
             let left = pump.finish(limit);
             if left > 0 {
-                tracing::warn!(bytes = left, "the app's last output was not read in time and is lost");
+                tracing::warn!(
+                    bytes = left,
+                    "the app's last output was not read in time and is lost"
+                );
             }
         }
         restore_terminal(self.terminal);
@@ -231,7 +343,7 @@ impl Stdio {
 fn restore_terminal(side: Option<TerminalSide>) {
     if let Some(ours) = side.and_then(|side| side.ours.into_inner().ok().flatten()) {
         // The terminal may be gone, and there is nobody left to tell.
-        drop(tcsetattr(io::stdin(), SetArg::TCSADRAIN, &ours));
+        let _ = tcsetattr(io::stdin(), SetArg::TCSADRAIN, &ours);
     }
 }
 
@@ -248,7 +360,12 @@ fn dropped(_stream: &'static str, bytes: usize) {
     metrics::output_dropped(bytes as u64);
 }
 
-fn output(stream: &'static str, source: OwnedFd, sink: OwnedFd, pending: Vec<u8>) -> io::Result<Pump> {
+fn output(
+    stream: &'static str,
+    source: OwnedFd,
+    sink: OwnedFd,
+    pending: Vec<u8>,
+) -> io::Result<Pump> {
     Pump::start(stream, Direction::FromApp, source, sink, pending, dropped)
 }
 
@@ -281,7 +398,11 @@ fn unread(pipe: &OwnedFd) -> io::Result<Vec<u8>> {
     drop(into);
     let mut bytes = Vec::with_capacity(copied);
     File::from(copy).read_to_end(&mut bytes)?;
-    if bytes.len() == count { Ok(bytes) } else { Err(io::Error::other("only a part of it could be copied")) }
+    if bytes.len() == count {
+        Ok(bytes)
+    } else {
+        Err(io::Error::other("only a part of it could be copied"))
+    }
 }
 
 #[cfg(test)]
@@ -293,7 +414,9 @@ mod tests {
     fn looking_at_a_pipe_takes_nothing_out_of_it() {
         let (read, write) = pipe2(OFlag::O_CLOEXEC).expect("pipe");
         let text: Vec<u8> = (0..50_000u32).map(|number| (number % 251) as u8).collect();
-        File::from(write.try_clone().expect("clone")).write_all(&text).expect("write");
+        File::from(write.try_clone().expect("clone"))
+            .write_all(&text)
+            .expect("write");
         assert_eq!(unread(&read).expect("tee"), text);
         assert_eq!(unread(&read).expect("tee"), text);
         drop(write);
