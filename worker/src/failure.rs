@@ -131,7 +131,9 @@ impl ExitCode {
             Self::SettingsInvalid => {
                 "A flag, an environment variable or the settings file is not valid. Nothing was started."
             }
-            Self::Internal => "A bug in Reprieve: it panicked. Please report the message.",
+            Self::Internal => {
+                "A bug in Reprieve: it panicked, or something failed that has no other code. Please report the message."
+            }
             Self::CheckpointFailed => "The requested checkpoint failed; the job runs on.",
             Self::NoSupervisor => {
                 "The control socket cannot be reached, or what answered is not a Reprieve of this version."

@@ -4,6 +4,7 @@
 //! into an exit code. Decisions live in `reprieve_core`, event sources in `reprieve_hooks`.
 
 pub mod catalog;
+pub mod control;
 pub mod engine;
 pub mod failure;
 mod host;

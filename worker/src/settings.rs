@@ -1453,3 +1453,605 @@ pub fn document() -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Variables(Vec<(&'static str, &'static str)>);
+
+    impl Environment for Variables {
+        fn variables(&self) -> Vec<(OsString, OsString)> {
+            self.0
+                .iter()
+                .map(|(name, value)| (name.into(), value.into()))
+                .collect()
+        }
+    }
+
+    struct Given {
+        flags: Vec<(&'static str, &'static str)>,
+        variables: Vec<(&'static str, &'static str)>,
+        file: Option<&'static str>,
+    }
+
+    const NOTHING: Given = Given {
+        flags: Vec::new(),
+        variables: Vec::new(),
+        file: None,
+    };
+
+    const ARGV: [&str; 3] = ["/opt/bin/train", "--epochs", "90"];
+
+    impl Given {
+        /// Loads with a settings file that is named by `--config`, and shows its directory as `DIR` in faults.
+        fn with<T>(self, load: impl FnOnce(&Layers<'_>) -> Result<T, Faults>) -> Result<T, String> {
+            let dir = tempfile::tempdir().expect("a temporary directory");
+            let file = self.file.map(|text| {
+                let path = dir.path().join("reprieve.toml");
+                std::fs::write(&path, text).expect("the directory is ours");
+                path
+            });
+            let environment = Variables(self.variables);
+            let flags = self
+                .flags
+                .iter()
+                .map(|(setting, value)| FlagValue {
+                    setting,
+                    flag: Setting::named(setting).flag(),
+                    value: value.into(),
+                })
+                .collect();
+            let layers = Layers {
+                flags,
+                file,
+                default_file: &dir.path().join("absent.toml"),
+                environment: &environment,
+            };
+            load(&layers).map_err(|faults| {
+                Failure::from(faults)
+                    .to_string()
+                    .replace(&dir.path().display().to_string(), "DIR")
+            })
+        }
+
+        fn load(self) -> Result<Settings, String> {
+            self.with(|layers| Settings::load(layers, &ARGV.map(OsString::from)))
+        }
+    }
+
+    fn flags(flags: &[(&'static str, &'static str)]) -> Given {
+        Given {
+            flags: flags.to_vec(),
+            ..NOTHING
+        }
+    }
+
+    fn variables(variables: &[(&'static str, &'static str)]) -> Given {
+        Given {
+            variables: variables.to_vec(),
+            ..NOTHING
+        }
+    }
+
+    fn file(text: &'static str) -> Given {
+        Given {
+            file: Some(text),
+            ..NOTHING
+        }
+    }
+
+    #[test]
+    fn defaults_are_complete() {
+        let settings = NOTHING.load().expect("the defaults are valid");
+        assert_eq!(
+            settings,
+            Settings {
+                store: None,
+                // A stored answer: another derivation would lose every snapshot of an unnamed job.
+                job: "train-6b8da3e1".into(),
+                job_name_origin: JobNameOrigin::Derived,
+                s3_endpoint: None,
+                s3_region: None,
+                s3_path_style: PathStyle::Auto,
+                keep_generations: 5,
+                compression: Compression::Auto,
+                memory_budget_bytes: 64 * MIB,
+                term_grace: Duration::from_secs(10),
+                deadline_margin: Duration::from_secs(1),
+                stop_grace: Duration::from_secs(5),
+                checkpoint_timeout: Duration::from_secs(25),
+                on_checkpoint_failure: OnCheckpointFailure::RunOn,
+                checkpointed_exit_code: 75,
+                ghost_limit_bytes: 64 * 1024 * 1024,
+                signal_target: SignalTarget::Group,
+                boot_timeout: Duration::from_secs(60),
+                restore_timeout: Duration::from_secs(600),
+                on_no_valid_snapshot: OnNoValidSnapshot::Fail,
+                criu: "criu".into(),
+                work_dir: None,
+                control_socket: "/run/reprieve/control.sock".into(),
+                metrics_listen: None,
+                log: LogSettings {
+                    filter: "info".into(),
+                    format: LogFormat::Auto,
+                },
+                warnings: vec![
+                    "no store is set: nothing is checkpointed and an eviction loses the job's work"
+                        .into()
+                ],
+            }
+        );
+    }
+
+    /// A valid value other than the default for every row, so that no row is left out of `Settings`.
+    const OTHERS: &[(&str, &str)] = &[
+        ("store", "s3://bucket/pre/fix"),
+        ("job", "nightly"),
+        ("s3-endpoint", "http://127.0.0.1:9000"),
+        ("s3-region", "eu-central-1"),
+        ("s3-path-style", "on"),
+        ("keep-generations", "2"),
+        ("compression", "high"),
+        ("memory-budget", "1GiB"),
+        ("term-grace", "2m"),
+        ("deadline-margin", "500ms"),
+        ("stop-grace", "0s"),
+        ("checkpoint-timeout", "1m 30s"),
+        ("on-checkpoint-failure", "forward"),
+        ("checkpointed-exit-code", "143"),
+        ("ghost-limit", "0B"),
+        ("signal-target", "child"),
+        ("boot-timeout", "10s"),
+        ("restore-timeout", "1h"),
+        ("on-no-valid-snapshot", "start"),
+        ("criu", "/opt/criu"),
+        ("work-dir", "/scratch"),
+        ("control-socket", "/tmp/c.sock"),
+        ("metrics-listen", "[::]:9184"),
+        ("log", "warn,reprieve::store=debug"),
+        ("log-format", "human"),
+    ];
+
+    #[test]
+    fn each_row_is_read_in_every_layer() {
+        assert_eq!(
+            OTHERS.iter().map(|(name, _)| *name).collect::<Vec<_>>(),
+            TABLE.iter().map(|setting| setting.name).collect::<Vec<_>>()
+        );
+        let leak = |text: String| -> &'static str { text.leak() };
+        let by_flags = flags(OTHERS).load().expect("valid flags");
+        let by_variables = Given {
+            variables: OTHERS
+                .iter()
+                .map(|(name, value)| (leak(Setting::named(name).variable()), *value))
+                .collect(),
+            ..NOTHING
+        };
+        let toml = |key: fn(&str) -> String| -> String {
+            OTHERS
+                .iter()
+                .map(|(name, value)| format!("{} = {value:?}\n", key(name)))
+                .collect()
+        };
+        assert_eq!(by_variables.load().expect("valid variables"), by_flags);
+        assert_eq!(
+            file(leak(toml(str::to_string)))
+                .load()
+                .expect("a valid file"),
+            by_flags
+        );
+        assert_eq!(
+            file(leak(toml(|name| name.replace('-', "_"))))
+                .load()
+                .expect("a valid file"),
+            by_flags
+        );
+        let expected = Settings {
+            store: Some("s3://bucket/pre/fix".into()),
+            job: "nightly".into(),
+            job_name_origin: JobNameOrigin::Given,
+            s3_endpoint: Url::parse("http://127.0.0.1:9000").ok(),
+            s3_region: Some("eu-central-1".into()),
+            s3_path_style: PathStyle::On,
+            keep_generations: 2,
+            compression: Compression::High,
+            memory_budget_bytes: 1024 * MIB,
+            term_grace: Duration::from_secs(120),
+            deadline_margin: Duration::from_millis(500),
+            stop_grace: Duration::ZERO,
+            checkpoint_timeout: Duration::from_secs(90),
+            on_checkpoint_failure: OnCheckpointFailure::Forward,
+            checkpointed_exit_code: 143,
+            ghost_limit_bytes: 0,
+            signal_target: SignalTarget::Child,
+            boot_timeout: Duration::from_secs(10),
+            restore_timeout: Duration::from_secs(3600),
+            on_no_valid_snapshot: OnNoValidSnapshot::Start,
+            criu: "/opt/criu".into(),
+            work_dir: Some("/scratch".into()),
+            control_socket: "/tmp/c.sock".into(),
+            metrics_listen: "[::]:9184".parse().ok(),
+            log: LogSettings {
+                filter: "warn,reprieve::store=debug".into(),
+                format: LogFormat::Human,
+            },
+            warnings: by_flags.warnings.clone(),
+        };
+        assert_eq!(by_flags, expected);
+    }
+
+    #[test]
+    fn later_layers_go_first() {
+        let layers = |flag: bool, variable: bool| Given {
+            flags: if flag {
+                vec![("job", "from-flag")]
+            } else {
+                Vec::new()
+            },
+            variables: if variable {
+                vec![("REPRIEVE_JOB", "from-variable")]
+            } else {
+                Vec::new()
+            },
+            file: Some("job = \"from-file\"\nkeep-generations = 7"),
+        };
+        for (flag, variable, job) in [
+            (true, true, "from-flag"),
+            (false, true, "from-variable"),
+            (false, false, "from-file"),
+            (true, false, "from-flag"),
+        ] {
+            let settings = layers(flag, variable).load().expect("valid settings");
+            assert_eq!(settings.job, job);
+            assert_eq!(settings.keep_generations, 7);
+            assert_eq!(settings.job_name_origin, JobNameOrigin::Given);
+        }
+    }
+
+    #[test]
+    fn all_faults_are_reported_at_once() {
+        let given = Given {
+            flags: vec![
+                ("memory-budget", "16MiB"),
+                ("metrics-listen", "localhost:9184"),
+            ],
+            variables: vec![
+                ("REPRIEVE_TERM_GRACE", "10"),
+                ("REPRIEVE_DEADLINE_MARIGN", "secret"),
+                ("REPRIEVE_STORE", "s3://key:hush@bucket/x?token=hush"),
+                ("PATH", "/bin"),
+            ],
+            // Overridden by nothing valid, but wrong all the same.
+            file: Some(
+                "stroe = \"hush\"\nterm-grace = \"1 fortnight\"\ncompression = [\"low\"]\ncriu = \"./criu\"",
+            ),
+        };
+        assert_eq!(
+            given.load().expect_err("nothing here is valid"),
+            "\
+reprieve: 9 settings are not valid
+  - REPRIEVE_DEADLINE_MARIGN (environment variable REPRIEVE_DEADLINE_MARIGN): there is no such setting: did you mean \"REPRIEVE_DEADLINE_MARGIN\"?
+    correct the name or remove it
+  - compression (file DIR/reprieve.toml): is a table or a list
+    write a single value: one of auto, low, medium, high
+  - stroe (file DIR/reprieve.toml): there is no such setting: did you mean \"store\"?
+    correct the name or remove it
+  - criu = \"./criu\" (file DIR/reprieve.toml): depends on the current directory
+    write a name without slashes or an absolute path
+  - term-grace = \"1 fortnight\" (file DIR/reprieve.toml): is not a duration: unknown time unit \"fortnight\", supported units: ns, us/µs, ms, sec, min, hours, days, weeks, months, years (and few variations)
+    write a duration with its unit like 25s or 2m, from 1s to 24h
+  - store = \"s3://[hidden]@bucket/x\" (environment variable REPRIEVE_STORE): holds more than an address; credentials in it would end up in logs
+    write s3://BUCKET/PREFIX or file:///DIRECTORY; credentials come from the usual AWS sources (role, AWS_* variables, profile)
+  - term-grace = \"10\" (environment variable REPRIEVE_TERM_GRACE): has no unit
+    write \"10s\" if seconds are meant
+  - memory-budget = \"16MiB\" (flag --memory-budget): is outside these limits
+    write a size like 64MiB, from 32MiB to 1024GiB
+  - metrics-listen = \"localhost:9184\" (flag --metrics-listen): is not an IP address and a port
+    write an IP address and a port like 0.0.0.0:9184 or [::]:9184
+  remedy: nothing was started; `reprieve run --help` lists every setting
+  exit code: 174 (settings invalid)
+"
+        );
+    }
+
+    /// A value of a setting, and the part of the message that it leads to; no part for a valid one.
+    #[test]
+    fn values_by_kind() {
+        let table: &[(&str, &str, Option<&str>)] = &[
+            ("store", "file:///var/snapshots", None),
+            ("store", "s3://bucket", None),
+            ("store", "s3:///prefix", Some("names no bucket")),
+            (
+                "store",
+                "file://var/snapshots",
+                Some("a directory needs three slashes"),
+            ),
+            ("store", "file:///", Some("names no directory")),
+            (
+                "store",
+                "gs://bucket",
+                Some("no kind of store called \"gs\""),
+            ),
+            ("store", "/var/snapshots", Some("is not a URL")),
+            ("store", "s3://a@bucket", Some("\"s3://[hidden]@bucket\"")),
+            ("s3-endpoint", "https://minio:9000", None),
+            (
+                "s3-endpoint",
+                "minio:9000",
+                Some("is not reached by \"minio\""),
+            ),
+            (
+                "s3-endpoint",
+                "http://u:p@minio",
+                Some("\"http://[hidden]@minio\""),
+            ),
+            ("s3-region", "eu central", Some("not the name of a region")),
+            ("job", "a.b_c-9", None),
+            ("job", ".hidden", Some("not starting with a dot")),
+            ("job", "a/b", Some("1 to 128 of")),
+            ("job", "", Some("1 to 128 of")),
+            ("keep-generations", "1", Some("from 2 to 1000")),
+            ("keep-generations", "-3", Some("from 2 to 1000")),
+            ("compression", "hihg", Some("did you mean \"high\"?")),
+            ("compression", "LOW", Some("did you mean \"low\"?")),
+            ("stop-grace", "0s", None),
+            ("term-grace", "0s", Some("outside these limits")),
+            ("term-grace", "25h", Some("outside these limits")),
+            ("term-grace", "1.5", Some("write \"1.5s\"")),
+            ("term-grace", "soon", Some("is not a duration")),
+            ("memory-budget", "32MiB", None),
+            ("memory-budget", "67108864B", None),
+            ("memory-budget", "64MB", Some("units B, KiB, MiB, GiB")),
+            ("memory-budget", "67108864", Some("units B, KiB, MiB, GiB")),
+            (
+                "memory-budget",
+                "99999999999GiB",
+                Some("outside these limits"),
+            ),
+            ("memory-budget", "MiB", Some("units B, KiB, MiB, GiB")),
+            ("ghost-limit", "4GiB", Some("outside these limits")),
+            ("checkpointed-exit-code", "0", None),
+            (
+                "checkpointed-exit-code",
+                "256",
+                Some("not a number from 0 to 255"),
+            ),
+            (
+                "checkpointed-exit-code",
+                "171",
+                Some("already means \"no valid snapshot\""),
+            ),
+            ("criu", "criu-4.2", None),
+            ("criu", "bin/criu", Some("depends on the current directory")),
+            ("work-dir", "scratch", Some("not an absolute path")),
+            ("metrics-listen", "0.0.0.0:9184", None),
+            (
+                "metrics-listen",
+                ":9184",
+                Some("not an IP address and a port"),
+            ),
+            ("log", "off", None),
+            ("log", "INFO", None),
+            (
+                "log",
+                "inof",
+                Some("\"inof\" is not a level: did you mean \"info\"?"),
+            ),
+            ("log", "info,reprieve=loud", Some("is not a filter")),
+        ];
+        for (name, value, part) in table {
+            let result = flags(&[(name, value)]).load();
+            match (result, part) {
+                (Ok(_), None) => {}
+                (Err(message), Some(part)) => {
+                    assert!(message.contains(part), "{name}={value}: {message}")
+                }
+                (result, _) => panic!("{name}={value}: {result:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_socket_path_must_fit_the_kernel() {
+        let long: &'static str = format!("/{}", "x".repeat(SOCKET_PATH_LIMIT)).leak();
+        assert!(
+            flags(&[("control-socket", &long[..SOCKET_PATH_LIMIT])])
+                .load()
+                .is_ok()
+        );
+        let message = flags(&[("control-socket", long)])
+            .load()
+            .expect_err("one byte too many");
+        assert!(
+            message.contains("the kernel takes at most 107"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn zero_for_checkpointed_needs_the_flag() {
+        let remedy = "give `--checkpointed-exit-code 0` as a flag";
+        for given in [
+            file("checkpointed-exit-code = 0"),
+            variables(&[("REPRIEVE_CHECKPOINTED_EXIT_CODE", "0")]),
+        ] {
+            let message = given.load().expect_err("0 was not asked for on purpose");
+            assert!(message.contains(remedy), "{message}");
+        }
+        let settings = flags(&[("checkpointed-exit-code", "0")])
+            .load()
+            .expect("on purpose");
+        assert_eq!(settings.checkpointed_exit_code, 0);
+        assert!(
+            settings.warnings[0].starts_with("checkpointed-exit-code is 0"),
+            "{:?}",
+            settings.warnings
+        );
+    }
+
+    #[test]
+    fn dangerous_settings_warn() {
+        let warnings = |given: Given| given.load().expect("valid settings").warnings.join("\n");
+        let store = ("store", "file:///s");
+        assert_eq!(warnings(flags(&[store])), "");
+        assert!(
+            warnings(flags(&[store, ("on-no-valid-snapshot", "start")]))
+                .contains("repeats all of its work")
+        );
+        assert!(warnings(flags(&[store, ("s3-endpoint", "http://m:1")])).contains("has no effect"));
+    }
+
+    #[test]
+    fn a_margin_must_leave_time() {
+        let settings = &[("store", "file:///s"), ("deadline-margin", "10s")];
+        let message = flags(settings)
+            .load()
+            .expect_err("nothing is left of term-grace");
+        assert!(
+            message.contains(
+                "deadline-margin = 10s (flag --deadline-margin): leaves no time for a checkpoint within \
+                 term-grace = 10s (built-in)"
+            ),
+            "{message}"
+        );
+        // Without a store nothing has to fit.
+        assert!(flags(&settings[1..]).load().is_ok());
+    }
+
+    #[test]
+    fn empty_variables_count_as_not_set() {
+        let settings = variables(&[
+            ("REPRIEVE_JOB", ""),
+            ("REPRIEVE_CONFIG", ""),
+            ("REPRIEVE_TYPO", ""),
+        ])
+        .load();
+        assert_eq!(
+            settings.expect("nothing is set").job_name_origin,
+            JobNameOrigin::Derived
+        );
+    }
+
+    #[test]
+    fn kubernetes_services_are_not_settings() {
+        let service = &[
+            ("REPRIEVE_SERVICE_HOST", "10.0.0.1"),
+            ("REPRIEVE_SERVICE_PORT", "80"),
+            ("REPRIEVE_METRICS_SERVICE_PORT_HTTP", "80"),
+            ("REPRIEVE_PORT", "tcp://10.0.0.1:80"),
+            ("REPRIEVE_METRICS_PORT", "tcp://10.0.0.1:80"),
+            ("REPRIEVE_PORT_80_TCP", "tcp://10.0.0.1:80"),
+            ("REPRIEVE_PORT_80_TCP_ADDR", "10.0.0.1"),
+        ];
+        variables(service)
+            .load()
+            .expect("none of them is meant for us");
+        for (name, value) in [
+            ("REPRIEVE_METRICS_PORT", "9184"),
+            ("REPRIEVE_PORT_80", "tcp://10.0.0.1:80"),
+            ("REPRIEVE_PORTS", "80"),
+        ] {
+            assert!(
+                variables(&[(name, value)]).load().is_err(),
+                "{name}={value} is a slip of the user's"
+            );
+        }
+    }
+
+    #[test]
+    fn a_named_file_must_be_good() {
+        for (text, part) in [
+            ("job = ", "is not TOML"),
+            ("job = \"a\"\njob = \"b\"", "is not TOML"),
+            (
+                "term-grace = \"1s\"\nterm_grace = \"2s\"",
+                "is there twice, once with \"-\" and once with \"_\"",
+            ),
+            ("s3-path-style = true", "s3-path-style = \"true\""),
+        ] {
+            let message = file(text).load().expect_err(text);
+            assert!(message.contains(part), "{message}");
+            assert!(message.contains("reprieve.toml"), "{message}");
+        }
+        let message = variables(&[("REPRIEVE_CONFIG", "/nowhere.toml")])
+            .load()
+            .expect_err("the file is missing");
+        assert!(
+            message.contains(
+                "config = \"/nowhere.toml\" (environment variable REPRIEVE_CONFIG): the settings file cannot be read"
+            ),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn a_broken_file_is_not_quoted() {
+        let message = file("password = hush hush").load().expect_err("no quotes");
+        assert!(!message.contains("hush"), "{message}");
+        assert!(message.contains("line 1"), "{message}");
+    }
+
+    #[test]
+    fn a_huge_file_is_refused_unread() {
+        let text: &'static str = "#".repeat(256 * 1024 + 1).leak();
+        let message = file(text).load().expect_err("one byte too many");
+        assert!(message.contains("larger than 256 KiB"), "{message}");
+    }
+
+    #[test]
+    fn clients_look_away_from_settings_they_do_not_use() {
+        let client = |given: Given| given.with(ClientSettings::load);
+        let settings = client(variables(&[
+            ("REPRIEVE_CONTROL_SOCKET", "/c.sock"),
+            ("REPRIEVE_TERM_GRACE", "never"),
+            ("REPRIEVE_TYPO", "x"),
+        ]));
+        assert_eq!(
+            settings.expect("both are valid").control_socket,
+            Path::new("/c.sock")
+        );
+        assert!(client(variables(&[("REPRIEVE_CHECKPOINT_TIMEOUT", "never")])).is_err());
+        assert!(client(file("job = ")).is_err());
+    }
+
+    #[test]
+    fn derived_names_are_valid_and_follow_the_command_line() {
+        let derived =
+            |argv: &[&str]| derived_job_name(&argv.iter().map(OsString::from).collect::<Vec<_>>());
+        for app in ["python", "/a b/ü", "..", "/", ".hidden", &"x".repeat(300)] {
+            let name = derived(&[app]);
+            assert!(check(Kind::JobName, &name).is_ok(), "{app}: {name}");
+        }
+        assert_eq!(derived(&["a", "b"]), derived(&["a", "b"]));
+        assert_ne!(derived(&["a", "b"]), derived(&["a", "c"]));
+        assert_ne!(derived(&["a", "b c"]), derived(&["a", "b", "c"]));
+        assert!(derived(&["/usr/bin/python3", "x"]).starts_with("python3-"));
+    }
+
+    #[test]
+    fn slips_are_recognised_and_strangers_are_not() {
+        let hint = |written: &str| {
+            did_you_mean(
+                written,
+                TABLE.iter().map(|setting| setting.name.to_string()),
+            )
+        };
+        for (written, meant) in [
+            ("stor", "store"),
+            ("jbo", "job"),
+            ("deadline_margin", "deadline-margin"),
+            ("Term-Grace", "term-grace"),
+            ("keep-generation", "keep-generations"),
+        ] {
+            assert_eq!(hint(written), format!(": did you mean \"{meant}\"?"));
+        }
+        assert_eq!(hint("aws-secret-access-key"), "");
+        assert_eq!(hint("port"), "");
+    }
+
+    #[test]
+    fn document_is_generated() {
+        crate::stored::assert_document("settings.md", &document());
+    }
+}

@@ -24,9 +24,9 @@ use nix::libc;
 use reprieve_core::deadline::Budget;
 use reprieve_core::head::Finished;
 use reprieve_core::lifecycle::{
-    Effect, Ended, Event, Finish, Lifecycle, OnFailure, Phase, Policy, RequestId,
+    Effect, Ended, Event, Finish, Lifecycle, OnFailure, Policy, RequestId,
 };
-use reprieve_core::notice::{Afterwards, Moment, Notice, Trigger};
+use reprieve_core::notice::{Afterwards, Moment, Notice};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
@@ -34,6 +34,7 @@ use tokio::time::{Instant, timeout};
 pub use checkpoint::{CheckpointError, Report};
 
 use crate::catalog::{CatalogError, Lease};
+use crate::control::protocol::{Durable, Outcome, Status};
 use crate::failure::{ExitCode, Failure};
 use crate::host;
 use crate::metrics::{self, CheckpointOutcome, NoticeKind, NoticeSource};
@@ -63,41 +64,11 @@ pub enum Request {
     Checkpoint {
         afterwards: Afterwards,
         timeout: Option<Duration>,
-        answer: oneshot::Sender<Answer>,
+        answer: oneshot::Sender<Outcome>,
     },
     Status {
         answer: oneshot::Sender<Status>,
     },
-}
-
-/// How a request for a checkpoint ended.
-#[derive(Clone, Debug)]
-pub enum Answer {
-    Durable(Report, Afterwards),
-    Failed {
-        reason: String,
-        remedy: &'static str,
-    },
-    TimedOut {
-        reason: String,
-        remedy: &'static str,
-    },
-    Refused {
-        reason: String,
-    },
-}
-
-/// How things are.
-#[derive(Clone, Debug)]
-pub struct Status {
-    pub phase: Phase,
-    pub app_pid: Option<i32>,
-    pub origin: Option<Origin>,
-    pub epoch: Option<u64>,
-    pub last_snapshot: Option<LastSnapshot>,
-    pub durable: u64,
-    pub failed: u64,
-    pub uptime: Duration,
 }
 
 /// The newest snapshot that this supervisor made or resumed from.
@@ -159,12 +130,14 @@ pub struct Supervisor {
     lease: Option<Lease>,
     under_way: Option<UnderWay>,
     /// What to tell those who wait for the checkpoint that just ended.
-    last_answer: Option<Answer>,
-    waiting: HashMap<RequestId, oneshot::Sender<Answer>>,
+    last_answer: Option<Outcome>,
+    waiting: HashMap<RequestId, oneshot::Sender<Outcome>>,
     next_request: u64,
     last_snapshot: Option<LastSnapshot>,
     durable: u64,
     failed: u64,
+    last_failure: Option<String>,
+    epoch: Option<u64>,
 }
 
 enum Happened {
@@ -205,6 +178,8 @@ impl Supervisor {
             last_snapshot: None,
             durable: 0,
             failed: 0,
+            last_failure: None,
+            epoch: None,
         }
     }
 
@@ -305,6 +280,7 @@ impl Supervisor {
         });
         self.origin = Some(origin);
         self.protection = protection;
+        self.epoch = lease.as_ref().map(|lease| lease.head.epoch);
         self.lease = lease;
         self.life.handle(Event::AppReady, self.clock.now())
     }
@@ -341,15 +317,25 @@ impl Supervisor {
     }
 
     fn status(&self) -> Status {
+        let age = |snapshot: LastSnapshot| host::wall_ms().saturating_sub(snapshot.taken_at_ms);
+        let resumed_from = self.origin.and_then(Origin::snapshot);
         Status {
-            phase: self.life.phase(),
-            app_pid: self.app.as_ref().map(|app| app.pid),
-            origin: self.origin,
-            epoch: self.lease.as_ref().map(|lease| lease.head.epoch),
-            last_snapshot: self.last_snapshot,
-            durable: self.durable,
-            failed: self.failed,
-            uptime: self.clock.start.elapsed(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            state: self.life.phase().as_str().to_owned(),
+            job: self.settings.job.clone(),
+            store: self.settings.store.clone(),
+            last_generation: self.last_snapshot.map(|snapshot| snapshot.generation),
+            last_snapshot_age_ms: self.last_snapshot.map(age),
+            app_pid: self
+                .app
+                .as_ref()
+                .and_then(|app| u32::try_from(app.pid).ok()),
+            checkpoints_durable: self.durable,
+            checkpoints_failed: self.failed,
+            last_failure: self.last_failure.clone(),
+            resumed_from: resumed_from.map(|snapshot| snapshot.generation),
+            owner_epoch: self.epoch,
+            uptime_ms: millis(self.clock.start.elapsed()),
         }
     }
 
@@ -363,12 +349,12 @@ impl Supervisor {
             }
             Effect::Forward(signal) => self.forward(signal),
             Effect::Answer(id) => {
-                let answer = self.last_answer.clone().unwrap_or(Answer::Refused {
+                let answer = self.last_answer.clone().unwrap_or(Outcome::Refused {
                     reason: "the checkpoint ended without a result".to_owned(),
                 });
                 self.answer(id, answer);
             }
-            Effect::Refuse(id, reason) => self.answer(id, Answer::Refused { reason }),
+            Effect::Refuse(id, reason) => self.answer(id, Outcome::Refused { reason }),
             Effect::Missed(reason) => {
                 metrics::checkpoint_ended(metrics::Trigger::Signal, CheckpointOutcome::Refused);
                 tracing::error!(
@@ -382,7 +368,7 @@ impl Supervisor {
         }
     }
 
-    fn answer(&mut self, id: RequestId, answer: Answer) {
+    fn answer(&mut self, id: RequestId, answer: Outcome) {
         if let Some(sender) = self.waiting.remove(&id) {
             // Whoever asked may be gone.
             drop(sender.send(answer));
@@ -452,10 +438,6 @@ impl Supervisor {
 
     fn checkpoint_ended(&mut self, ended: Option<Box<Checkpointed>>) -> Vec<Effect> {
         let UnderWay { notice, .. } = self.under_way.take().expect("it was under way until now");
-        let trigger = match notice.trigger {
-            Trigger::Signal => metrics::Trigger::Signal,
-            Trigger::Control => metrics::Trigger::Control,
-        };
         let result = match ended {
             Some(ended) => {
                 self.lease = Some(ended.0);
@@ -467,7 +449,7 @@ impl Supervisor {
             Ok(report) => self.succeeded(report, notice.afterwards),
             Err(error) => self.not_succeeded(error),
         };
-        metrics::checkpoint_ended(trigger, outcome);
+        metrics::checkpoint_ended(notice.trigger.into(), outcome);
         self.life
             .handle(Event::CheckpointEnded(how), self.clock.now())
     }
@@ -497,7 +479,14 @@ impl Supervisor {
             afterwards = ?afterwards,
             "checkpoint is durable"
         );
-        self.last_answer = Some(Answer::Durable(report.clone(), afterwards));
+        self.last_answer = Some(Outcome::Durable(Durable {
+            generation: report.generation,
+            bytes_stored: report.sizes.stored,
+            bytes_logical: report.sizes.memory + report.sizes.images,
+            frozen_ms: millis(report.frozen),
+            wall_ms: millis(report.wall),
+            left_running: afterwards == Afterwards::Continue,
+        }));
         (Ended::Durable, CheckpointOutcome::Durable)
     }
 
@@ -519,10 +508,15 @@ impl Supervisor {
                 "checkpoint failed; the job runs on and older snapshots stay as they are"
             );
         }
+        self.last_failure = Some(reason.clone());
         self.last_answer = Some(if late {
-            Answer::TimedOut { reason, remedy }
+            Outcome::TimedOut
         } else {
-            Answer::Failed { reason, remedy }
+            Outcome::Failed {
+                reason,
+                remedy: remedy.to_owned(),
+                job_runs_on: !fenced,
+            }
         });
         match (fenced, error) {
             (true, _) => (Ended::Fenced, CheckpointOutcome::Fenced),
