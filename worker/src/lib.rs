@@ -3,4 +3,18 @@
 //! The library holds every part; the binary (`main.rs`) only reads settings, builds the parts and turns the outcome
 //! into an exit code. Decisions live in `reprieve_core`, event sources in `reprieve_hooks`.
 
+pub mod catalog;
+pub mod control;
+pub mod engine;
+pub mod failure;
+mod host;
+pub mod metrics;
+mod named;
+pub mod pages;
+pub mod settings;
+pub mod signals;
 pub mod store;
+#[cfg(test)]
+mod stored;
+pub mod supervisor;
+pub mod sys;

@@ -1,1 +1,15 @@
+//! The decisions of Reprieve: plain functions from facts to values, with their reasons inside.
+//!
+//! Nothing here reads a clock, the environment, a file or a socket (`clippy.toml` bans them); the worker brings the facts
+//! and carries the decisions out.
 #![forbid(unsafe_code)]
+
+pub mod compat;
+pub mod deadline;
+pub mod document;
+pub mod head;
+pub mod lifecycle;
+pub mod manifest;
+pub mod notice;
+pub mod retention;
+pub mod selection;

@@ -9,11 +9,25 @@
 //! - of any number of concurrent `put`s with the same satisfied condition exactly one succeeds;
 //! - a [`Tag`] changes whenever the object's bytes change.
 
+#[cfg(test)]
+mod contract;
+mod directory;
+mod location;
+pub mod retry;
+mod s3;
+pub mod unreliable;
+
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+
+pub use directory::DirectoryStore;
+pub use location::{AddressError, StoreAddress};
+pub use s3::{Addressing, S3Limits, S3Options, S3Store};
+pub use unreliable::UnreliableStore;
 
 /// What a store knows an object's present bytes by (an S3 ETag, or a digest in a directory).
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -93,6 +107,67 @@ pub struct StoreError {
     pub source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
 
+impl StoreError {
+    pub fn new(
+        kind: StoreErrorKind,
+        operation: &'static str,
+        key: impl Into<String>,
+        message: impl Into<String>,
+    ) -> Self {
+        Self {
+            kind,
+            operation,
+            key: key.into(),
+            message: message.into(),
+            source: None,
+        }
+    }
+
+    /// The same error with its cause.
+    pub fn because(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+}
+
+/// The longest key or prefix, in bytes. S3 takes 1024 with the store's own prefix in front.
+pub const KEY_LIMIT: usize = 768;
+
+/// What is wrong with a key, if anything: the same rules for every store, so that one store's keys fit in any other.
+///
+/// Segments do not start with a dot: such names belong to the directory store's temporary and lock files, and `..`
+/// would lead out of it.
+pub fn check_key(key: &str) -> Result<(), &'static str> {
+    check_prefix(key)?;
+    match key.rsplit('/').next() {
+        None | Some("") => Err("a key ends in a name"),
+        Some(_) => Ok(()),
+    }
+}
+
+/// The same for the beginning of a key, as listings take it: it may be empty, and its last segment incomplete.
+pub fn check_prefix(prefix: &str) -> Result<(), &'static str> {
+    if prefix.len() > KEY_LIMIT {
+        return Err("it is longer than 768 bytes");
+    }
+    if prefix.chars().any(char::is_control) {
+        return Err("it contains a control character");
+    }
+    let mut segments = prefix.split('/').peekable();
+    while let Some(segment) = segments.next() {
+        if segment.is_empty() && segments.peek().is_some() {
+            return Err("it contains an empty segment or starts with `/`");
+        }
+        if segment.starts_with('.') {
+            return Err("a segment starts with a dot");
+        }
+        if segment.len() > 255 {
+            return Err("a segment is longer than 255 bytes");
+        }
+    }
+    Ok(())
+}
+
 /// Where snapshots live.
 #[async_trait]
 pub trait Store: Send + Sync + fmt::Debug {
@@ -126,5 +201,57 @@ pub trait Store: Send + Sync + fmt::Debug {
     async fn reach(&self) -> Result<(), StoreError>;
 }
 
+/// The store at an address. Whether it is there and may be used is for [`Store::reach`] to find out.
+pub async fn open(
+    address: &StoreAddress,
+    options: &S3Options,
+) -> Result<Arc<dyn Store>, StoreError> {
+    Ok(match address {
+        StoreAddress::Directory(path) => Arc::new(DirectoryStore::new(path)),
+        StoreAddress::S3 { bucket, prefix } => {
+            Arc::new(S3Store::open(bucket, prefix, options).await?)
+        }
+    })
+}
+
 /// The longest that one attempt may take before it is given up and counted as [`StoreErrorKind::Unavailable`].
 pub const ATTEMPT_LIMIT: Duration = Duration::from_secs(60);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_that_could_leave_the_store_or_meet_its_own_files_are_refused() {
+        for key in ["HEAD", "data/0001/part-7", "a b/c", "ä/ö", "a..b"] {
+            assert_eq!(check_key(key), Ok(()), "{key:?}");
+        }
+        let long = "x".repeat(256);
+        for key in [
+            "",
+            "/etc/passwd",
+            "..",
+            "a/../b",
+            "a//b",
+            "a/",
+            ".hidden",
+            "a/.tmp",
+            "a\nb",
+            "a\0b",
+            long.as_str(),
+        ] {
+            assert!(check_key(key).is_err(), "{key:?}");
+        }
+        assert!(check_key(&"x/".repeat(400)).is_err());
+    }
+
+    #[test]
+    fn a_prefix_may_be_empty_or_end_anywhere() {
+        for prefix in ["", "data/", "data/00", "d"] {
+            assert_eq!(check_prefix(prefix), Ok(()), "{prefix:?}");
+        }
+        for prefix in ["/", "..", "a//", "data/.", "../x"] {
+            assert!(check_prefix(prefix).is_err(), "{prefix:?}");
+        }
+    }
+}

@@ -1,0 +1,244 @@
+//! Can this host run that snapshot? Every mismatch is a value that can be printed, never a bare no.
+
+use std::fmt;
+
+use crate::manifest::HostFacts;
+
+/// The instruction sets that a program may have chosen at its start and would die without (SIGILL after a resume that
+/// CRIU called successful). Names as in `/proc/cpuinfo`; what only the kernel uses is left out on purpose.
+const USER_FEATURES: &[&str] = &[
+    "abm",
+    "adx",
+    "aes",
+    "avx",
+    "avx2",
+    "avx512",
+    "avx_",
+    "amx",
+    "bmi1",
+    "bmi2",
+    "clflushopt",
+    "clwb",
+    "cx16",
+    "f16c",
+    "fma",
+    "fma4",
+    "fsgsbase",
+    "gfni",
+    "lahf_lm",
+    "lzcnt",
+    "movbe",
+    "movdir",
+    "mmx",
+    "pclmulqdq",
+    "pku",
+    "popcnt",
+    "rdpid",
+    "rdrand",
+    "rdseed",
+    "rtm",
+    "serialize",
+    "sha",
+    "sse",
+    "ssse3",
+    "tbm",
+    "vaes",
+    "vpclmulqdq",
+    "waitpkg",
+    "xop",
+    "xsave",
+];
+
+/// Of all flags in `/proc/cpuinfo`, those a snapshot depends on; sorted.
+pub fn user_features<'a>(flags: impl Iterator<Item = &'a str>) -> Vec<String> {
+    let mut features: Vec<String> = flags
+        .filter(|flag| {
+            USER_FEATURES
+                .iter()
+                .any(|feature| flag.starts_with(feature))
+        })
+        .map(str::to_owned)
+        .collect();
+    features.sort();
+    features.dedup();
+    features
+}
+
+/// One reason why a host cannot run a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Mismatch {
+    Architecture {
+        snapshot: String,
+        host: String,
+    },
+    PageSize {
+        snapshot: u64,
+        host: u64,
+    },
+    /// Images of a newer CRIU are not readable by an older one.
+    OlderCriu {
+        snapshot: String,
+        host: String,
+    },
+    CpuLacks {
+        features: Vec<String>,
+        snapshot_cpu: String,
+        host_cpu: String,
+    },
+}
+
+impl fmt::Display for Mismatch {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Architecture { snapshot, host } => {
+                write!(out, "it was taken on {snapshot}, this host is {host}")
+            }
+            Self::PageSize { snapshot, host } => {
+                write!(
+                    out,
+                    "it was taken with pages of {snapshot} bytes, this host has pages of {host}"
+                )
+            }
+            Self::OlderCriu { snapshot, host } => {
+                write!(
+                    out,
+                    "it was taken by CRIU {snapshot}, this host has the older CRIU {host}"
+                )
+            }
+            Self::CpuLacks {
+                features,
+                snapshot_cpu,
+                host_cpu,
+            } => write!(
+                out,
+                "this host's CPU ({host_cpu}) lacks {} of the snapshot's CPU ({snapshot_cpu})",
+                features.join(", ")
+            ),
+        }
+    }
+}
+
+/// Every reason why `host` cannot run a snapshot taken on `snapshot`; empty when it can.
+pub fn mismatches(snapshot: &HostFacts, host: &HostFacts) -> Vec<Mismatch> {
+    let mut found = Vec::new();
+    if snapshot.arch != host.arch {
+        // Everything else would follow from it and only hide it.
+        return vec![Mismatch::Architecture {
+            snapshot: snapshot.arch.clone(),
+            host: host.arch.clone(),
+        }];
+    }
+    if snapshot.page_size != host.page_size {
+        found.push(Mismatch::PageSize {
+            snapshot: snapshot.page_size,
+            host: host.page_size,
+        });
+    }
+    if version(&host.criu) < version(&snapshot.criu) {
+        found.push(Mismatch::OlderCriu {
+            snapshot: snapshot.criu.clone(),
+            host: host.criu.clone(),
+        });
+    }
+    let features: Vec<String> = snapshot
+        .cpu_features
+        .iter()
+        .filter(|feature| !host.cpu_features.contains(feature))
+        .cloned()
+        .collect();
+    if !features.is_empty() {
+        found.push(Mismatch::CpuLacks {
+            features,
+            snapshot_cpu: snapshot.cpu_model.clone(),
+            host_cpu: host.cpu_model.clone(),
+        });
+    }
+    found
+}
+
+/// `4.2.1` as numbers that compare as versions do; whatever is no number counts as zero.
+pub fn version(text: &str) -> Vec<u64> {
+    text.split('.')
+        .map(|part| part.parse().unwrap_or(0))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn host() -> HostFacts {
+        HostFacts {
+            hostname: "a".into(),
+            arch: "x86_64".into(),
+            kernel: "6.18".into(),
+            cpu_model: "Zen".into(),
+            cpu_features: vec!["avx".into(), "avx2".into()],
+            page_size: 4096,
+            criu: "4.2.1".into(),
+            image: "Debian".into(),
+        }
+    }
+
+    #[test]
+    fn what_only_the_kernel_uses_is_no_feature() {
+        assert_eq!(
+            user_features("ibrs avx2 avx512f nopl avx2 sse4_2".split(' ')),
+            ["avx2", "avx512f", "sse4_2"]
+        );
+    }
+
+    #[test]
+    fn the_same_host_and_a_better_one_can() {
+        let better = HostFacts {
+            criu: "4.10".into(),
+            cpu_features: vec!["avx".into(), "avx2".into(), "avx512f".into()],
+            kernel: "7.0".into(),
+            ..host()
+        };
+        assert_eq!(mismatches(&host(), &host()), []);
+        assert_eq!(mismatches(&host(), &better), []);
+    }
+
+    #[test]
+    fn each_lack_is_named() {
+        let cases: Vec<(HostFacts, &str)> = vec![
+            (
+                HostFacts {
+                    arch: "aarch64".into(),
+                    ..host()
+                },
+                "it was taken on x86_64, this host is aarch64",
+            ),
+            (
+                HostFacts {
+                    page_size: 65536,
+                    ..host()
+                },
+                "it was taken with pages of 4096 bytes, this host has pages of 65536",
+            ),
+            (
+                HostFacts {
+                    criu: "4.2".into(),
+                    ..host()
+                },
+                "it was taken by CRIU 4.2.1, this host has the older CRIU 4.2",
+            ),
+            (
+                HostFacts {
+                    cpu_features: vec!["avx".into()],
+                    cpu_model: "Old".into(),
+                    ..host()
+                },
+                "this host's CPU (Old) lacks avx2 of the snapshot's CPU (Zen)",
+            ),
+        ];
+        for (other, expected) in cases {
+            let found: Vec<String> = mismatches(&host(), &other)
+                .iter()
+                .map(ToString::to_string)
+                .collect();
+            assert_eq!(found, [expected]);
+        }
+    }
+}

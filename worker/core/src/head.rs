@@ -1,0 +1,174 @@
+//! The one mutable object of a job: who owns it, and which snapshots of it count.
+//!
+//! A snapshot exists once it is named here. The object is only ever replaced by compare-and-swap, each time with a fresh
+//! nonce, so that its tag changes with every write and a writer whose reply was lost can tell its own success from
+//! somebody else's. Whoever writes a new epoch owns the job; everybody with an older tag is fenced from that moment,
+//! with no clock involved.
+
+use serde::{Deserialize, Serialize};
+
+use crate::document::{self, DocumentError};
+
+const KIND: &str = "head";
+/// The version this program writes and the only one it reads.
+pub const VERSION: u32 = 1;
+
+/// The key of the object, relative to the job's own prefix.
+pub const KEY: &str = "HEAD";
+
+/// Who runs the job.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Owner {
+    /// Unique to one run of one supervisor.
+    pub worker: String,
+    pub host: String,
+    /// Wall clock of the owner, in milliseconds since the Unix epoch.
+    pub since_ms: u64,
+}
+
+/// One snapshot that counts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Generation {
+    pub generation: u64,
+    /// Key of the manifest, relative to the job's prefix.
+    pub manifest: String,
+    /// BLAKE3 of the manifest object, hexadecimal.
+    pub digest: String,
+    /// Wall clock of the host at the freeze, in milliseconds since the Unix epoch.
+    pub taken_at_ms: u64,
+    /// Bytes that this snapshot added to the store.
+    pub stored_bytes: u64,
+}
+
+/// The job ended by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finished {
+    /// The app's exit code, or 128 + signal.
+    pub exit_code: u8,
+    /// Wall clock of the owner, in milliseconds since the Unix epoch.
+    pub at_ms: u64,
+}
+
+/// The whole object.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Head {
+    pub job: String,
+    /// Counts changes of ownership.
+    pub epoch: u64,
+    /// Fresh in each write.
+    pub nonce: String,
+    /// Nobody, after the owner said goodbye.
+    pub owner: Option<Owner>,
+    /// How the job ended since its last snapshot, if it did.
+    pub finished: Option<Finished>,
+    /// The number that the next snapshot gets; never reused, also not after snapshots were removed.
+    pub next_generation: u64,
+    /// Newest first.
+    pub generations: Vec<Generation>,
+}
+
+impl Head {
+    /// The head of a job that was never run.
+    pub fn new(job: &str) -> Self {
+        Self {
+            job: job.to_owned(),
+            epoch: 0,
+            nonce: String::new(),
+            owner: None,
+            finished: None,
+            next_generation: 1,
+            generations: Vec::new(),
+        }
+    }
+
+    /// The head after `owner` took the job.
+    #[must_use]
+    pub fn claimed(&self, owner: Owner, nonce: String) -> Self {
+        Self {
+            epoch: self.epoch + 1,
+            nonce,
+            owner: Some(owner),
+            finished: None,
+            ..self.clone()
+        }
+    }
+
+    /// The head after another snapshot was added in front and the generations in `dropped` were taken out.
+    #[must_use]
+    pub fn committed(&self, snapshot: Generation, dropped: &[u64], nonce: String) -> Self {
+        let next_generation = self.next_generation.max(snapshot.generation + 1);
+        let kept = self
+            .generations
+            .iter()
+            .filter(|known| !dropped.contains(&known.generation));
+        let generations = std::iter::once(snapshot).chain(kept.cloned()).collect();
+        Self {
+            nonce,
+            next_generation,
+            generations,
+            ..self.clone()
+        }
+    }
+
+    /// The head after its owner said goodbye, and how the job ended if it did.
+    #[must_use]
+    pub fn released(&self, finished: Option<Finished>, nonce: String) -> Self {
+        Self {
+            nonce,
+            owner: None,
+            finished,
+            ..self.clone()
+        }
+    }
+
+    pub fn to_bytes(&self) -> Vec<u8> {
+        document::seal(KIND, VERSION, self)
+    }
+
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, DocumentError> {
+        document::open(KIND, VERSION, bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn generation(number: u64) -> Generation {
+        Generation {
+            generation: number,
+            manifest: format!("manifests/{number}"),
+            digest: "00".repeat(32),
+            taken_at_ms: number * 1000,
+            stored_bytes: 10,
+        }
+    }
+
+    #[test]
+    fn a_commit_puts_the_newest_first_and_never_reuses_a_number() {
+        let head = Head::new("job")
+            .committed(generation(1), &[], "a".into())
+            .committed(generation(2), &[1], "b".into());
+        assert_eq!(head.generations, vec![generation(2)]);
+        assert_eq!(head.next_generation, 3);
+    }
+
+    #[test]
+    fn a_claim_keeps_every_snapshot_and_raises_the_epoch() {
+        let owner = Owner {
+            worker: "w".into(),
+            host: "h".into(),
+            since_ms: 1,
+        };
+        let head = Head::new("job").committed(generation(1), &[], "a".into());
+        let claimed = head.claimed(owner.clone(), "b".into());
+        assert_eq!((claimed.epoch, claimed.owner), (1, Some(owner)));
+        assert_eq!(claimed.generations, head.generations);
+    }
+
+    #[test]
+    fn comes_back_as_written() {
+        let head = Head::new("job").committed(generation(7), &[], "n".into());
+        assert_eq!(Head::from_bytes(&head.to_bytes()), Ok(head));
+    }
+}

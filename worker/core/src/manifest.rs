@@ -1,0 +1,166 @@
+//! What a stored snapshot says of itself: the parts it consists of, what made it, and the facts of the host it came from.
+//!
+//! The manifest is written after every part that it names and before the commit that makes it count
+//! ([`crate::head`]). It names everything a restore needs; older snapshots need not be there any more.
+
+use serde::{Deserialize, Serialize};
+
+use crate::document::{self, DocumentError};
+use crate::notice::{Afterwards, Trigger};
+
+const KIND: &str = "manifest";
+/// The version this program writes and the only one it reads.
+pub const VERSION: u32 = 1;
+
+/// The prefix of all manifests of a job.
+pub const PREFIX: &str = "manifests/";
+
+/// The key of a manifest: the newest generation comes first in one listing, and two attempts at the same generation
+/// (by two owners, or after a failure) never meet.
+pub fn key(generation: u64, epoch: u64, attempt: &str) -> String {
+    format!(
+        "{PREFIX}{:020}-{:020}-{attempt}",
+        u64::MAX - generation,
+        u64::MAX - epoch
+    )
+}
+
+/// The key prefix of an attempt's data.
+pub fn data_prefix(attempt: &str) -> String {
+    format!("data/{attempt}/")
+}
+
+/// One stored object that holds blocks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Part {
+    /// Relative to the job's prefix.
+    pub key: String,
+    pub bytes: u64,
+    /// BLAKE3 of the whole object, hexadecimal.
+    pub digest: String,
+}
+
+/// Where an app's standard streams lead, as CRIU names the ends that the app holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stdio {
+    /// Inode numbers of the three pipes.
+    Pipes {
+        stdin: u64,
+        stdout: u64,
+        stderr: u64,
+    },
+    /// Device numbers of the terminal's slave side, as `stat` gives them for the node and for its file system.
+    Terminal { rdev: u64, dev: u64 },
+}
+
+/// What the restored app needs from its supervisor.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AppFacts {
+    pub argv: Vec<String>,
+    /// The process that the tree hangs on.
+    pub root_pid: i32,
+    pub stdio: Stdio,
+    /// The app's standard input had come to its end.
+    pub stdin_ended: bool,
+    /// Processes in the tree at the freeze.
+    pub processes: u32,
+    /// The host's CLOCK_MONOTONIC at the freeze, in milliseconds.
+    pub monotonic_ms: u64,
+}
+
+/// What decides whether another host can run the snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostFacts {
+    pub hostname: String,
+    /// `x86_64`, `aarch64`.
+    pub arch: String,
+    pub kernel: String,
+    pub cpu_model: String,
+    /// The instruction sets a program may use, by their names in `/proc/cpuinfo`, sorted.
+    pub cpu_features: Vec<String>,
+    /// Bytes.
+    pub page_size: u64,
+    /// `4.2.1`.
+    pub criu: String,
+    /// The user land: `PRETTY_NAME` of os-release, empty when there is none.
+    pub image: String,
+}
+
+/// Sizes, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sizes {
+    /// The app's memory that CRIU handed over.
+    pub memory: u64,
+    /// Of it, pages that hold nothing but zeros; they are not stored.
+    pub zero: u64,
+    /// Of it, pages found unchanged since the parent; they are referred to.
+    #[serde(default)]
+    pub unchanged: u64,
+    /// CRIU's other images.
+    pub images: u64,
+    /// Written to the store by this snapshot.
+    pub stored: u64,
+}
+
+/// The whole manifest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    pub job: String,
+    pub generation: u64,
+    pub epoch: u64,
+    /// Unique to this attempt; part of every key that it wrote.
+    pub attempt: String,
+    /// The generation that was the newest when this one was taken.
+    pub parent: Option<u64>,
+    /// Wall clock of the host at the freeze, in milliseconds since the Unix epoch.
+    pub taken_at_ms: u64,
+    pub trigger: Trigger,
+    pub afterwards: Afterwards,
+    pub app: AppFacts,
+    pub host: HostFacts,
+    /// Every object that a restore reads. Blocks name them by position.
+    pub parts: Vec<Part>,
+    /// Which of `parts` hold the index, in order.
+    pub index: Vec<usize>,
+    pub sizes: Sizes,
+}
+
+impl Manifest {
+    pub fn key(&self) -> String {
+        key(self.generation, self.epoch, &self.attempt)
+    }
+
+    pub fn to_bytes(&self) -> Vec<u8> {
+        document::seal(KIND, VERSION, self)
+    }
+
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, DocumentError> {
+        document::open(KIND, VERSION, bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_generation_and_the_newest_epoch_come_first_in_a_listing() {
+        let mut keys = [
+            key(9, 1, "A"),
+            key(10, 1, "A"),
+            key(10, 2, "B"),
+            key(100, 1, "A"),
+        ];
+        keys.sort();
+        assert_eq!(
+            keys,
+            [
+                key(100, 1, "A"),
+                key(10, 2, "B"),
+                key(10, 1, "A"),
+                key(9, 1, "A")
+            ]
+        );
+    }
+}

@@ -1,0 +1,384 @@
+//! The control protocol: one line of JSON as the request, one line of JSON as the answer, then the connection closes.
+//!
+//! ```text
+//! {"v":1,"request":"checkpoint","leave_running":true,"timeout_ms":25000}
+//! {"v":1,"answer":"checkpoint","outcome":"durable","generation":7,...}
+//! ```
+//!
+//! A line is at most [`LINE_LIMIT`] bytes with its newline, on both sides. Requests with unknown fields or another
+//! version are refused rather than half understood; answers may gain fields. Who may connect is decided by the socket's
+//! permissions, what a request leads to by the supervisor.
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// The version this build speaks.
+pub const VERSION: u64 = 1;
+/// Bytes of a line with its newline.
+pub const LINE_LIMIT: usize = 64 * 1024;
+
+/// What a client wants.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "snake_case")]
+pub enum Request {
+    Checkpoint(Checkpoint),
+    Status(StatusQuery),
+}
+
+/// Take a checkpoint now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Checkpoint {
+    /// Whether the job goes on afterwards; otherwise it ends once the snapshot is durable.
+    #[serde(default)]
+    pub leave_running: bool,
+    /// Without it the supervisor's own setting counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<u64>,
+}
+
+/// Say how things are.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StatusQuery {}
+
+/// What the supervisor says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "answer", rename_all = "snake_case")]
+pub enum Answer {
+    Checkpoint(Outcome),
+    Status(Box<Status>),
+    /// The request was not understood.
+    Invalid {
+        reason: String,
+    },
+}
+
+/// How a requested checkpoint ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "outcome", rename_all = "snake_case")]
+pub enum Outcome {
+    Durable(Durable),
+    Failed {
+        reason: String,
+        remedy: String,
+        job_runs_on: bool,
+    },
+    /// It was not even begun.
+    Refused {
+        reason: String,
+    },
+    /// It was given up at its deadline; the job runs on.
+    TimedOut,
+}
+
+/// A snapshot that will survive this machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Durable {
+    pub generation: u64,
+    pub bytes_stored: u64,
+    pub bytes_logical: u64,
+    /// How long the job stood still.
+    pub frozen_ms: u64,
+    /// From the request to being durable.
+    pub wall_ms: u64,
+    pub left_running: bool,
+}
+
+/// How things are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// The supervisor's version.
+    pub version: String,
+    /// The name of the state metric's label.
+    pub state: String,
+    pub job: String,
+    /// The store's address; none if nothing is checkpointed.
+    pub store: Option<String>,
+    /// The newest durable snapshot of the job.
+    pub last_generation: Option<u64>,
+    pub last_snapshot_age_ms: Option<u64>,
+    pub app_pid: Option<u32>,
+    pub checkpoints_durable: u64,
+    pub checkpoints_failed: u64,
+    /// Why the latest of those failed.
+    pub last_failure: Option<String>,
+    /// The generation the app was restored from; none if it started from scratch.
+    pub resumed_from: Option<u64>,
+    /// Counts the owners the job has had; none without a store.
+    pub owner_epoch: Option<u64>,
+    pub uptime_ms: u64,
+}
+
+/// Why a line is not a request or an answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ProtocolError {
+    #[error("the line has more than {LINE_LIMIT} bytes")]
+    TooLong,
+    #[error("the line is not JSON")]
+    NotJson(#[source] serde_json::Error),
+    #[error("the line has no version \"v\"")]
+    NoVersion,
+    #[error("the other side speaks version {0}, this one {VERSION}")]
+    OtherVersion(u64),
+    #[error("the line is not of this protocol")]
+    NotUnderstood(#[source] serde_json::Error),
+}
+
+impl Request {
+    /// The line with its newline.
+    pub fn to_line(&self) -> String {
+        to_line(self)
+    }
+
+    /// Reads a line with or without its newline.
+    pub fn parse(line: &[u8]) -> Result<Self, ProtocolError> {
+        parse(line)
+    }
+}
+
+impl Answer {
+    /// The line with its newline. Reasons that would burst the limit are cut.
+    pub fn to_line(&self) -> String {
+        to_line(&self.with_short_texts())
+    }
+
+    /// Reads a line with or without its newline.
+    pub fn parse(line: &[u8]) -> Result<Self, ProtocolError> {
+        parse(line)
+    }
+
+    /// Texts come from errors of others and have no natural limit. Escaped, a character takes at most six bytes per byte,
+    /// and no answer holds more than two such texts.
+    fn with_short_texts(&self) -> Self {
+        const TEXT_LIMIT: usize = 4096;
+        let short = |text: &String| text[..text.floor_char_boundary(TEXT_LIMIT)].to_string();
+        match self {
+            Self::Checkpoint(Outcome::Failed {
+                reason,
+                remedy,
+                job_runs_on,
+            }) => Self::Checkpoint(Outcome::Failed {
+                reason: short(reason),
+                remedy: short(remedy),
+                job_runs_on: *job_runs_on,
+            }),
+            Self::Checkpoint(Outcome::Refused { reason }) => Self::Checkpoint(Outcome::Refused {
+                reason: short(reason),
+            }),
+            Self::Checkpoint(outcome) => Self::Checkpoint(outcome.clone()),
+            Self::Status(status) => Self::Status(Box::new(Status {
+                last_failure: status.last_failure.as_ref().map(short),
+                store: status.store.as_ref().map(short),
+                ..Status::clone(status)
+            })),
+            Self::Invalid { reason } => Self::Invalid {
+                reason: short(reason),
+            },
+        }
+    }
+}
+
+fn to_line<T: Serialize>(body: &T) -> String {
+    #[derive(Serialize)]
+    struct Versioned<'a, T> {
+        v: u64,
+        #[serde(flatten)]
+        body: &'a T,
+    }
+    let mut line = serde_json::to_string(&Versioned { v: VERSION, body })
+        .expect("strings, numbers and options are JSON");
+    line.push('\n');
+    line
+}
+
+fn parse<T: DeserializeOwned>(line: &[u8]) -> Result<T, ProtocolError> {
+    if line.len() > LINE_LIMIT {
+        return Err(ProtocolError::TooLong);
+    }
+    let mut value: Value = serde_json::from_slice(line).map_err(ProtocolError::NotJson)?;
+    let version = value
+        .as_object_mut()
+        .and_then(|fields| fields.remove("v"))
+        .and_then(|version| version.as_u64());
+    match version {
+        Some(VERSION) => serde_json::from_value(value).map_err(ProtocolError::NotUnderstood),
+        Some(other) => Err(ProtocolError::OtherVersion(other)),
+        None => Err(ProtocolError::NoVersion),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status() -> Status {
+        Status {
+            version: "0.1.0".into(),
+            state: "running".into(),
+            job: "nightly".into(),
+            store: None,
+            last_generation: Some(3),
+            last_snapshot_age_ms: Some(61_000),
+            app_pid: Some(17),
+            checkpoints_durable: 2,
+            checkpoints_failed: 1,
+            last_failure: Some("the store is full".into()),
+            resumed_from: None,
+            owner_epoch: None,
+            uptime_ms: 1,
+        }
+    }
+
+    /// The wire format is an interface: other programs may speak it.
+    #[test]
+    fn lines_are_stored() {
+        let requests = [
+            (
+                Request::Checkpoint(Checkpoint {
+                    leave_running: true,
+                    timeout_ms: Some(25_000),
+                }),
+                r#"{"v":1,"request":"checkpoint","leave_running":true,"timeout_ms":25000}"#,
+            ),
+            (
+                Request::Status(StatusQuery {}),
+                r#"{"v":1,"request":"status"}"#,
+            ),
+        ];
+        for (request, line) in requests {
+            assert_eq!(request.to_line(), format!("{line}\n"));
+            assert_eq!(
+                Request::parse(line.as_bytes()).expect("our own line"),
+                request
+            );
+        }
+        let answers = [
+            (
+                Answer::Checkpoint(Outcome::Durable(Durable {
+                    generation: 7,
+                    bytes_stored: 10,
+                    bytes_logical: 40,
+                    frozen_ms: 5,
+                    wall_ms: 9,
+                    left_running: false,
+                })),
+                r#"{"v":1,"answer":"checkpoint","outcome":"durable","generation":7,"bytes_stored":10,"bytes_logical":40,"frozen_ms":5,"wall_ms":9,"left_running":false}"#,
+            ),
+            (
+                Answer::Checkpoint(Outcome::Failed {
+                    reason: "r".into(),
+                    remedy: "m".into(),
+                    job_runs_on: true,
+                }),
+                r#"{"v":1,"answer":"checkpoint","outcome":"failed","reason":"r","remedy":"m","job_runs_on":true}"#,
+            ),
+            (
+                Answer::Checkpoint(Outcome::Refused { reason: "r".into() }),
+                r#"{"v":1,"answer":"checkpoint","outcome":"refused","reason":"r"}"#,
+            ),
+            (
+                Answer::Checkpoint(Outcome::TimedOut),
+                r#"{"v":1,"answer":"checkpoint","outcome":"timed_out"}"#,
+            ),
+            (
+                Answer::Invalid { reason: "r".into() },
+                r#"{"v":1,"answer":"invalid","reason":"r"}"#,
+            ),
+            (
+                Answer::Status(Box::new(status())),
+                r#"{"v":1,"answer":"status","version":"0.1.0","state":"running","job":"nightly","store":null,"last_generation":3,"last_snapshot_age_ms":61000,"app_pid":17,"checkpoints_durable":2,"checkpoints_failed":1,"last_failure":"the store is full","resumed_from":null,"owner_epoch":null,"uptime_ms":1}"#,
+            ),
+        ];
+        for (answer, line) in answers {
+            assert_eq!(answer.to_line(), format!("{line}\n"));
+            assert_eq!(
+                Answer::parse(line.as_bytes()).expect("our own line"),
+                answer
+            );
+        }
+    }
+
+    #[test]
+    fn requests_are_understood_whole_or_refused() {
+        let refused = [
+            ("", "the line is not JSON"),
+            ("checkpoint", "the line is not JSON"),
+            ("[1]", "the line has no version \"v\""),
+            (r#"{"request":"status"}"#, "the line has no version \"v\""),
+            (
+                r#"{"v":"1","request":"status"}"#,
+                "the line has no version \"v\"",
+            ),
+            (
+                r#"{"v":2,"request":"status"}"#,
+                "the other side speaks version 2, this one 1",
+            ),
+            (r#"{"v":1}"#, "the line is not of this protocol"),
+            (
+                r#"{"v":1,"request":"restore"}"#,
+                "the line is not of this protocol",
+            ),
+            (
+                r#"{"v":1,"request":"status","deep":true}"#,
+                "the line is not of this protocol",
+            ),
+            (
+                r#"{"v":1,"request":"checkpoint","leave-running":true}"#,
+                "the line is not of this protocol",
+            ),
+            (
+                r#"{"v":1,"request":"checkpoint","timeout_ms":-1}"#,
+                "the line is not of this protocol",
+            ),
+        ];
+        for (line, problem) in refused {
+            let error = Request::parse(line.as_bytes()).expect_err(line);
+            assert_eq!(error.to_string(), problem, "{line}");
+        }
+        assert_eq!(
+            Request::parse(b"{\"v\":1,\"request\":\"checkpoint\"}\n")
+                .expect("the rest has defaults"),
+            Request::Checkpoint(Checkpoint {
+                leave_running: false,
+                timeout_ms: None
+            })
+        );
+    }
+
+    #[test]
+    fn answers_may_gain_fields() {
+        let line = r#"{"v":1,"answer":"checkpoint","outcome":"timed_out","weather":"fine"}"#;
+        assert_eq!(
+            Answer::parse(line.as_bytes()).expect("a later version's answer"),
+            Answer::Checkpoint(Outcome::TimedOut)
+        );
+    }
+
+    #[test]
+    fn lines_keep_the_limit() {
+        // Control characters take six bytes each.
+        let long = "\u{1}".repeat(LINE_LIMIT);
+        let answer = Answer::Checkpoint(Outcome::Failed {
+            reason: long.clone(),
+            remedy: long.clone(),
+            job_runs_on: true,
+        });
+        assert!(answer.to_line().len() <= LINE_LIMIT);
+        let answer = Answer::Status(Box::new(Status {
+            last_failure: Some("ü".repeat(LINE_LIMIT)),
+            ..status()
+        }));
+        assert!(answer.to_line().len() <= LINE_LIMIT);
+        assert!(matches!(
+            Request::parse(long.as_bytes()),
+            Err(ProtocolError::NotJson(_))
+        ));
+        let longer = format!("{long} ");
+        assert!(matches!(
+            Request::parse(longer.as_bytes()),
+            Err(ProtocolError::TooLong)
+        ));
+    }
+}

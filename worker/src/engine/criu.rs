@@ -1,0 +1,329 @@
+//! Runs CRIU: the option lists that work with the least privileges, and what its log says when it does not.
+//!
+//! Always `--unprivileged`: with CAP_CHECKPOINT_RESTORE and CAP_SYS_PTRACE over Docker's default capabilities that is
+//! enough, and it needs no CAP_SYS_ADMIN, no CAP_NET_ADMIN and no writable /proc/sys. Dumps are always `--leave-running`
+//! with the app held at the `post-dump` stage: it is the supervisor that ends the app, after the commit and never
+//! otherwise. CRIU's own killing at the end of a dump would also take place when its action script was itself killed,
+//! because a script that died of a signal counts as one that returned 0 (criu/cr-dump.c, cr_dump_finish).
+
+use std::fs;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use reprieve_core::compat;
+use reprieve_core::manifest;
+
+use crate::engine::hook;
+use crate::supervisor::reaper::{Reaper, Watched};
+use crate::supervisor::stdio::AppEnds;
+use crate::sys::{self, Exit, Terminal};
+
+/// Older ones cannot dump an internet socket on kernels from 6.16 on.
+const OLDEST: &str = "4.2";
+
+/// The first version whose page server protocol was not looked at.
+const UNKNOWN_FROM: &str = "5";
+
+/// `criu --version` answers in milliseconds.
+const VERSION_LIMIT: Duration = Duration::from_secs(10);
+
+/// The descriptors that CRIU finds what we pass at.
+mod descriptor {
+    use std::os::fd::RawFd;
+
+    pub(super) const PAGE_SERVER: RawFd = 200;
+    pub(super) const STDIN: RawFd = 201;
+    pub(super) const STDOUT: RawFd = 202;
+    pub(super) const STDERR: RawFd = 203;
+}
+
+/// Lines of CRIU's log that go into a message.
+const QUOTED_LINES: usize = 4;
+
+/// Why CRIU cannot be used, or did not do as asked.
+#[derive(Debug, thiserror::Error)]
+pub enum CriuError {
+    #[error("cannot run {path}")]
+    Start {
+        path: String,
+        #[source]
+        source: io::Error,
+    },
+    #[error("{path} --version says {answer:?}, which is no version of CRIU")]
+    NoCriu { path: String, answer: String },
+    #[error(
+        "CRIU {found} cannot be used: a version from {OLDEST} on and before {UNKNOWN_FROM} is needed"
+    )]
+    Version { found: String },
+    #[error("CRIU's {operation} ended with {exit}{}", quoted(.log))]
+    Failed {
+        operation: &'static str,
+        exit: Exit,
+        log: Vec<String>,
+    },
+    #[error("CRIU did not answer within {0:?}")]
+    Silent(Duration),
+}
+
+fn quoted(log: &[String]) -> String {
+    log.iter().map(|line| format!("\n    {line}")).collect()
+}
+
+/// A CRIU that this program can work with.
+#[derive(Clone, Debug)]
+pub struct Criu {
+    path: PathBuf,
+    /// `4.2.1`.
+    pub version: String,
+    /// This program, as CRIU's action script.
+    script: PathBuf,
+}
+
+/// What a dump needs.
+#[derive(Debug)]
+pub(crate) struct DumpOrder<'a> {
+    pub root_pid: i32,
+    pub images: &'a Path,
+    pub page_server: &'a OwnedFd,
+    pub stdio: &'a manifest::Stdio,
+    /// Bytes.
+    pub ghost_limit: u64,
+    pub hook: &'a Path,
+}
+
+/// What a restore needs.
+#[derive(Debug)]
+pub(crate) struct RestoreOrder<'a> {
+    /// Where the image server listens.
+    pub images: &'a Path,
+    /// How the snapshot names the app's ends.
+    pub stdio: &'a manifest::Stdio,
+    /// The new ones.
+    pub ends: &'a AppEnds,
+    pub hook: &'a Path,
+}
+
+/// The log of a run, in its images directory.
+pub(crate) const LOG: &str = "criu.log";
+
+impl Criu {
+    /// Finds out whether `path` is a CRIU that can be used. `directory` is for a short-lived file.
+    pub async fn probe(
+        reaper: &Reaper,
+        path: &str,
+        script: PathBuf,
+        directory: &Path,
+    ) -> Result<Self, CriuError> {
+        let start = |source| CriuError::Start {
+            path: path.to_owned(),
+            source,
+        };
+        let answer_file = directory.join("criu-version");
+        let output = fs::File::create(&answer_file).map_err(start)?;
+        let mut command = Command::new(path);
+        command.arg("--version");
+        let watched = reaper
+            .spawn(|| {
+                let streams = [Stdio::null(), output.into(), Stdio::null()];
+                sys::spawn(command, streams, Terminal::None, &[])
+            })
+            .map_err(start)?;
+        let ended = tokio::time::timeout(VERSION_LIMIT, watched.exit).await;
+        if ended.is_err() {
+            drop(sys::kill(watched.pid, nix::libc::SIGKILL));
+            return Err(CriuError::Silent(VERSION_LIMIT));
+        }
+        let answer = fs::read_to_string(&answer_file).map_err(start)?;
+        drop(fs::remove_file(&answer_file));
+        let version = answer
+            .lines()
+            .find_map(|line| line.strip_prefix("Version: "))
+            .map(|text| text.trim().to_owned());
+        let Some(version) = version else {
+            return Err(CriuError::NoCriu {
+                path: path.to_owned(),
+                answer,
+            });
+        };
+        let number = compat::version(&version);
+        if number < compat::version(OLDEST) || number >= compat::version(UNKNOWN_FROM) {
+            return Err(CriuError::Version { found: version });
+        }
+        Ok(Self {
+            path: path.into(),
+            version,
+            script,
+        })
+    }
+
+    /// Starts a dump that leaves the app running and stops at `post-dump` to ask.
+    pub(crate) fn start_dump(
+        &self,
+        reaper: &Reaper,
+        order: &DumpOrder<'_>,
+    ) -> Result<Watched, CriuError> {
+        let mut command = self.command("dump", order.images, order.hook);
+        command
+            .args(["--tree", &order.root_pid.to_string(), "--leave-running"])
+            .args(["--ghost-limit", &order.ghost_limit.to_string()])
+            .args([
+                "--page-server",
+                "--ps-socket",
+                &descriptor::PAGE_SERVER.to_string(),
+            ]);
+        if let manifest::Stdio::Terminal { rdev, dev } = order.stdio {
+            command.args(["--external", &format!("tty[{rdev:x}:{dev:x}]")]);
+        }
+        self.start(
+            reaper,
+            command,
+            order.images,
+            &[(order.page_server, descriptor::PAGE_SERVER)],
+        )
+    }
+
+    /// Starts a restore from an image server in `order.images`. The app becomes our child.
+    pub(crate) fn start_restore(
+        &self,
+        reaper: &Reaper,
+        order: &RestoreOrder<'_>,
+    ) -> Result<Watched, CriuError> {
+        let mut command = self.command("restore", order.images, order.hook);
+        command.args(["--stream", "--restore-detached", "--restore-sibling"]);
+        let passed = inherited(order.stdio, order.ends);
+        for (name, _, number) in &passed {
+            command.args(["--inherit-fd", &format!("fd[{number}]:{name}")]);
+        }
+        let passed: Vec<_> = passed
+            .iter()
+            .map(|(_, ours, number)| (*ours, *number))
+            .collect();
+        self.start(reaper, command, order.images, &passed)
+    }
+
+    fn command(&self, operation: &str, images: &Path, hook: &Path) -> Command {
+        let mut command = Command::new(&self.path);
+        command
+            .arg(operation)
+            .arg("--images-dir")
+            .arg(images)
+            .args([
+                "--log-file",
+                LOG,
+                "-v2",
+                "--unprivileged",
+                "--tcp-close",
+                "--file-locks",
+            ])
+            .arg("--action-script")
+            .arg(&self.script)
+            .env(hook::SOCKET_VARIABLE, hook);
+        command
+    }
+
+    fn start(
+        &self,
+        reaper: &Reaper,
+        command: Command,
+        images: &Path,
+        passed: &[(&OwnedFd, i32)],
+    ) -> Result<Watched, CriuError> {
+        let start = |source| CriuError::Start {
+            path: self.path.display().to_string(),
+            source,
+        };
+        // What CRIU says before it has its log.
+        let early = fs::File::create(images.join("criu.stderr")).map_err(start)?;
+        reaper
+            .spawn(|| {
+                let streams = [Stdio::null(), Stdio::null(), early.into()];
+                sys::spawn(command, streams, Terminal::None, passed)
+            })
+            .map_err(start)
+    }
+}
+
+type Inherited<'a> = (String, &'a OwnedFd, i32);
+
+fn inherited<'a>(stdio: &manifest::Stdio, ends: &'a AppEnds) -> Vec<Inherited<'a>> {
+    match (stdio, ends) {
+        (
+            manifest::Stdio::Pipes {
+                stdin,
+                stdout,
+                stderr,
+            },
+            AppEnds::Pipes {
+                stdin: i,
+                stdout: o,
+                stderr: e,
+            },
+        ) => vec![
+            (format!("pipe:[{stdin}]"), i, descriptor::STDIN),
+            (format!("pipe:[{stdout}]"), o, descriptor::STDOUT),
+            (format!("pipe:[{stderr}]"), e, descriptor::STDERR),
+        ],
+        (manifest::Stdio::Terminal { rdev, dev }, AppEnds::Terminal { slave }) => {
+            vec![(format!("tty[{rdev:x}:{dev:x}]"), slave, descriptor::STDIN)]
+        }
+        // The kind of the new ends follows the snapshot's.
+        _ => unreachable!("the streams are opened as the snapshot has them"),
+    }
+}
+
+/// What CRIU complained of: the errors in its log, or what it said before it had one.
+pub(crate) fn complaint(operation: &'static str, exit: Exit, images: &Path) -> CriuError {
+    let read = |name: &str| fs::read(images.join(name)).unwrap_or_default();
+    let text = String::from_utf8_lossy(&read(LOG)).into_owned();
+    let mut log: Vec<String> = text
+        .lines()
+        .filter(|line| line.contains("Error ("))
+        .map(shorten)
+        .collect();
+    if log.is_empty() {
+        log = String::from_utf8_lossy(&read("criu.stderr"))
+            .lines()
+            .map(shorten)
+            .collect();
+    }
+    // The first error is the reason, what follows are its consequences.
+    log.truncate(QUOTED_LINES);
+    CriuError::Failed {
+        operation,
+        exit,
+        log,
+    }
+}
+
+fn shorten(line: &str) -> String {
+    line.chars().take(300).collect()
+}
+
+/// Whether a restore failed because some process has a number that the app needs; it may be gone the next moment.
+pub(crate) fn is_pid_collision(error: &CriuError) -> bool {
+    matches!(error, CriuError::Failed { log, .. }
+        if log.iter().any(|line| line.contains("File exists") && line.contains("fork")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_errors_of_the_log_are_quoted() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let log = "(00.1) Warn  (criu/x.c:1): so so\n(00.2) Error (criu/a.c:7): Can't fork for 306: File exists\n\
+                   (00.3) Error (criu/b.c:8): Restoring FAILED.\n";
+        fs::write(directory.path().join(LOG), log).expect("write");
+        let error = complaint("restore", Exit::Code(1), directory.path());
+        assert!(is_pid_collision(&error));
+        assert_eq!(
+            error.to_string(),
+            "CRIU's restore ended with exit code 1\n    (00.2) Error (criu/a.c:7): Can't fork for 306: File exists\n    \
+             (00.3) Error (criu/b.c:8): Restoring FAILED."
+        );
+    }
+}

@@ -1,0 +1,389 @@
+//! What a person reads when something fails, and the number the process ends with.
+//!
+//! [`ExitCode`] is the one list of our own exit codes; the app's own code, or 128 plus the signal that ended it, passes
+//! through and is translated by the supervisor. A [`Failure`] says what failed, the chain of causes, the remedy and the
+//! exit code; its printed form is an interface and stored in a test. Nothing here can end in 0, and printing never
+//! blocks for longer than [`PRINT_LIMIT`], because a stderr that nobody reads must not keep a container alive.
+
+use std::error::Error;
+use std::fmt;
+use std::io::Write;
+use std::sync::mpsc;
+use std::time::Duration;
+
+/// How long printing the last words may take. A full pipe is given up after this; the exit code still tells.
+pub const PRINT_LIMIT: Duration = Duration::from_secs(2);
+
+/// Reprieve's own exit codes. They avoid the ranges that shells, `sysexits.h` users and container runtimes assign.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ExitCode {
+    Checkpointed,
+    NotExecutable,
+    NotFound,
+    FailedBeforeReady,
+    NoValidSnapshot,
+    Fenced,
+    StoreUnreachable,
+    SettingsInvalid,
+    Internal,
+    CheckpointFailed,
+    NoSupervisor,
+    Refused,
+    TimedOut,
+}
+
+impl ExitCode {
+    /// Every code, in ascending order.
+    pub const ALL: &[Self] = &[
+        Self::Checkpointed,
+        Self::NotExecutable,
+        Self::NotFound,
+        Self::FailedBeforeReady,
+        Self::NoValidSnapshot,
+        Self::Fenced,
+        Self::StoreUnreachable,
+        Self::SettingsInvalid,
+        Self::Internal,
+        Self::CheckpointFailed,
+        Self::NoSupervisor,
+        Self::Refused,
+        Self::TimedOut,
+    ];
+
+    /// The number, for [`ExitCode::Checkpointed`] the default of the setting `checkpointed-exit-code`.
+    pub fn number(self) -> u8 {
+        match self {
+            Self::Checkpointed => 75,
+            Self::NotExecutable => 126,
+            Self::NotFound => 127,
+            Self::FailedBeforeReady => 170,
+            Self::NoValidSnapshot => 171,
+            Self::Fenced => 172,
+            Self::StoreUnreachable => 173,
+            Self::SettingsInvalid => 174,
+            Self::Internal => 179,
+            Self::CheckpointFailed => 180,
+            Self::NoSupervisor => 181,
+            Self::Refused => 182,
+            Self::TimedOut => 183,
+        }
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Checkpointed => "checkpointed",
+            Self::NotExecutable => "not executable",
+            Self::NotFound => "not found",
+            Self::FailedBeforeReady => "failed before ready",
+            Self::NoValidSnapshot => "no valid snapshot",
+            Self::Fenced => "fenced",
+            Self::StoreUnreachable => "store unreachable",
+            Self::SettingsInvalid => "settings invalid",
+            Self::Internal => "internal",
+            Self::CheckpointFailed => "checkpoint failed",
+            Self::NoSupervisor => "no supervisor",
+            Self::Refused => "refused",
+            Self::TimedOut => "timed out",
+        }
+    }
+
+    /// Which commands end with it.
+    pub fn commands(self) -> &'static str {
+        match self {
+            Self::Checkpointed
+            | Self::NotExecutable
+            | Self::NotFound
+            | Self::FailedBeforeReady
+            | Self::NoValidSnapshot
+            | Self::Fenced
+            | Self::StoreUnreachable => "run",
+            Self::SettingsInvalid | Self::Internal => "all",
+            Self::CheckpointFailed | Self::TimedOut => "checkpoint",
+            Self::NoSupervisor | Self::Refused => "checkpoint, status",
+        }
+    }
+
+    pub fn meaning(self) -> &'static str {
+        match self {
+            Self::Checkpointed => {
+                "The job was checkpointed and stopped; run the same container again and it resumes. \
+                 Set `checkpointed-exit-code` to end with another number."
+            }
+            Self::NotExecutable => "The app was found but cannot be executed, as in a shell.",
+            Self::NotFound => "The app was not found, as in a shell.",
+            Self::FailedBeforeReady => {
+                "Reprieve could not set itself up (a directory, a socket, the kernel's or CRIU's requirements). \
+                 The app was not started."
+            }
+            Self::NoValidSnapshot => {
+                "There is a snapshot of this job but none could be restored, and `on-no-valid-snapshot` forbids to \
+                 start from scratch. The app was not started; every snapshot is still there."
+            }
+            Self::Fenced => {
+                "Another worker owns this job now; our copy was stopped so that the job does not run twice. \
+                 Do not restart this one."
+            }
+            Self::StoreUnreachable => {
+                "The store refused or did not answer at boot (no such bucket, access denied, no connection), so \
+                 nobody can know whether there is a snapshot. The app was not started. A store without a snapshot of \
+                 this job is not this case: the job then starts from scratch."
+            }
+            Self::SettingsInvalid => {
+                "A flag, an environment variable or the settings file is not valid. Nothing was started."
+            }
+            Self::Internal => {
+                "A bug in Reprieve: it panicked, or something failed that has no other code. Please report the message."
+            }
+            Self::CheckpointFailed => "The requested checkpoint failed; the job runs on.",
+            Self::NoSupervisor => {
+                "The control socket cannot be reached, or what answered is not a Reprieve of this version."
+            }
+            Self::Refused => {
+                "The supervisor refused the request and said why; nothing was changed."
+            }
+            Self::TimedOut => {
+                "The requested checkpoint was not durable in time. It was given up or its end is not known; \
+                 `reprieve status` tells."
+            }
+        }
+    }
+}
+
+impl fmt::Display for ExitCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.number(), self.name())
+    }
+}
+
+impl From<ExitCode> for std::process::ExitCode {
+    fn from(code: ExitCode) -> Self {
+        Self::from(code.number())
+    }
+}
+
+/// The text of docs/exit-codes.md.
+pub fn exit_codes_document() -> String {
+    let mut text = String::from(
+        "# Exit codes\n\n\
+         Generated from the list in `worker/src/failure.rs`; do not edit.\n\n\
+         While the app decides, its own end passes through: its exit code as it is, or 128 plus the number of the \
+         signal that ended it. Every other end is one of these. No failure ends in 0.\n\n\
+         | Code | Name | Commands | Meaning |\n|---:|---|---|---|\n",
+    );
+    for code in ExitCode::ALL {
+        text.push_str(&format!(
+            "| {} | {} | {} | {} |\n",
+            code.number(),
+            code.name(),
+            code.commands(),
+            code.meaning()
+        ));
+    }
+    text.push_str("| 128 + n | | run | The app was ended by signal n. |\n");
+    text
+}
+
+/// What failed, why, what to do about it, and the exit code it leads to.
+#[derive(Debug)]
+pub struct Failure {
+    what: String,
+    details: Vec<String>,
+    source: Option<Box<dyn Error + Send + Sync>>,
+    remedy: Option<String>,
+    code: ExitCode,
+}
+
+impl Failure {
+    /// `what` completes the sentence "reprieve: ...", without a full stop.
+    pub fn new(code: ExitCode, what: impl Into<String>) -> Self {
+        Self {
+            what: what.into(),
+            details: Vec::new(),
+            source: None,
+            remedy: None,
+            code,
+        }
+    }
+
+    /// The cause; its own causes are printed below it.
+    #[must_use]
+    pub fn caused_by(mut self, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+
+    /// One more thing that is wrong, for failures with several equal reasons. Further lines are indented.
+    #[must_use]
+    pub fn detail(mut self, detail: impl Into<String>) -> Self {
+        self.details.push(detail.into());
+        self
+    }
+
+    /// What the reader can do about it.
+    #[must_use]
+    pub fn remedy(mut self, remedy: impl Into<String>) -> Self {
+        self.remedy = Some(remedy.into());
+        self
+    }
+
+    pub fn code(&self) -> ExitCode {
+        self.code
+    }
+
+    /// Prints the failure to stderr within [`PRINT_LIMIT`].
+    pub fn print(&self) {
+        print_to_stderr(self.to_string());
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "reprieve: {}", self.what)?;
+        for detail in &self.details {
+            writeln!(f, "  - {}", detail.replace('\n', "\n    "))?;
+        }
+        let mut cause = self.source();
+        while let Some(error) = cause {
+            writeln!(
+                f,
+                "  because: {}",
+                error.to_string().replace('\n', "\n    ")
+            )?;
+            cause = error.source();
+        }
+        if let Some(remedy) = &self.remedy {
+            writeln!(f, "  remedy: {}", remedy.replace('\n', "\n    "))?;
+        }
+        writeln!(f, "  exit code: {}", self.code)
+    }
+}
+
+impl Error for Failure {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match &self.source {
+            Some(source) => Some(source.as_ref()),
+            None => None,
+        }
+    }
+}
+
+/// From now on a panic in any thread prints a message and ends the process with [`ExitCode::Internal`]. A worker that
+/// lost a thread must not look alive.
+pub fn exit_on_panic() {
+    std::panic::set_hook(Box::new(|panic| {
+        let failure = Failure::new(ExitCode::Internal, panic.to_string()).remedy(
+            "this is a bug in Reprieve; please report it with this message and the lines above",
+        );
+        failure.print();
+        std::process::exit(i32::from(ExitCode::Internal.number()));
+    }));
+}
+
+/// Writes to stderr from a thread of its own and waits for it no longer than [`PRINT_LIMIT`].
+fn print_to_stderr(text: String) {
+    let (done, wait) = mpsc::channel();
+    let spawned = std::thread::Builder::new()
+        .name("last-words".into())
+        .spawn(move || {
+            // Nobody is left to be told that stderr is closed.
+            let _ = std::io::stderr().write_all(text.as_bytes());
+            let _ = done.send(());
+        });
+    if spawned.is_ok() {
+        // Timed out: whoever should read stderr does not; the exit code has to do.
+        let _ = wait.recv_timeout(PRINT_LIMIT);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+    use std::process::Command;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("get s3://b/p/head: AccessDenied")]
+    struct Outer(#[source] std::io::Error);
+
+    #[test]
+    fn printed_form() {
+        let inner = std::io::Error::other("status 403\nrequest id 7");
+        let failure = Failure::new(
+            ExitCode::StoreUnreachable,
+            "the store s3://b/p cannot be read",
+        )
+        .caused_by(Outer(inner))
+        .remedy("allow s3:GetObject on arn:aws:s3:::b/p/* to this machine's role");
+        assert_eq!(
+            failure.to_string(),
+            "reprieve: the store s3://b/p cannot be read\n  \
+               because: get s3://b/p/head: AccessDenied\n  \
+               because: status 403\n    \
+                 request id 7\n  \
+               remedy: allow s3:GetObject on arn:aws:s3:::b/p/* to this machine's role\n  \
+               exit code: 173 (store unreachable)\n"
+        );
+    }
+
+    #[test]
+    fn printed_form_with_several_reasons() {
+        let failure = Failure::new(ExitCode::NoValidSnapshot, "no snapshot can be restored")
+            .detail("generation 7: made by CRIU 5\nthis is CRIU 4")
+            .detail("generation 6: a part is missing");
+        assert_eq!(
+            failure.to_string(),
+            "reprieve: no snapshot can be restored\n  \
+               - generation 7: made by CRIU 5\n    \
+                 this is CRIU 4\n  \
+               - generation 6: a part is missing\n  \
+               exit code: 171 (no valid snapshot)\n"
+        );
+    }
+
+    #[test]
+    fn codes_are_distinct_and_never_success() {
+        let numbers: HashSet<u8> = ExitCode::ALL.iter().map(|code| code.number()).collect();
+        let names: HashSet<&str> = ExitCode::ALL.iter().map(|code| code.name()).collect();
+        assert_eq!(numbers.len(), ExitCode::ALL.len());
+        assert_eq!(names.len(), ExitCode::ALL.len());
+        assert!(!numbers.contains(&0));
+    }
+
+    #[test]
+    fn codes_stay_clear_of_signals() {
+        // 128 + n with n up to SIGRTMIN-1 (33): an app's death must not look like ours.
+        for code in ExitCode::ALL {
+            assert!(!(128..=161).contains(&code.number()), "{code}");
+        }
+    }
+
+    #[test]
+    fn document_is_generated() {
+        crate::stored::assert_document("exit-codes.md", &exit_codes_document());
+    }
+
+    /// Runs itself in a second process, which panics in a thread that nobody waits for.
+    #[test]
+    fn a_panic_ends_the_process_with_internal() {
+        const CHILD: &str = "TEST_PANIC_IN_THREAD";
+        if std::env::var_os(CHILD).is_some() {
+            exit_on_panic();
+            let _ = std::thread::spawn(|| panic!("the reaper lost count"));
+            std::thread::sleep(Duration::from_secs(30));
+            return;
+        }
+        let output = Command::new(std::env::current_exe().expect("the test binary has a path"))
+            .args([
+                "--exact",
+                "failure::tests::a_panic_ends_the_process_with_internal",
+                "--nocapture",
+            ])
+            .env(CHILD, "1")
+            .output()
+            .expect("the test binary runs");
+        assert_eq!(output.status.code(), Some(179));
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(stderr.contains("the reaper lost count"), "{stderr}");
+        assert!(stderr.contains("exit code: 179 (internal)"), "{stderr}");
+    }
+}

@@ -1,0 +1,1053 @@
+//! Every metric in one table, the functions that record them, and the HTTP endpoint that serves them.
+//!
+//! [`TABLE`] is the only list of metrics; docs/metrics.md follows from it. Others record through the functions below, so
+//! that neither names nor label values can be made up elsewhere, and every label has a closed set of values. Without
+//! [`Exporter::install`] recording does nothing. All series but histograms exist from the start, so that a rate over
+//! the first failure is not lost.
+//!
+//! The endpoint serves whoever can reach it, without authentication, and must never hold up or end the worker: there
+//! are at most [`CONNECTIONS`] connections, each with one request, a small head and [`CONNECTION_LIMIT`] to live; what
+//! exceeds that is dropped without an answer.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use metrics_exporter_prometheus::{
+    Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder,
+};
+use reprieve_core::lifecycle::Phase;
+use reprieve_core::notice;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+
+use crate::named::named;
+use crate::store::StoreErrorKind;
+
+/// Connections at a time; a scraper or two and a probe need three.
+pub const CONNECTIONS: usize = 16;
+/// The life of a connection, from accepting it to the last byte of the answer.
+pub const CONNECTION_LIMIT: Duration = Duration::from_secs(10);
+/// Bytes of a request's head; hyper's smallest allowed buffer.
+const HEAD_LIMIT: usize = 8 * 1024;
+/// Wait after a failed accept, which mostly means that file descriptors ran out.
+const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
+/// Histogram samples pile up until somebody scrapes; this folds them when nobody does.
+const UPKEEP_PERIOD: Duration = Duration::from_secs(60);
+
+/// Upper bounds of the buckets of every histogram, in seconds.
+const BUCKETS: [f64; 18] = [
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
+    120.0, 300.0, 600.0,
+];
+
+named! {
+    /// What the supervisor is doing.
+    pub enum State {
+        Booting = "booting",
+        Running = "running",
+        Checkpointing = "checkpointing",
+        Over = "over",
+    }
+}
+
+impl From<Phase> for State {
+    fn from(phase: Phase) -> Self {
+        match phase {
+            Phase::Booting => Self::Booting,
+            Phase::Running => Self::Running,
+            Phase::Checkpointing => Self::Checkpointing,
+            Phase::Over => Self::Over,
+        }
+    }
+}
+
+named! {
+    /// What made a checkpoint begin.
+    pub enum Trigger { Signal = "signal", Control = "control", Notice = "notice", Timer = "timer", }
+}
+
+impl From<notice::Trigger> for Trigger {
+    fn from(trigger: notice::Trigger) -> Self {
+        match trigger {
+            notice::Trigger::Signal => Self::Signal,
+            notice::Trigger::Control => Self::Control,
+        }
+    }
+}
+
+named! {
+    /// How a checkpoint ended.
+    pub enum CheckpointOutcome {
+        Durable = "durable",
+        Failed = "failed",
+        Refused = "refused",
+        Fenced = "fenced",
+        TimedOut = "timed_out",
+    }
+}
+
+named! {
+    /// The steps of a checkpoint.
+    pub enum CheckpointPhase {
+        Prepare = "prepare",
+        Dump = "dump",
+        Drain = "drain",
+        Upload = "upload",
+        Commit = "commit",
+    }
+}
+
+named! {
+    /// What became of a snapshot, or of the search for one, at boot.
+    pub enum RestoreOutcome {
+        Resumed = "resumed",
+        PassedOver = "passed_over",
+        ColdStart = "cold_start",
+        Failed = "failed",
+    }
+}
+
+named! {
+    /// The steps of a restore.
+    pub enum RestorePhase { Select = "select", Download = "download", Restore = "restore", }
+}
+
+named! {
+    /// Which bytes of a snapshot are counted.
+    pub enum BytesKind { Logical = "logical", Zero = "zero", Stored = "stored", }
+}
+
+named! {
+    /// Who announced something.
+    pub enum NoticeSource {
+        Signal = "signal",
+        Control = "control",
+        Imds = "imds",
+        Sqs = "sqs",
+        Gcp = "gcp",
+        Azure = "azure",
+    }
+}
+
+named! {
+    /// What was announced.
+    pub enum NoticeKind {
+        Terminate = "terminate",
+        Interruption = "interruption",
+        Rebalance = "rebalance",
+        Maintenance = "maintenance",
+        Checkpoint = "checkpoint",
+        Withdrawn = "withdrawn",
+    }
+}
+
+named! {
+    /// How the app came to run.
+    pub enum StartedHow { Scratch = "scratch", Resume = "resume", }
+}
+
+named! {
+    /// Calls of the store port.
+    pub enum StoreOperation {
+        Get = "get",
+        GetRange = "get_range",
+        Size = "size",
+        Put = "put",
+        List = "list",
+        Delete = "delete",
+        Reach = "reach",
+    }
+}
+
+named! {
+    /// How one attempt at a store call ended.
+    pub enum StoreOutcome {
+        Ok = "ok",
+        NotFound = "not_found",
+        NoSuchStore = "no_such_store",
+        Denied = "denied",
+        ConditionFailed = "condition_failed",
+        Conflict = "conflict",
+        Throttled = "throttled",
+        Unavailable = "unavailable",
+        Full = "full",
+        BadSize = "bad_size",
+        Other = "other",
+    }
+}
+
+named! {
+    /// The app's output streams.
+    pub enum Stream { Stdout = "stdout", Stderr = "stderr", }
+}
+
+impl From<StoreErrorKind> for StoreOutcome {
+    fn from(kind: StoreErrorKind) -> Self {
+        match kind {
+            StoreErrorKind::NotFound => Self::NotFound,
+            StoreErrorKind::NoSuchStore => Self::NoSuchStore,
+            StoreErrorKind::Denied => Self::Denied,
+            StoreErrorKind::ConditionFailed => Self::ConditionFailed,
+            StoreErrorKind::Conflict => Self::Conflict,
+            StoreErrorKind::Throttled => Self::Throttled,
+            StoreErrorKind::Unavailable => Self::Unavailable,
+            StoreErrorKind::Full => Self::Full,
+            StoreErrorKind::BadSize => Self::BadSize,
+            StoreErrorKind::Other => Self::Other,
+        }
+    }
+}
+
+named! {
+    /// Prometheus' kinds of metrics.
+    pub enum Kind { Counter = "counter", Gauge = "gauge", Histogram = "histogram", }
+}
+
+named! {
+    /// What a metric's number counts.
+    pub enum Unit { Count = "count", Seconds = "seconds", Bytes = "bytes", Flag = "0 or 1", }
+}
+
+named! {
+    /// Whether a metric keeps its name, labels and meaning within a major version.
+    pub enum Stability { Stable = "stable", Unstable = "may change", }
+}
+
+/// The values a label can have.
+#[derive(Clone, Copy, Debug)]
+pub enum LabelValues {
+    Closed(&'static [&'static str]),
+    /// This build's version.
+    Version,
+}
+
+impl LabelValues {
+    fn all(self) -> &'static [&'static str] {
+        match self {
+            Self::Closed(values) => values,
+            Self::Version => &[env!("CARGO_PKG_VERSION")],
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Label {
+    pub name: &'static str,
+    pub values: LabelValues,
+}
+
+/// One row of the table of metrics.
+#[derive(Clone, Copy, Debug)]
+pub struct Metric {
+    pub name: &'static str,
+    pub kind: Kind,
+    pub unit: Unit,
+    pub labels: &'static [Label],
+    pub stability: Stability,
+    pub help: &'static str,
+}
+
+const fn label(name: &'static str, values: &'static [&'static str]) -> Label {
+    Label {
+        name,
+        values: LabelValues::Closed(values),
+    }
+}
+
+const STATE: Metric = Metric {
+    name: "reprieve_state",
+    kind: Kind::Gauge,
+    unit: Unit::Flag,
+    labels: &[label("state", State::NAMES)],
+    stability: Stability::Stable,
+    help: "1 for what the supervisor is doing, 0 for the others.",
+};
+
+const CHECKPOINTS: Metric = Metric {
+    name: "reprieve_checkpoints_total",
+    kind: Kind::Counter,
+    unit: Unit::Count,
+    labels: &[
+        label("trigger", Trigger::NAMES),
+        label("outcome", CheckpointOutcome::NAMES),
+    ],
+    stability: Stability::Stable,
+    help: "Checkpoints that ended, by what made them begin and how they ended.",
+};
+
+const CHECKPOINT_PHASE: Metric = Metric {
+    name: "reprieve_checkpoint_phase_seconds",
+    kind: Kind::Histogram,
+    unit: Unit::Seconds,
+    labels: &[label("phase", CheckpointPhase::NAMES)],
+    stability: Stability::Unstable,
+    help: "How long each step of a checkpoint took.",
+};
+
+const FROZEN: Metric = Metric {
+    name: "reprieve_frozen_seconds",
+    kind: Kind::Histogram,
+    unit: Unit::Seconds,
+    labels: &[],
+    stability: Stability::Stable,
+    help: "How long the job stood still for a checkpoint.",
+};
+
+const SNAPSHOT_BYTES: Metric = Metric {
+    name: "reprieve_snapshot_bytes_total",
+    kind: Kind::Counter,
+    unit: Unit::Bytes,
+    labels: &[label("kind", BytesKind::NAMES)],
+    stability: Stability::Stable,
+    help: "Bytes of snapshots: of the job's memory and files (logical), of those that were only zeros (zero), and \
+           written to the store (stored).",
+};
+
+const LAST_SNAPSHOT_TIMESTAMP: Metric = Metric {
+    name: "reprieve_last_snapshot_timestamp_seconds",
+    kind: Kind::Gauge,
+    unit: Unit::Seconds,
+    labels: &[],
+    stability: Stability::Stable,
+    help: "When the newest durable snapshot of the job was taken, since the Unix epoch; 0 while there is none. Its age \
+           is `time()` minus this.",
+};
+
+const LAST_SNAPSHOT_GENERATION: Metric = Metric {
+    name: "reprieve_last_snapshot_generation",
+    kind: Kind::Gauge,
+    unit: Unit::Count,
+    labels: &[],
+    stability: Stability::Stable,
+    help: "The generation of the newest durable snapshot of the job; 0 while there is none.",
+};
+
+const RESTORES: Metric = Metric {
+    name: "reprieve_restores_total",
+    kind: Kind::Counter,
+    unit: Unit::Count,
+    labels: &[label("outcome", RestoreOutcome::NAMES)],
+    stability: Stability::Stable,
+    help: "What became of the snapshots at boot: the job resumed from one, one was passed over for an older one, the \
+           app started from scratch, or neither was possible.",
+};
+
+const RESTORE_PHASE: Metric = Metric {
+    name: "reprieve_restore_phase_seconds",
+    kind: Kind::Histogram,
+    unit: Unit::Seconds,
+    labels: &[label("phase", RestorePhase::NAMES)],
+    stability: Stability::Unstable,
+    help: "How long each step of a restore took.",
+};
+
+const NOTICES: Metric = Metric {
+    name: "reprieve_notices_total",
+    kind: Kind::Counter,
+    unit: Unit::Count,
+    labels: &[
+        label("source", NoticeSource::NAMES),
+        label("kind", NoticeKind::NAMES),
+    ],
+    stability: Stability::Stable,
+    help: "Announcements that the machine goes, or requests for a checkpoint, each counted once.",
+};
+
+const APP_STARTS: Metric = Metric {
+    name: "reprieve_app_starts_total",
+    kind: Kind::Counter,
+    unit: Unit::Count,
+    labels: &[label("how", StartedHow::NAMES)],
+    stability: Stability::Stable,
+    help: "How the app came to run.",
+};
+
+const STORE_REQUESTS: Metric = Metric {
+    name: "reprieve_store_requests_total",
+    kind: Kind::Counter,
+    unit: Unit::Count,
+    labels: &[
+        label("operation", StoreOperation::NAMES),
+        label("outcome", StoreOutcome::NAMES),
+    ],
+    stability: Stability::Unstable,
+    help: "Attempts at store calls, by how they ended.",
+};
+
+const STORE_RETRIES: Metric = Metric {
+    name: "reprieve_store_retries_total",
+    kind: Kind::Counter,
+    unit: Unit::Count,
+    labels: &[],
+    stability: Stability::Unstable,
+    help: "Store calls that were tried again.",
+};
+
+const OUTPUT_BYTES: Metric = Metric {
+    name: "reprieve_output_bytes_total",
+    kind: Kind::Counter,
+    unit: Unit::Bytes,
+    labels: &[label("stream", Stream::NAMES)],
+    stability: Stability::Stable,
+    help: "Bytes of the app's output that were passed on.",
+};
+
+const OUTPUT_DROPPED: Metric = Metric {
+    name: "reprieve_output_dropped_bytes_total",
+    kind: Kind::Counter,
+    unit: Unit::Bytes,
+    labels: &[],
+    stability: Stability::Stable,
+    help: "Bytes of the app's output that nobody took in time.",
+};
+
+const LOG_LINES_DROPPED: Metric = Metric {
+    name: "reprieve_log_lines_dropped_total",
+    kind: Kind::Counter,
+    unit: Unit::Count,
+    labels: &[],
+    stability: Stability::Stable,
+    help: "Our own log lines that nobody took in time.",
+};
+
+const ZOMBIES: Metric = Metric {
+    name: "reprieve_zombies_reaped_total",
+    kind: Kind::Counter,
+    unit: Unit::Count,
+    labels: &[],
+    stability: Stability::Stable,
+    help: "Ended processes other than the app that PID 1 had to wait for.",
+};
+
+const BUILD_INFO: Metric = Metric {
+    name: "reprieve_build_info",
+    kind: Kind::Gauge,
+    unit: Unit::Flag,
+    labels: &[Label {
+        name: "version",
+        values: LabelValues::Version,
+    }],
+    stability: Stability::Stable,
+    help: "Always 1; the label says which version runs.",
+};
+
+/// Every metric there is.
+pub const TABLE: &[Metric] = &[
+    STATE,
+    CHECKPOINTS,
+    CHECKPOINT_PHASE,
+    FROZEN,
+    SNAPSHOT_BYTES,
+    LAST_SNAPSHOT_TIMESTAMP,
+    LAST_SNAPSHOT_GENERATION,
+    RESTORES,
+    RESTORE_PHASE,
+    NOTICES,
+    APP_STARTS,
+    STORE_REQUESTS,
+    STORE_RETRIES,
+    OUTPUT_BYTES,
+    OUTPUT_DROPPED,
+    LOG_LINES_DROPPED,
+    ZOMBIES,
+    BUILD_INFO,
+];
+
+/// The supervisor is in this state now.
+pub fn state(now: State) {
+    for state in State::ALL {
+        let value = if *state == now { 1.0 } else { 0.0 };
+        ::metrics::gauge!(STATE.name, "state" => state.as_str()).set(value);
+    }
+}
+
+pub fn checkpoint_ended(trigger: Trigger, outcome: CheckpointOutcome) {
+    ::metrics::counter!(CHECKPOINTS.name, "trigger" => trigger.as_str(), "outcome" => outcome.as_str()).increment(1);
+}
+
+pub fn checkpoint_phase_lasted(phase: CheckpointPhase, duration: Duration) {
+    ::metrics::histogram!(CHECKPOINT_PHASE.name, "phase" => phase.as_str()).record(duration);
+}
+
+/// The job stood still for this long.
+pub fn frozen(duration: Duration) {
+    ::metrics::histogram!(FROZEN.name).record(duration);
+}
+
+pub fn snapshot_bytes(kind: BytesKind, bytes: u64) {
+    ::metrics::counter!(SNAPSHOT_BYTES.name, "kind" => kind.as_str()).increment(bytes);
+}
+
+/// The newest durable snapshot of the job, taken here or found at boot.
+pub fn last_snapshot(generation: u64, taken: SystemTime) {
+    // A clock before 1970 leaves nothing better to say than "none".
+    let since_epoch = taken
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
+    ::metrics::gauge!(LAST_SNAPSHOT_TIMESTAMP.name).set(since_epoch.as_secs_f64());
+    // Exact up to 2^53 generations.
+    ::metrics::gauge!(LAST_SNAPSHOT_GENERATION.name).set(generation as f64);
+}
+
+pub fn restore_ended(outcome: RestoreOutcome) {
+    ::metrics::counter!(RESTORES.name, "outcome" => outcome.as_str()).increment(1);
+}
+
+pub fn restore_phase_lasted(phase: RestorePhase, duration: Duration) {
+    ::metrics::histogram!(RESTORE_PHASE.name, "phase" => phase.as_str()).record(duration);
+}
+
+pub fn notice(source: NoticeSource, kind: NoticeKind) {
+    ::metrics::counter!(NOTICES.name, "source" => source.as_str(), "kind" => kind.as_str())
+        .increment(1);
+}
+
+pub fn app_started(how: StartedHow) {
+    ::metrics::counter!(APP_STARTS.name, "how" => how.as_str()).increment(1);
+}
+
+/// One attempt at a store call ended.
+pub fn store_request_ended(operation: StoreOperation, outcome: StoreOutcome) {
+    ::metrics::counter!(STORE_REQUESTS.name, "operation" => operation.as_str(), "outcome" => outcome.as_str())
+        .increment(1);
+}
+
+pub fn store_retried() {
+    ::metrics::counter!(STORE_RETRIES.name).increment(1);
+}
+
+pub fn output_passed_on(stream: Stream, bytes: u64) {
+    ::metrics::counter!(OUTPUT_BYTES.name, "stream" => stream.as_str()).increment(bytes);
+}
+
+pub fn output_dropped(bytes: u64) {
+    ::metrics::counter!(OUTPUT_DROPPED.name).increment(bytes);
+}
+
+pub fn log_lines_dropped(lines: u64) {
+    ::metrics::counter!(LOG_LINES_DROPPED.name).increment(lines);
+}
+
+pub fn zombies_reaped(processes: u64) {
+    ::metrics::counter!(ZOMBIES.name).increment(processes);
+}
+
+/// Why metrics cannot be recorded or served.
+#[derive(Debug, thiserror::Error)]
+pub enum MetricsError {
+    #[error("metrics are already recorded by another exporter")]
+    AlreadyInstalled(#[source] ::metrics::SetRecorderError<PrometheusRecorder>),
+    #[error("cannot listen on {address} for metrics")]
+    Listen {
+        address: SocketAddr,
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// What was recorded, ready to be served.
+#[derive(Clone, Debug)]
+pub struct Exporter {
+    handle: PrometheusHandle,
+}
+
+impl Exporter {
+    /// Begins to record, for the whole process.
+    pub fn install() -> Result<Self, MetricsError> {
+        let (recorder, exporter) = Self::build();
+        ::metrics::set_global_recorder(recorder).map_err(MetricsError::AlreadyInstalled)?;
+        begin_at_zero();
+        Ok(exporter)
+    }
+
+    fn build() -> (PrometheusRecorder, Self) {
+        let builder = TABLE
+            .iter()
+            .filter(|metric| metric.kind == Kind::Histogram)
+            .fold(PrometheusBuilder::new(), |builder, metric| {
+                builder
+                    .set_buckets_for_metric(Matcher::Full(metric.name.into()), &BUCKETS)
+                    .expect("the list of buckets is not empty")
+            });
+        let recorder = builder.build_recorder();
+        let handle = recorder.handle();
+        (recorder, Self { handle })
+    }
+
+    /// Everything recorded so far, in Prometheus' text format.
+    pub fn render(&self) -> String {
+        self.handle.render()
+    }
+
+    /// Serves from tasks of its own until the runtime ends, and returns the address it listens on.
+    pub async fn serve(self, address: SocketAddr) -> Result<SocketAddr, MetricsError> {
+        let listen_error = |source| MetricsError::Listen { address, source };
+        let listener = TcpListener::bind(address).await.map_err(listen_error)?;
+        let bound = listener.local_addr().map_err(listen_error)?;
+        tokio::spawn(upkeep(self.handle.clone()));
+        tokio::spawn(accept(listener, self, CONNECTION_LIMIT));
+        Ok(bound)
+    }
+}
+
+/// Describes every metric and creates each series that can ever exist.
+fn begin_at_zero() {
+    for metric in TABLE {
+        match metric.kind {
+            Kind::Counter => ::metrics::describe_counter!(metric.name, metric.help),
+            Kind::Gauge => ::metrics::describe_gauge!(metric.name, metric.help),
+            Kind::Histogram => ::metrics::describe_histogram!(metric.name, metric.help),
+        }
+        for labels in combinations(metric.labels) {
+            match metric.kind {
+                Kind::Counter => ::metrics::counter!(metric.name, labels).absolute(0),
+                Kind::Gauge if metric.name == BUILD_INFO.name => {
+                    ::metrics::gauge!(metric.name, labels).set(1.0)
+                }
+                Kind::Gauge => ::metrics::gauge!(metric.name, labels).set(0.0),
+                // A histogram without a sample has nothing to show.
+                Kind::Histogram => {}
+            }
+        }
+    }
+}
+
+fn combinations(labels: &[Label]) -> Vec<Vec<::metrics::Label>> {
+    labels.iter().fold(vec![Vec::new()], |done, label| {
+        let with = |before: &Vec<::metrics::Label>, value: &'static str| {
+            let mut labels = before.clone();
+            labels.push(::metrics::Label::from_static_parts(label.name, value));
+            labels
+        };
+        done.iter()
+            .flat_map(|before| {
+                label
+                    .values
+                    .all()
+                    .iter()
+                    .map(move |value| with(before, value))
+            })
+            .collect()
+    })
+}
+
+async fn upkeep(handle: PrometheusHandle) {
+    let mut period = tokio::time::interval(UPKEEP_PERIOD);
+    loop {
+        period.tick().await;
+        handle.run_upkeep();
+    }
+}
+
+async fn accept(listener: TcpListener, exporter: Exporter, limit: Duration) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                // Full: dropping closes the connection, which tells the client sooner than silence.
+                if let Ok(place) = Arc::clone(&places).try_acquire_owned() {
+                    let exporter = exporter.clone();
+                    tokio::spawn(async move {
+                        // Whatever went wrong is the client's to notice; the worker has nothing to do about it.
+                        let _ = tokio::time::timeout(limit, converse(stream, exporter)).await;
+                        drop(place);
+                    });
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a connection for metrics could not be accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn converse(stream: TcpStream, exporter: Exporter) -> hyper::Result<()> {
+    let service = service_fn(|request: Request<Incoming>| {
+        let response = answer(&exporter, request.method(), request.uri().path());
+        async move { Ok::<_, Infallible>(response) }
+    });
+    hyper::server::conn::http1::Builder::new()
+        .keep_alive(false)
+        .max_buf_size(HEAD_LIMIT)
+        .timer(TokioTimer::new())
+        .header_read_timeout(CONNECTION_LIMIT)
+        .serve_connection(TokioIo::new(stream), service)
+        .await
+}
+
+fn answer(exporter: &Exporter, method: &Method, path: &str) -> Response<Full<Bytes>> {
+    let plain = |status: StatusCode, body: String| {
+        let mut response = Response::new(Full::new(Bytes::from(body)));
+        *response.status_mut() = status;
+        response.headers_mut().insert(
+            CONTENT_TYPE,
+            HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"),
+        );
+        response
+    };
+    if !matches!(*method, Method::GET | Method::HEAD) {
+        let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n".into());
+        response
+            .headers_mut()
+            .insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+        return response;
+    }
+    match path {
+        "/metrics" => plain(StatusCode::OK, exporter.render()),
+        "/healthz" => plain(StatusCode::OK, "ok\n".into()),
+        _ => plain(StatusCode::NOT_FOUND, "only /metrics and /healthz\n".into()),
+    }
+}
+
+/// The text of docs/metrics.md.
+pub fn document() -> String {
+    let mut text = String::from(
+        "# Metrics\n\n\
+         Generated from the table in `worker/src/metrics.rs`; do not edit.\n\n\
+         `metrics-listen` sets the address that answers `GET /metrics` in Prometheus' text format, and `GET /healthz` \
+         with 200 while the supervisor runs. Labels have no values other than those listed. Counters and gauges exist \
+         from the start, at 0.\n\n\
+         A stable metric keeps its name, labels and meaning within a major version; labels may gain values.\n\n\
+         | Metric | Kind | Unit | Labels | Stability | Meaning |\n|---|---|---|---|---|---|\n",
+    );
+    for metric in TABLE {
+        let labels: Vec<String> = metric
+            .labels
+            .iter()
+            .map(|label| match label.values {
+                LabelValues::Closed(values) => format!("`{}`: {}", label.name, values.join(", ")),
+                LabelValues::Version => format!("`{}`: the version", label.name),
+            })
+            .collect();
+        text.push_str(&format!(
+            "| `{}` | {} | {} | {} | {} | {} |\n",
+            metric.name,
+            metric.kind,
+            metric.unit,
+            labels.join("<br>"),
+            metric.stability,
+            metric.help
+        ));
+    }
+    let bounds: Vec<String> = BUCKETS.iter().map(f64::to_string).collect();
+    text.push_str(&format!(
+        "\nThe buckets of every histogram end at {} seconds.\n",
+        bounds.join(", ")
+    ));
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    /// What is exported after `record` ran with every series at its start.
+    fn exported(record: impl FnOnce()) -> String {
+        let (recorder, exporter) = Exporter::build();
+        ::metrics::with_local_recorder(&recorder, || {
+            begin_at_zero();
+            record();
+        });
+        exporter.render()
+    }
+
+    fn has_line(text: &str, line: &str) -> bool {
+        text.lines().any(|found| found == line)
+    }
+
+    #[test]
+    fn names_say_kind_and_unit() {
+        let names: HashSet<&str> = TABLE.iter().map(|metric| metric.name).collect();
+        assert_eq!(names.len(), TABLE.len());
+        for metric in TABLE {
+            let name = metric.name;
+            assert!(name.starts_with("reprieve_"), "{name}");
+            assert_eq!(
+                metric.kind == Kind::Counter,
+                name.ends_with("_total"),
+                "{name}"
+            );
+            assert_eq!(
+                metric.unit == Unit::Seconds,
+                name.ends_with("_seconds"),
+                "{name}"
+            );
+            assert_eq!(
+                metric.unit == Unit::Bytes,
+                name.contains("_bytes"),
+                "{name}"
+            );
+        }
+    }
+
+    #[test]
+    fn series_exist_before_anything_happened() {
+        let text = exported(|| {});
+        for line in [
+            "reprieve_checkpoints_total{trigger=\"signal\",outcome=\"failed\"} 0",
+            "reprieve_store_requests_total{operation=\"get_range\",outcome=\"bad_size\"} 0",
+            "reprieve_zombies_reaped_total 0",
+            "reprieve_last_snapshot_generation 0",
+            concat!(
+                "reprieve_build_info{version=\"",
+                env!("CARGO_PKG_VERSION"),
+                "\"} 1"
+            ),
+            "# TYPE reprieve_restores_total counter",
+        ] {
+            assert!(has_line(&text, line), "{line} is missing in\n{text}");
+        }
+    }
+
+    /// Every recording function, and the series it must be seen in.
+    #[test]
+    fn recordings_arrive_under_the_names_of_the_table() {
+        let at = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
+        let table: [(fn(), &str); 17] = [
+            (
+                || state(State::Running),
+                "reprieve_state{state=\"running\"} 1",
+            ),
+            (
+                || {
+                    state(State::Running);
+                    state(State::Over);
+                },
+                "reprieve_state{state=\"running\"} 0",
+            ),
+            (
+                || checkpoint_ended(Trigger::Control, CheckpointOutcome::TimedOut),
+                "reprieve_checkpoints_total{trigger=\"control\",outcome=\"timed_out\"} 1",
+            ),
+            (
+                || checkpoint_phase_lasted(CheckpointPhase::Dump, Duration::from_millis(30)),
+                "reprieve_checkpoint_phase_seconds_bucket{phase=\"dump\",le=\"0.05\"} 1",
+            ),
+            (
+                || frozen(Duration::from_secs(700)),
+                "reprieve_frozen_seconds_bucket{le=\"600\"} 0",
+            ),
+            (
+                || snapshot_bytes(BytesKind::Zero, 4096),
+                "reprieve_snapshot_bytes_total{kind=\"zero\"} 4096",
+            ),
+            (
+                || restore_ended(RestoreOutcome::PassedOver),
+                "reprieve_restores_total{outcome=\"passed_over\"} 1",
+            ),
+            (
+                || restore_phase_lasted(RestorePhase::Download, Duration::from_secs(2)),
+                "reprieve_restore_phase_seconds_sum{phase=\"download\"} 2",
+            ),
+            (
+                || notice(NoticeSource::Imds, NoticeKind::Rebalance),
+                "reprieve_notices_total{source=\"imds\",kind=\"rebalance\"} 1",
+            ),
+            (
+                || app_started(StartedHow::Resume),
+                "reprieve_app_starts_total{how=\"resume\"} 1",
+            ),
+            (
+                || store_request_ended(StoreOperation::Put, StoreErrorKind::Throttled.into()),
+                "reprieve_store_requests_total{operation=\"put\",outcome=\"throttled\"} 1",
+            ),
+            (store_retried, "reprieve_store_retries_total 1"),
+            (
+                || output_passed_on(Stream::Stderr, 12),
+                "reprieve_output_bytes_total{stream=\"stderr\"} 12",
+            ),
+            (
+                || output_dropped(7),
+                "reprieve_output_dropped_bytes_total 7",
+            ),
+            (
+                || log_lines_dropped(3),
+                "reprieve_log_lines_dropped_total 3",
+            ),
+            (|| zombies_reaped(2), "reprieve_zombies_reaped_total 2"),
+            (
+                || checkpoint_ended(notice::Trigger::Signal.into(), CheckpointOutcome::Durable),
+                "reprieve_checkpoints_total{trigger=\"signal\",outcome=\"durable\"} 1",
+            ),
+        ];
+        for (record, line) in table {
+            let text = exported(record);
+            assert!(has_line(&text, line), "{line} is missing in\n{text}");
+            let known = |name: &str| {
+                TABLE.iter().any(|metric| {
+                    name.strip_prefix(metric.name)
+                        .is_some_and(|rest| matches!(rest, "" | "_bucket" | "_sum" | "_count"))
+                })
+            };
+            for sample in text
+                .lines()
+                .filter(|line| !line.starts_with('#') && !line.is_empty())
+            {
+                let name = sample.split(['{', ' ']).next().unwrap_or_default();
+                assert!(known(name), "{name} is not in the table");
+            }
+        }
+        let text = exported(|| last_snapshot(9, at));
+        assert!(has_line(&text, "reprieve_last_snapshot_generation 9"));
+        assert!(has_line(
+            &text,
+            "reprieve_last_snapshot_timestamp_seconds 1700000000"
+        ));
+    }
+
+    #[test]
+    fn states_are_those_of_the_lifecycle() {
+        for phase in [
+            Phase::Booting,
+            Phase::Running,
+            Phase::Checkpointing,
+            Phase::Over,
+        ] {
+            assert_eq!(State::from(phase).as_str(), phase.as_str());
+        }
+    }
+
+    #[test]
+    fn document_is_generated() {
+        crate::stored::assert_document("metrics.md", &document());
+    }
+
+    const LOCALHOST: SocketAddr =
+        SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
+
+    fn runtime() -> tokio::runtime::Runtime {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .expect("a runtime for one thread")
+    }
+
+    async fn ask(address: SocketAddr, request: &str) -> String {
+        let mut stream = TcpStream::connect(address)
+            .await
+            .expect("the endpoint listens");
+        stream
+            .write_all(request.as_bytes())
+            .await
+            .expect("the request is sent");
+        let mut answer = Vec::new();
+        // A connection that is dropped may end in a reset instead of an end.
+        let _ = stream.read_to_end(&mut answer).await;
+        String::from_utf8(answer).expect("the answer is text")
+    }
+
+    #[test]
+    fn endpoint_answers_by_method_and_path() {
+        let table = [
+            ("GET /metrics HTTP/1.1", "HTTP/1.1 200", "reprieve_state"),
+            (
+                "GET /metrics?x=1 HTTP/1.1",
+                "HTTP/1.1 200",
+                "reprieve_state",
+            ),
+            ("GET /healthz HTTP/1.1", "HTTP/1.1 200", "\r\n\r\nok\n"),
+            (
+                "HEAD /healthz HTTP/1.1",
+                "HTTP/1.1 200",
+                "content-length: 3\r\n",
+            ),
+            ("GET / HTTP/1.1", "HTTP/1.1 404", "only /metrics"),
+            ("POST /metrics HTTP/1.1", "HTTP/1.1 405", "allow: GET, HEAD"),
+            (
+                "DELETE /nowhere HTTP/1.1",
+                "HTTP/1.1 405",
+                "allow: GET, HEAD",
+            ),
+        ];
+        let (recorder, exporter) = Exporter::build();
+        ::metrics::with_local_recorder(&recorder, begin_at_zero);
+        runtime().block_on(async {
+            let address = exporter.serve(LOCALHOST).await.expect("a free port");
+            for (line, status, part) in table {
+                let answer = ask(address, &format!("{line}\r\nhost: x\r\n\r\n")).await;
+                assert!(answer.starts_with(status), "{line}: {answer}");
+                assert!(answer.contains(part), "{line}: {answer}");
+            }
+            let head = ask(address, "HEAD /healthz HTTP/1.1\r\nhost: x\r\n\r\n").await;
+            assert!(head.ends_with("\r\n\r\n"), "{head}");
+        });
+    }
+
+    #[test]
+    fn a_head_that_is_too_large_is_refused() {
+        let (_, exporter) = Exporter::build();
+        runtime().block_on(async {
+            let address = exporter.serve(LOCALHOST).await.expect("a free port");
+            let long = "x".repeat(2 * HEAD_LIMIT);
+            let answer = ask(
+                address,
+                &format!("GET /metrics HTTP/1.1\r\nx: {long}\r\n\r\n"),
+            )
+            .await;
+            assert!(!answer.starts_with("HTTP/1.1 200"), "{answer}");
+            let answer = ask(address, "GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n").await;
+            assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        });
+    }
+
+    #[test]
+    fn silent_clients_lose_their_places_in_time() {
+        let (_, exporter) = Exporter::build();
+        runtime().block_on(async {
+            let limit = Duration::from_secs(1);
+            let listener = TcpListener::bind(LOCALHOST).await.expect("a free port");
+            let address = listener.local_addr().expect("a bound socket");
+            tokio::spawn(accept(listener, exporter, limit));
+            let mut silent = Vec::new();
+            for _ in 0..CONNECTIONS {
+                let mut stream = TcpStream::connect(address)
+                    .await
+                    .expect("the endpoint listens");
+                stream
+                    .write_all(b"GET /healthz HT")
+                    .await
+                    .expect("the first bytes");
+                silent.push(stream);
+            }
+            let request = "GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n";
+            assert_eq!(ask(address, request).await, "", "there is no place left");
+            for mut stream in silent {
+                let mut rest = Vec::new();
+                let _ = stream.read_to_end(&mut rest).await;
+            }
+            assert!(ask(address, request).await.starts_with("HTTP/1.1 200"));
+        });
+    }
+
+    #[test]
+    fn an_address_in_use_is_an_error() {
+        let (_, exporter) = Exporter::build();
+        runtime().block_on(async {
+            let address = exporter
+                .clone()
+                .serve(LOCALHOST)
+                .await
+                .expect("a free port");
+            let error = exporter
+                .serve(address)
+                .await
+                .expect_err("the port is taken");
+            assert_eq!(
+                error.to_string(),
+                format!("cannot listen on {address} for metrics")
+            );
+        });
+    }
+}

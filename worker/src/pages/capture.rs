@@ -1,0 +1,743 @@
+//! Takes an app's memory over from `criu dump --page-server` and turns it into blocks.
+//!
+//! One thread reads the socket, because the app stays frozen for as long as that takes; it does nothing else. Workers
+//! look at the pages: those that hold nothing but zeros are noted and dropped, the rest is packed into blocks. CRIU's
+//! last message is answered only after the last byte before it was read, so that what was sent is the moment of the
+//! freeze even if the app goes on right after it: until then the socket holds references to the app's living pages.
+//!
+//! The protocol is CRIU's own and undocumented; this is its form in 4.2 (criu/page-xfer.c). Whatever is not exactly as
+//! expected ends the dump, and with it nothing is lost: CRIU lets the app go on.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+
+use tokio::sync::mpsc;
+
+use crate::pages::codec::{Effort, Packer};
+use crate::pages::index::{File, Memory, MemoryKind, Segment};
+use crate::pages::parts::Numbered;
+use crate::pages::{BLOCK, BLOCK_PAGES, PAGE};
+
+/// Buffers between the reader and the workers.
+const SLABS: usize = 32;
+
+/// A run longer than this is no run: CRIU sends what its pipes hold.
+const LONGEST_RUN: u64 = 1 << 30;
+
+/// Why the memory could not be taken over.
+#[derive(Debug, thiserror::Error)]
+pub enum CaptureError {
+    #[error("CRIU ended the transfer of memory before it was complete")]
+    EndedEarly(#[source] io::Error),
+    #[error("CRIU speaks a page server protocol that this program does not know: {0}")]
+    Protocol(String),
+    #[error("cannot pack memory")]
+    Pack(#[source] io::Error),
+    /// Whoever stores has the reason.
+    #[error("what takes the blocks has ended")]
+    Closed,
+    #[error("cannot read CRIU's image {name}")]
+    Image {
+        name: String,
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Memory that was taken over.
+#[derive(Debug, Default)]
+pub(crate) struct Captured {
+    pub memories: Vec<Memory>,
+    /// Pages that CRIU sent.
+    pub pages: u64,
+    /// Of them, pages of zeros.
+    pub zero_pages: u64,
+}
+
+/// A page server that serves one dump.
+pub(crate) struct PageServer {
+    /// CRIU's end of the socket, to be passed to it.
+    pub socket: Option<OwnedFd>,
+    hang_up: UnixStream,
+    reader: JoinHandle<Result<Vec<(MemoryKind, u64)>, CaptureError>>,
+    workers: Vec<JoinHandle<Result<Vec<Seen>, CaptureError>>>,
+}
+
+/// What packs blocks and numbers them.
+#[derive(Clone)]
+pub(crate) struct Blocks {
+    next: Arc<AtomicU32>,
+    sender: mpsc::Sender<Numbered>,
+    effort: Effort,
+}
+
+impl Blocks {
+    pub(crate) fn new(sender: mpsc::Sender<Numbered>, effort: Effort) -> Self {
+        Self {
+            next: Arc::default(),
+            sender,
+            effort,
+        }
+    }
+
+    fn number(&self) -> u32 {
+        self.next.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Packs one of CRIU's images, block by block. Blocks the calling thread.
+    pub(crate) fn add(&self, name: &str, mut contents: impl Read) -> Result<File, CaptureError> {
+        let mut packer = Packer::new(self.effort).map_err(CaptureError::Pack)?;
+        let mut file = File {
+            name: name.to_owned(),
+            size: 0,
+            blocks: Vec::new(),
+        };
+        let mut buffer = vec![0; BLOCK];
+        loop {
+            let filled =
+                read_full(&mut contents, &mut buffer).map_err(|source| CaptureError::Image {
+                    name: name.to_owned(),
+                    source,
+                })?;
+            if filled == 0 {
+                return Ok(file);
+            }
+            let number = self.number();
+            let packed = packer.pack(&buffer[..filled]).map_err(CaptureError::Pack)?;
+            self.sender
+                .blocking_send(Numbered { number, packed })
+                .map_err(|_| CaptureError::Closed)?;
+            file.size += filled as u64;
+            file.blocks.push(number);
+        }
+    }
+
+    /// Packs every image in a directory, in the order of their names. Blocks the calling thread.
+    pub(crate) fn add_directory(&self, directory: &Path) -> Result<Vec<File>, CaptureError> {
+        let failed = |source| CaptureError::Image {
+            name: directory.display().to_string(),
+            source,
+        };
+        let mut names: Vec<String> = Vec::new();
+        for entry in std::fs::read_dir(directory).map_err(failed)? {
+            let name = entry.map_err(failed)?.file_name();
+            names.extend(
+                name.to_str()
+                    .filter(|name| name.ends_with(".img"))
+                    .map(str::to_owned),
+            );
+        }
+        names.sort();
+        let add = |name: &String| {
+            let file = std::fs::File::open(directory.join(name)).map_err(|source| {
+                CaptureError::Image {
+                    name: name.clone(),
+                    source,
+                }
+            })?;
+            self.add(name, file)
+        };
+        names.iter().map(add).collect()
+    }
+}
+
+fn read_full(from: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match from.read(&mut buffer[filled..]) {
+            Ok(0) => break,
+            Ok(count) => filled += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(filled)
+}
+
+impl PageServer {
+    /// Starts the reader and `workers` workers, which send blocks to `blocks`.
+    pub(crate) fn start(blocks: &Blocks, workers: usize) -> io::Result<Self> {
+        let (ours, theirs) = UnixStream::pair()?;
+        let hang_up = ours.try_clone()?;
+        let (full, filled) = sync_channel(SLABS);
+        let (empty, emptied) = sync_channel(SLABS);
+        for _ in 0..SLABS {
+            empty
+                .send(Slab::new())
+                .expect("the channel has room for all and its receiver is here");
+        }
+        let filled = Arc::new(Mutex::new(filled));
+        let workers = (0..workers.max(1))
+            .map(|number| {
+                let worker = Worker::new(blocks.clone(), Arc::clone(&filled), empty.clone())?;
+                std::thread::Builder::new()
+                    .name(format!("pack-{number}"))
+                    .spawn(move || worker.run())
+            })
+            .collect::<io::Result<Vec<_>>>()?;
+        let reader = Reader {
+            socket: ours,
+            emptied,
+            full,
+            order: Vec::new(),
+            slab: None,
+        };
+        let reader = std::thread::Builder::new()
+            .name("page-server".into())
+            .spawn(move || reader.run())?;
+        Ok(Self {
+            socket: Some(theirs.into()),
+            hang_up,
+            reader,
+            workers,
+        })
+    }
+
+    /// Ends the transfer: CRIU meets a closed socket, cures the app and lets it go on. Harmless after the end.
+    pub(crate) fn hang_up(&self) {
+        // It fails only when the other side is gone already.
+        drop(self.hang_up.shutdown(std::net::Shutdown::Both));
+    }
+
+    /// Waits for the threads. Blocks the calling thread until CRIU closed the transfer, or [`Self::hang_up`].
+    pub(crate) fn finish(self) -> Result<Captured, CaptureError> {
+        drop(self.socket);
+        let read = self.reader.join().expect("the reader does not panic");
+        let mut seen = Vec::new();
+        let mut packed = Ok(());
+        for worker in self.workers {
+            match worker.join().expect("a worker does not panic") {
+                Ok(part) => seen.extend(part),
+                Err(error) => packed = Err(error),
+            }
+        }
+        // A worker that failed starves the reader; its reason is the telling one.
+        packed?;
+        Ok(assemble(read?, seen))
+    }
+}
+
+/// A page-aligned buffer for [`BLOCK_PAGES`] pages. Alignment matters: kernel copies to anything else are three to
+/// five times slower on some processors (measured).
+struct Slab {
+    memory: Vec<u8>,
+    start: usize,
+    pages: usize,
+    spans: Vec<Span>,
+}
+
+/// Pages in a slab that belong together.
+#[derive(Clone, Copy)]
+struct Span {
+    /// Position of the image in the order of opening.
+    image: usize,
+    /// Position of the span in the whole transfer.
+    sequence: u64,
+    vaddr: u64,
+    pages: usize,
+}
+
+impl Slab {
+    fn new() -> Self {
+        let memory = vec![0u8; BLOCK + PAGE];
+        let start = memory.as_ptr().align_offset(PAGE);
+        Self {
+            memory,
+            start,
+            pages: 0,
+            spans: Vec::new(),
+        }
+    }
+
+    fn free(&mut self) -> &mut [u8] {
+        let (start, used) = (self.start, self.pages * PAGE);
+        &mut self.memory[start + used..start + BLOCK]
+    }
+
+    fn page(&self, number: usize) -> &[u8] {
+        let at = self.start + number * PAGE;
+        &self.memory[at..at + PAGE]
+    }
+}
+
+/// Commands of the page server protocol, criu/page-xfer.c.
+mod command {
+    pub(super) const OPEN2: u32 = 4;
+    pub(super) const PARENT: u32 = 5;
+    pub(super) const ADD_F: u32 = 6;
+    pub(super) const CLOSE: u32 = 0x1023;
+    pub(super) const FORCE_CLOSE: u32 = 0x1024;
+    pub(super) const BITS: u32 = 16;
+    pub(super) const FLAG_PRESENT: u32 = 4;
+}
+
+/// The fixed part of each message: u32 command, 4 bytes of padding, u64 pages, u64 address, u64 image.
+const HEADER: usize = 32;
+
+struct Header {
+    command: u32,
+    flags: u32,
+    pages: u64,
+    vaddr: u64,
+    image: u64,
+}
+
+impl Header {
+    fn parse(bytes: &[u8; HEADER]) -> Self {
+        let word =
+            |at: usize| u64::from_ne_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
+        let command = u32::from_ne_bytes(bytes[..4].try_into().expect("four bytes"));
+        Self {
+            command: command & ((1 << command::BITS) - 1),
+            flags: command >> command::BITS,
+            pages: word(8),
+            vaddr: word(16),
+            image: word(24),
+        }
+    }
+}
+
+struct Reader {
+    socket: UnixStream,
+    emptied: Receiver<Slab>,
+    full: SyncSender<Slab>,
+    /// The images in the order of their opening.
+    order: Vec<(MemoryKind, u64)>,
+    slab: Option<Slab>,
+}
+
+impl Reader {
+    fn run(mut self) -> Result<Vec<(MemoryKind, u64)>, CaptureError> {
+        let mut sequence = 0;
+        loop {
+            let mut bytes = [0; HEADER];
+            self.socket
+                .read_exact(&mut bytes)
+                .map_err(CaptureError::EndedEarly)?;
+            let header = Header::parse(&bytes);
+            match header.command {
+                command::OPEN2 => {
+                    self.image(header.image)?;
+                    // No parent: CRIU sends everything, and we find out what is new.
+                    self.answer(&[0])?;
+                }
+                command::PARENT => self.answer(&0i32.to_ne_bytes())?,
+                command::ADD_F if header.flags & command::FLAG_PRESENT != 0 => {
+                    let image = self.image(header.image)?;
+                    sequence = self.receive(image, &header, sequence)?;
+                }
+                command::ADD_F => return Err(unknown("pages that are not present", &header)),
+                command::CLOSE | command::FORCE_CLOSE => {
+                    self.hand_over()?;
+                    self.answer(&0i32.to_ne_bytes())?;
+                    return Ok(self.order);
+                }
+                _ => return Err(unknown("command", &header)),
+            }
+        }
+    }
+
+    fn answer(&mut self, bytes: &[u8]) -> Result<(), CaptureError> {
+        self.socket
+            .write_all(bytes)
+            .map_err(CaptureError::EndedEarly)
+    }
+
+    fn image(&mut self, wire: u64) -> Result<usize, CaptureError> {
+        let kind = match wire & 0xff {
+            1 => MemoryKind::Process,
+            2 => MemoryKind::Shared,
+            other => return Err(CaptureError::Protocol(format!("memory of kind {other}"))),
+        };
+        let image = (kind, wire >> 8);
+        // The one opened last is nearly always the one meant.
+        if let Some(found) = self.order.iter().rposition(|known| *known == image) {
+            return Ok(found);
+        }
+        self.order.push(image);
+        Ok(self.order.len() - 1)
+    }
+
+    fn receive(
+        &mut self,
+        image: usize,
+        header: &Header,
+        mut sequence: u64,
+    ) -> Result<u64, CaptureError> {
+        if header.pages > LONGEST_RUN || !header.vaddr.is_multiple_of(PAGE as u64) {
+            return Err(unknown("run of pages", header));
+        }
+        let mut left = usize::try_from(header.pages).expect("bounded just now");
+        let mut vaddr = header.vaddr;
+        while left > 0 {
+            let mut slab = match self.slab.take() {
+                Some(slab) => slab,
+                None => self.emptied.recv().map_err(|_| CaptureError::Closed)?,
+            };
+            let pages = left.min(BLOCK_PAGES - slab.pages);
+            self.socket
+                .read_exact(&mut slab.free()[..pages * PAGE])
+                .map_err(CaptureError::EndedEarly)?;
+            slab.spans.push(Span {
+                image,
+                sequence,
+                vaddr,
+                pages,
+            });
+            slab.pages += pages;
+            sequence += 1;
+            left -= pages;
+            vaddr += (pages * PAGE) as u64;
+            self.slab = Some(slab);
+            if self
+                .slab
+                .as_ref()
+                .is_some_and(|slab| slab.pages == BLOCK_PAGES)
+            {
+                self.hand_over()?;
+            }
+        }
+        Ok(sequence)
+    }
+
+    fn hand_over(&mut self) -> Result<(), CaptureError> {
+        match self.slab.take() {
+            Some(slab) => self.full.send(slab).map_err(|_| CaptureError::Closed),
+            None => Ok(()),
+        }
+    }
+}
+
+fn unknown(what: &str, header: &Header) -> CaptureError {
+    CaptureError::Protocol(format!(
+        "{what}: command {:#x}, flags {:#x}, {} pages at {:#x} of image {:#x}",
+        header.command, header.flags, header.pages, header.vaddr, header.image
+    ))
+}
+
+/// What a worker found out about adjacent pages.
+struct Seen {
+    image: usize,
+    sequence: u64,
+    segment: Segment,
+}
+
+struct Worker {
+    blocks: Blocks,
+    packer: Packer,
+    filled: Arc<Mutex<Receiver<Slab>>>,
+    empty: SyncSender<Slab>,
+    /// The block being filled, and its number.
+    block: Vec<u8>,
+    number: u32,
+    seen: Vec<Seen>,
+}
+
+impl Worker {
+    fn new(
+        blocks: Blocks,
+        filled: Arc<Mutex<Receiver<Slab>>>,
+        empty: SyncSender<Slab>,
+    ) -> io::Result<Self> {
+        let packer = Packer::new(blocks.effort)?;
+        let number = blocks.number();
+        let block = Vec::with_capacity(BLOCK);
+        Ok(Self {
+            blocks,
+            packer,
+            filled,
+            empty,
+            block,
+            number,
+            seen: Vec::new(),
+        })
+    }
+
+    fn run(mut self) -> Result<Vec<Seen>, CaptureError> {
+        loop {
+            let next = self
+                .filled
+                .lock()
+                .expect("no holder of this lock panics")
+                .recv();
+            let Ok(mut slab) = next else { break };
+            self.look_at(&slab)?;
+            slab.pages = 0;
+            slab.spans.clear();
+            // After the end of the transfer nobody wants it back.
+            drop(self.empty.send(slab));
+        }
+        self.close_block()?;
+        Ok(self.seen)
+    }
+
+    fn look_at(&mut self, slab: &Slab) -> Result<(), CaptureError> {
+        let mut at = 0;
+        for span in &slab.spans {
+            for page in 0..span.pages {
+                let vaddr = span.vaddr + (page * PAGE) as u64;
+                self.look_at_page(slab.page(at), span, vaddr)?;
+                at += 1;
+            }
+        }
+        Ok(())
+    }
+
+    fn look_at_page(&mut self, page: &[u8], span: &Span, vaddr: u64) -> Result<(), CaptureError> {
+        let segment = if is_zero(page) {
+            Segment {
+                vaddr,
+                pages: 1,
+                source: 0,
+                first: 0,
+            }
+        } else {
+            let first = u32::try_from(self.block.len() / PAGE).expect("a block has few pages");
+            self.block.extend_from_slice(page);
+            Segment {
+                vaddr,
+                pages: 1,
+                source: self.number + 1,
+                first,
+            }
+        };
+        match self.seen.last_mut() {
+            Some(last) if last.sequence == span.sequence && last.segment.continues_as(&segment) => {
+                last.segment.pages += 1;
+            }
+            _ => self.seen.push(Seen {
+                image: span.image,
+                sequence: span.sequence,
+                segment,
+            }),
+        }
+        if self.block.len() == BLOCK {
+            self.close_block()
+        } else {
+            Ok(())
+        }
+    }
+
+    fn close_block(&mut self) -> Result<(), CaptureError> {
+        if self.block.is_empty() {
+            // Its number stays unused: a block of no bytes.
+            return Ok(());
+        }
+        let packed = self.packer.pack(&self.block).map_err(CaptureError::Pack)?;
+        self.block.clear();
+        let number = std::mem::replace(&mut self.number, self.blocks.number());
+        self.blocks
+            .sender
+            .blocking_send(Numbered { number, packed })
+            .map_err(|_| CaptureError::Closed)
+    }
+}
+
+fn is_zero(page: &[u8]) -> bool {
+    // The second half of the comparison runs over the whole page at the speed of memory.
+    page[0] == 0 && page[..PAGE - 1] == page[1..]
+}
+
+/// Puts what the workers saw back into the order in which CRIU sent it.
+fn assemble(order: Vec<(MemoryKind, u64)>, mut seen: Vec<Seen>) -> Captured {
+    seen.sort_by_key(|seen| (seen.image, seen.sequence, seen.segment.vaddr));
+    let mut captured = Captured::default();
+    let mut memories: BTreeMap<usize, Memory> = BTreeMap::new();
+    for (position, (kind, id)) in order.into_iter().enumerate() {
+        memories.insert(
+            position,
+            Memory {
+                kind: kind.into(),
+                id,
+                segments: Vec::new(),
+            },
+        );
+    }
+    for Seen { image, segment, .. } in seen {
+        captured.pages += u64::from(segment.pages);
+        if segment.block().is_none() {
+            captured.zero_pages += u64::from(segment.pages);
+        }
+        let segments = &mut memories
+            .get_mut(&image)
+            .expect("every image was opened")
+            .segments;
+        match segments.last_mut() {
+            Some(last) if last.continues_as(&segment) => last.pages += segment.pages,
+            _ => segments.push(segment),
+        }
+    }
+    captured.memories = memories.into_values().collect();
+    captured
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pages::codec::unpack;
+
+    fn header(command: u32, flags: u32, pages: u64, vaddr: u64, image: u64) -> Vec<u8> {
+        let mut bytes = (flags << command::BITS | command).to_ne_bytes().to_vec();
+        bytes.extend([0; 4]);
+        for word in [pages, vaddr, image] {
+            bytes.extend(word.to_ne_bytes());
+        }
+        bytes
+    }
+
+    fn page(number: u64) -> Vec<u8> {
+        number.to_ne_bytes().repeat(PAGE / 8)
+    }
+
+    /// Plays CRIU's side: opens the images and sends runs of pages, then closes.
+    fn dump(socket: OwnedFd, runs: &[(u64, u64, Vec<Vec<u8>>)]) -> io::Result<()> {
+        let mut socket = UnixStream::from(socket);
+        let mut opened = Vec::new();
+        for (image, vaddr, pages) in runs {
+            if !opened.contains(image) {
+                opened.push(*image);
+                socket.write_all(&header(command::OPEN2, 0, 0, 0, *image))?;
+                socket.read_exact(&mut [0])?;
+            }
+            socket.write_all(&header(
+                command::ADD_F,
+                4,
+                pages.len() as u64,
+                *vaddr,
+                *image,
+            ))?;
+            socket.write_all(&pages.concat())?;
+        }
+        socket.write_all(&header(command::FORCE_CLOSE, 0, 0, 0, 0))?;
+        let mut status = [1; 4];
+        socket.read_exact(&mut status)?;
+        assert_eq!(status, [0; 4]);
+        Ok(())
+    }
+
+    fn collect(mut blocks: mpsc::Receiver<Numbered>) -> JoinHandle<BTreeMap<usize, Vec<u8>>> {
+        std::thread::spawn(move || {
+            let mut found = BTreeMap::new();
+            while let Some(Numbered { number, packed }) = blocks.blocking_recv() {
+                let block = packed.placed(0, 0);
+                found.insert(
+                    number as usize,
+                    unpack(&block, &packed.bytes).expect("just packed"),
+                );
+            }
+            found
+        })
+    }
+
+    fn start() -> (PageServer, JoinHandle<BTreeMap<usize, Vec<u8>>>) {
+        let (sender, receiver) = mpsc::channel(4);
+        let server = PageServer::start(&Blocks::new(sender, Effort::Zstd(1)), 3).expect("threads");
+        (server, collect(receiver))
+    }
+
+    #[test]
+    fn every_page_is_found_where_the_index_says() {
+        let (mut server, blocks) = start();
+        let mut number = 0;
+        let mut next = |zero: bool| {
+            number += 1;
+            if zero { vec![0; PAGE] } else { page(number) }
+        };
+        let runs: Vec<(u64, u64, Vec<Vec<u8>>)> = (0..60u64)
+            .map(|run| {
+                let image = if run < 40 { 0x2101 } else { 0x302 };
+                let pages = (0..=run * 3).map(|page| next(page % 7 == 0)).collect();
+                (image, run * 0x100_0000, pages)
+            })
+            .collect();
+        dump(server.socket.take().expect("still here"), &runs).expect("dump");
+        let captured = server.finish().expect("complete");
+        let blocks = blocks.join().expect("join");
+        assert_eq!(captured.memories.len(), 2);
+        assert_eq!(
+            (captured.memories[0].kind(), captured.memories[0].id),
+            (MemoryKind::Process, 0x21)
+        );
+        assert_eq!(
+            (captured.memories[1].kind(), captured.memories[1].id),
+            (MemoryKind::Shared, 3)
+        );
+        let mut expected = runs.iter().flat_map(|(_, vaddr, pages)| {
+            pages
+                .iter()
+                .enumerate()
+                .map(move |(at, page)| (vaddr + (at * PAGE) as u64, page.clone()))
+        });
+        for segment in captured.memories.iter().flat_map(|memory| &memory.segments) {
+            for at in 0..segment.pages {
+                let contents = match segment.block() {
+                    None => vec![0; PAGE],
+                    Some(block) => {
+                        let offset = (segment.first + at) as usize * PAGE;
+                        blocks[&block][offset..offset + PAGE].to_vec()
+                    }
+                };
+                let found = (segment.vaddr + u64::from(at) * PAGE as u64, contents);
+                assert!(
+                    expected.next() == Some(found),
+                    "page at {:#x}",
+                    segment.vaddr
+                );
+            }
+        }
+        assert!(expected.next().is_none());
+    }
+
+    #[test]
+    fn a_transfer_that_ends_early_is_no_capture() {
+        let (mut server, _blocks) = start();
+        let mut socket = UnixStream::from(server.socket.take().expect("still here"));
+        socket
+            .write_all(&header(command::OPEN2, 0, 0, 0, 0x101))
+            .expect("write");
+        socket.read_exact(&mut [0]).expect("read");
+        socket
+            .write_all(&header(command::ADD_F, 4, 2, 0, 0x101))
+            .expect("write");
+        socket.write_all(&page(1)).expect("write");
+        drop(socket);
+        assert!(matches!(server.finish(), Err(CaptureError::EndedEarly(_))));
+    }
+
+    #[test]
+    fn what_is_not_understood_is_refused() {
+        for bytes in [
+            header(0x77, 0, 0, 0, 0x101),
+            header(command::OPEN2, 0, 0, 0, 0x10a),
+            header(command::ADD_F, 0, 1, 0, 0x101),
+            header(command::ADD_F, 4, 1, 17, 0x101),
+            header(command::ADD_F, 4, u64::MAX, 0, 0x101),
+        ] {
+            let (mut server, _blocks) = start();
+            let mut socket = UnixStream::from(server.socket.take().expect("still here"));
+            socket.write_all(&bytes).expect("write");
+            assert!(
+                matches!(server.finish(), Err(CaptureError::Protocol(_))),
+                "{bytes:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn zero_pages_are_told_from_others() {
+        assert!(is_zero(&[0; PAGE]));
+        for at in [0, 1, PAGE / 2, PAGE - 1] {
+            let mut page = [0; PAGE];
+            page[at] = 1;
+            assert!(!is_zero(&page), "{at}");
+        }
+        assert!(!is_zero(&[1; PAGE]));
+    }
+}

@@ -1,0 +1,323 @@
+//! Reads a snapshot's manifest and index, verified, and its blocks on demand.
+//!
+//! Nothing of a snapshot is used before it was verified: the manifest by the digest that the head knows it by (or its
+//! own checksum, when the head is lost), the index by the manifest, each block by the index. What cannot be used is an
+//! [`Unusable`] with its reason, so that the next older snapshot can be tried.
+
+use std::collections::HashMap;
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::StreamExt;
+use reprieve_core::compat::{self, Mismatch};
+use reprieve_core::document::{self, DocumentError};
+use reprieve_core::manifest::{HostFacts, Manifest, Part};
+use reprieve_core::selection::Candidate;
+use tokio::time::Instant;
+
+use crate::pages::codec::{self, Damage};
+use crate::pages::index::{File, Index, IndexError};
+use crate::store::{Store, StoreError, StoreErrorKind, retry};
+
+/// Parts whose presence is asked for at once.
+const CHECKS: usize = 16;
+
+/// Stored bytes that are fetched in one request, at most.
+const FETCH: u64 = 2 << 20;
+
+/// Unpacked blocks that a reader keeps: enough for two workers' blocks to be read in turn.
+const KEPT: usize = 24;
+
+/// Why a snapshot is passed over.
+#[derive(Debug, thiserror::Error)]
+pub enum Unusable {
+    #[error("its manifest is damaged")]
+    Manifest(#[source] DocumentError),
+    #[error("its manifest is not the one that was committed: it was altered or replaced")]
+    OtherManifest,
+    #[error("part {key} is missing")]
+    Missing { key: String },
+    #[error("part {key} has {found} bytes instead of {expected}: it is truncated or was replaced")]
+    Size {
+        key: String,
+        found: u64,
+        expected: u64,
+    },
+    #[error("part {key} is damaged: its checksum does not match")]
+    Digest { key: String },
+    #[error("its index is damaged")]
+    Index(#[from] IndexError),
+    #[error("a block at byte {offset} of part {key} is damaged")]
+    Block {
+        key: String,
+        offset: u64,
+        #[source]
+        source: Damage,
+    },
+    #[error("this host cannot run it: {}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Host(Vec<Mismatch>),
+    /// The snapshot may be sound; the store is the trouble.
+    #[error("the store did not deliver it")]
+    Store(#[from] StoreError),
+}
+
+/// A snapshot that is complete and may run here, as far as that can be told without reading all of it.
+#[derive(Debug)]
+pub struct Snapshot {
+    pub manifest: Manifest,
+    pub index: Index,
+    store: Arc<dyn Store>,
+    root: String,
+}
+
+/// Reads and verifies everything about a snapshot but its blocks.
+pub async fn load(
+    store: &Arc<dyn Store>,
+    root: &str,
+    candidate: &Candidate,
+    host: &HostFacts,
+    deadline: Instant,
+) -> Result<Snapshot, Unusable> {
+    let manifest = manifest(store, root, candidate, deadline).await?;
+    let mismatches = compat::mismatches(&manifest.host, host);
+    if !mismatches.is_empty() {
+        return Err(Unusable::Host(mismatches));
+    }
+    check_parts(store, root, &manifest, deadline).await?;
+    let index = index(store, root, &manifest, deadline).await?;
+    Ok(Snapshot {
+        manifest,
+        index,
+        store: Arc::clone(store),
+        root: root.to_owned(),
+    })
+}
+
+/// Reads and verifies a manifest.
+pub async fn manifest(
+    store: &Arc<dyn Store>,
+    root: &str,
+    candidate: &Candidate,
+    deadline: Instant,
+) -> Result<Manifest, Unusable> {
+    let key = format!("{root}{}", candidate.manifest);
+    let bytes = whole(
+        store,
+        &key,
+        &candidate.manifest,
+        document::SIZE_LIMIT,
+        deadline,
+    )
+    .await?;
+    let manifest = Manifest::from_bytes(&bytes).map_err(Unusable::Manifest)?;
+    let is_committed = candidate
+        .digest
+        .as_ref()
+        .is_none_or(|digest| *digest == document::digest(&bytes));
+    if !is_committed || manifest.key() != candidate.manifest {
+        return Err(Unusable::OtherManifest);
+    }
+    Ok(manifest)
+}
+
+async fn whole(
+    store: &Arc<dyn Store>,
+    full: &str,
+    key: &str,
+    limit: u64,
+    deadline: Instant,
+) -> Result<Bytes, Unusable> {
+    match retry::retry(deadline, "get", || store.get(full, limit)).await {
+        Ok(object) => Ok(object.bytes),
+        Err(error) if error.kind == StoreErrorKind::NotFound => Err(Unusable::Missing {
+            key: key.to_owned(),
+        }),
+        Err(error) => Err(error.into()),
+    }
+}
+
+async fn check_parts(
+    store: &Arc<dyn Store>,
+    root: &str,
+    manifest: &Manifest,
+    deadline: Instant,
+) -> Result<(), Unusable> {
+    let checks: Vec<_> = manifest
+        .parts
+        .iter()
+        .map(|part| check_part(store, root, part, deadline))
+        .collect();
+    let mut checks = futures::stream::iter(checks).buffer_unordered(CHECKS);
+    while let Some(checked) = checks.next().await {
+        checked?;
+    }
+    Ok(())
+}
+
+async fn check_part(
+    store: &Arc<dyn Store>,
+    root: &str,
+    part: &Part,
+    deadline: Instant,
+) -> Result<(), Unusable> {
+    let full = format!("{root}{}", part.key);
+    match retry::retry(deadline, "size", || store.size(&full)).await {
+        Ok(found) if found == part.bytes => Ok(()),
+        Ok(found) => Err(Unusable::Size {
+            key: part.key.clone(),
+            found,
+            expected: part.bytes,
+        }),
+        Err(error) if error.kind == StoreErrorKind::NotFound => Err(Unusable::Missing {
+            key: part.key.clone(),
+        }),
+        Err(error) => Err(error.into()),
+    }
+}
+
+async fn index(
+    store: &Arc<dyn Store>,
+    root: &str,
+    manifest: &Manifest,
+    deadline: Instant,
+) -> Result<Index, Unusable> {
+    let mut packed = Vec::new();
+    for part in manifest
+        .index
+        .iter()
+        .filter_map(|&number| manifest.parts.get(number))
+    {
+        let bytes = whole(
+            store,
+            &format!("{root}{}", part.key),
+            &part.key,
+            part.bytes,
+            deadline,
+        )
+        .await?;
+        if document::digest(&bytes) != part.digest {
+            return Err(Unusable::Digest {
+                key: part.key.clone(),
+            });
+        }
+        packed.extend_from_slice(&bytes);
+    }
+    Ok(Index::from_bytes(&packed, manifest.parts.len())?)
+}
+
+impl Snapshot {
+    /// The whole contents of one of the small images. Its size is bounded by what CRIU was allowed to put there.
+    pub async fn file(&self, file: &File, deadline: Instant) -> Result<Vec<u8>, Unusable> {
+        let mut blocks = Blocks::new(self, deadline);
+        let mut contents = Vec::with_capacity(usize::try_from(file.size).unwrap_or(0));
+        for &number in &file.blocks {
+            contents.extend_from_slice(&blocks.get(number as usize).await?);
+        }
+        Ok(contents)
+    }
+
+    /// The file of this name, if the snapshot has one.
+    pub fn find(&self, name: &str) -> Option<&File> {
+        self.index.files.iter().find(|file| file.name == name)
+    }
+}
+
+/// Reads blocks in about the order in which they were stored: fetches neighbours in one request, keeps a few.
+pub struct Blocks<'a> {
+    snapshot: &'a Snapshot,
+    deadline: Instant,
+    kept: HashMap<usize, Bytes>,
+    /// Numbers in `kept`, oldest first.
+    order: VecDeque<usize>,
+}
+
+impl<'a> Blocks<'a> {
+    pub fn new(snapshot: &'a Snapshot, deadline: Instant) -> Self {
+        Self {
+            snapshot,
+            deadline,
+            kept: HashMap::new(),
+            order: VecDeque::new(),
+        }
+    }
+
+    /// The verified, unpacked bytes of a block.
+    pub async fn get(&mut self, number: usize) -> Result<Bytes, Unusable> {
+        if let Some(found) = self.kept.get(&number) {
+            return Ok(found.clone());
+        }
+        self.fetch(number).await?;
+        Ok(self.kept.get(&number).cloned().unwrap_or_default())
+    }
+
+    async fn fetch(&mut self, number: usize) -> Result<(), Unusable> {
+        let wanted = self.neighbours(number);
+        let all = &self.snapshot.index.blocks;
+        let (first, last) = (&all[wanted[0]], &all[wanted[wanted.len() - 1]]);
+        let part = &self.snapshot.manifest.parts[first.part as usize];
+        let key = format!("{}{}", self.snapshot.root, part.key);
+        let length = last.offset + u64::from(last.stored) - first.offset;
+        let store = &self.snapshot.store;
+        let bytes = retry::retry(self.deadline, "get", || {
+            store.get_range(&key, first.offset, length)
+        })
+        .await
+        .map_err(|error| match error.kind {
+            StoreErrorKind::NotFound => Unusable::Missing {
+                key: part.key.clone(),
+            },
+            _ => error.into(),
+        })?;
+        for number in wanted {
+            let block = &all[number];
+            let start = usize::try_from(block.offset - first.offset).expect("within one fetch");
+            let stored = &bytes[start..start + block.stored as usize];
+            let raw = codec::unpack(block, stored).map_err(|source| Unusable::Block {
+                key: part.key.clone(),
+                offset: block.offset,
+                source,
+            })?;
+            self.keep(number, raw.into());
+        }
+        Ok(())
+    }
+
+    /// The block and those that lie right behind it in the same part, by number, in the order of their place.
+    fn neighbours(&self, number: usize) -> Vec<usize> {
+        let all = &self.snapshot.index.blocks;
+        let mut found = vec![number];
+        let mut length = u64::from(all[number].stored);
+        // Blocks are numbered nearly in the order in which they are placed.
+        let near = number.saturating_sub(KEPT)..(number + KEPT).min(all.len());
+        loop {
+            let last = &all[found[found.len() - 1]];
+            let end = last.offset + u64::from(last.stored);
+            let next = near.clone().find(|&at| {
+                all[at].raw > 0
+                    && all[at].part == last.part
+                    && all[at].offset == end
+                    && !self.kept.contains_key(&at)
+            });
+            match next {
+                Some(next)
+                    if found.len() < KEPT / 2 && length + u64::from(all[next].stored) <= FETCH =>
+                {
+                    length += u64::from(all[next].stored);
+                    found.push(next);
+                }
+                _ => return found,
+            }
+        }
+    }
+
+    fn keep(&mut self, number: usize, raw: Bytes) {
+        if self.kept.insert(number, raw).is_none() {
+            self.order.push_back(number);
+        }
+        if self.order.len() > KEPT {
+            let oldest = self.order.pop_front().expect("it is longer than KEPT");
+            self.kept.remove(&oldest);
+        }
+    }
+}

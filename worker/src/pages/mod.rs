@@ -1,0 +1,30 @@
+//! The data path: an app's memory in from CRIU, blocks out to the store, and back again. Memory in use is bounded by
+//! the settings, never by the size of the app.
+//!
+//! ```text
+//!  criu dump ──page server──▶ reader ──slabs──▶ workers ──blocks──▶ part writer ──parts──▶ store
+//!                             (capture)         zero? keep?         (parts)
+//!                                               compress, digest
+//!
+//!  store ──ranges──▶ feeder ──pages──▶ criu restore --stream
+//!                    verify, unpack    (serve)
+//! ```
+//!
+//! The unit of comparison is the page, the unit of compression and of verification is the block of up to
+//! [`BLOCK_PAGES`] pages, the unit of storage is the part. docs/format.md describes the result for strangers.
+
+pub mod capture;
+pub mod codec;
+pub mod index;
+pub mod load;
+pub mod parts;
+pub mod serve;
+
+/// Bytes of a page; CRIU's images, and so ours, are tied to it. Checked against the host at start.
+pub const PAGE: usize = 4096;
+
+/// Pages in a full block.
+pub const BLOCK_PAGES: usize = 64;
+
+/// Bytes in a full block before compression.
+pub const BLOCK: usize = PAGE * BLOCK_PAGES;

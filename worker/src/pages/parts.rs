@@ -1,0 +1,154 @@
+//! Places packed blocks in parts and uploads the parts while more blocks arrive.
+//!
+//! One task owns the part being filled; a bounded number of full parts is on its way to the store. When all of those
+//! are slow, the task stops taking blocks, and everything before it waits in turn: that is how memory stays bounded.
+//! The first upload that fails for good ends the task, and whoever sends blocks finds the door closed.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use reprieve_core::document;
+use reprieve_core::manifest::{self, Part};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use crate::pages::codec::Packed;
+use crate::pages::index::Block;
+use crate::store::{Condition, Store, StoreError, retry};
+
+/// The size at which a part is sent off. S3 reaches its full throughput per connection from 8 MiB on (AWS's guidance).
+pub const PART: usize = 8 << 20;
+
+/// Blocks that wait to be placed, at most.
+const QUEUE: usize = 8;
+
+/// A packed block and the number it is known by.
+pub(crate) struct Numbered {
+    pub number: u32,
+    pub packed: Packed,
+}
+
+/// What was stored.
+#[derive(Debug, Default)]
+pub(crate) struct Stored {
+    pub parts: Vec<Part>,
+    /// By block number.
+    pub blocks: Vec<Block>,
+}
+
+/// Where a snapshot attempt puts its data.
+#[derive(Clone, Debug)]
+pub struct Destination {
+    pub store: Arc<dyn Store>,
+    /// The job's prefix, ending in `/`.
+    pub root: String,
+    pub attempt: String,
+    /// Parts on their way at once.
+    pub in_flight: usize,
+    /// When every part has to be stored.
+    pub deadline: Instant,
+}
+
+impl Destination {
+    /// Stores one object of the attempt under `data/ATTEMPT/NAME` and describes it.
+    pub(crate) async fn put(&self, name: &str, bytes: Bytes) -> Result<Part, StoreError> {
+        let key = format!("{}{name}", manifest::data_prefix(&self.attempt));
+        let part = Part {
+            key,
+            bytes: bytes.len() as u64,
+            digest: document::digest(&bytes),
+        };
+        let full = format!("{}{}", self.root, part.key);
+        // Nobody else writes under this attempt, so repeating after a lost reply is harmless.
+        retry::retry(self.deadline, "put", || {
+            self.store.put(&full, bytes.clone(), Condition::Always)
+        })
+        .await?;
+        Ok(part)
+    }
+}
+
+/// Starts the task. It ends when every sender is gone and everything is stored, or with the first failure.
+pub(crate) fn start(
+    destination: Destination,
+) -> (
+    mpsc::Sender<Numbered>,
+    JoinHandle<Result<Stored, StoreError>>,
+) {
+    let (sender, blocks) = mpsc::channel(QUEUE);
+    (sender, tokio::spawn(place(destination, blocks)))
+}
+
+async fn place(
+    destination: Destination,
+    mut blocks: mpsc::Receiver<Numbered>,
+) -> Result<Stored, StoreError> {
+    let mut stored = Stored::default();
+    let mut filling: Vec<u8> = Vec::new();
+    let mut next_part: u32 = 0;
+    let mut uploads = FuturesUnordered::new();
+    let mut open = true;
+    while open || !uploads.is_empty() {
+        let has_room = uploads.len() < destination.in_flight.max(1);
+        tokio::select! {
+            Some(done) = uploads.next(), if !uploads.is_empty() => stored.accept(done)?,
+            block = blocks.recv(), if open && has_room => {
+                match block {
+                    Some(block) => stored.place(block, next_part, &mut filling),
+                    None => open = false,
+                }
+                if filling.len() >= PART || (!open && !filling.is_empty()) {
+                    let bytes = Bytes::from(std::mem::take(&mut filling));
+                    uploads.push(upload(&destination, next_part, bytes));
+                    next_part += 1;
+                }
+            }
+        }
+    }
+    Ok(stored)
+}
+
+async fn upload(
+    destination: &Destination,
+    number: u32,
+    bytes: Bytes,
+) -> Result<(u32, Part), StoreError> {
+    Ok((
+        number,
+        destination.put(&format!("{number:06}"), bytes).await?,
+    ))
+}
+
+impl Stored {
+    fn accept(&mut self, done: Result<(u32, Part), StoreError>) -> Result<(), StoreError> {
+        let (number, part) = done?;
+        let number = number as usize;
+        if self.parts.len() <= number {
+            let unknown = Part {
+                key: String::new(),
+                bytes: 0,
+                digest: String::new(),
+            };
+            self.parts.resize(number + 1, unknown);
+        }
+        self.parts[number] = part;
+        Ok(())
+    }
+
+    fn place(&mut self, block: Numbered, part: u32, filling: &mut Vec<u8>) {
+        let Numbered { number, packed } = block;
+        if filling.capacity() == 0 {
+            // One allocation per part, a block longer than needed rather than grown by doubling.
+            filling.reserve_exact(PART + crate::pages::BLOCK);
+        }
+        let number = number as usize;
+        if self.blocks.len() <= number {
+            self.blocks.resize(number + 1, Block::default());
+        }
+        self.blocks[number] = packed.placed(part, filling.len() as u64);
+        filling.extend_from_slice(&packed.bytes);
+    }
+}

@@ -1,0 +1,2057 @@
+//! Settings: built-in values < file < environment < flags, checked in every layer, as one value.
+//!
+//! [`TABLE`] is the only list of settings; flags, environment names, file keys, defaults, checks and docs/settings.md
+//! follow from it. [`Settings::load`] reports every fault of every layer at once, each with where it came from and what
+//! to write instead, so that a container is corrected in one round. Values are shown except where they may hold
+//! credentials. What a setting leads to is decided by those who read it; opening stores and sockets is left to them.
+//!
+//! Unknown keys and unknown `REPRIEVE_*` variables are refused: a mistyped setting that is silently ignored is noticed
+//! only at the eviction. The one exception are the variables Kubernetes injects for a service whose name starts with
+//! "reprieve" (`REPRIEVE_SERVICE_HOST`, `REPRIEVE_PORT_80_TCP`, ...), which the user can hardly avoid.
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::io::Read;
+use std::net::SocketAddr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use config::{Config, ConfigError, File, FileFormat, Map, Source, Value, ValueKind};
+use tracing_subscriber::EnvFilter;
+use url::Url;
+
+use crate::failure::{ExitCode, Failure};
+use crate::named::named;
+
+/// Read when it exists and no other file is named.
+pub const DEFAULT_FILE: &str = "/etc/reprieve.toml";
+/// Names the settings file; not a setting itself, as a file cannot name itself.
+pub const FILE_VARIABLE: &str = "REPRIEVE_CONFIG";
+
+const VARIABLE_PREFIX: &str = "REPRIEVE_";
+/// A settings file is a page; whatever is larger is some other file.
+const FILE_LIMIT: u64 = 256 * 1024;
+/// Longer values are cut when shown.
+const SHOWN_LIMIT: usize = 120;
+/// `sun_path` holds 108 bytes with its final NUL.
+const SOCKET_PATH_LIMIT: usize = 107;
+const JOB_NAME_LIMIT: usize = 128;
+
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+const MIB: u64 = 1024 * 1024;
+
+/// The environment as settings read it.
+pub trait Environment {
+    fn variables(&self) -> Vec<(OsString, OsString)>;
+}
+
+/// The environment this process was started with.
+#[derive(Clone, Copy, Debug)]
+pub struct ProcessEnvironment;
+
+impl Environment for ProcessEnvironment {
+    fn variables(&self) -> Vec<(OsString, OsString)> {
+        std::env::vars_os().collect()
+    }
+}
+
+/// What a value has to look like.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Kind {
+    StoreAddress,
+    Endpoint,
+    Region,
+    JobName,
+    Choice(&'static [&'static str]),
+    /// Lower and upper limit.
+    Duration(Duration, Duration),
+    /// Lower and upper limit in bytes.
+    Size(u64, u64),
+    /// Lower and upper limit.
+    Count(u32, u32),
+    ExitCode,
+    Program,
+    /// An absolute path and the largest number of bytes it may have.
+    Path(usize),
+    ListenAddress,
+    LogFilter,
+}
+
+/// One row of the table of settings.
+#[derive(Clone, Copy, Debug)]
+pub struct Setting {
+    /// As the flag spells it, without the dashes.
+    pub name: &'static str,
+    pub section: &'static str,
+    pub kind: Kind,
+    pub default: Option<&'static str>,
+    /// What holds while there is no value; empty when there is a default.
+    pub unset: &'static str,
+    pub meaning: &'static str,
+}
+
+impl Setting {
+    pub fn flag(&self) -> String {
+        format!("--{}", self.name)
+    }
+
+    pub fn variable(&self) -> String {
+        format!("{VARIABLE_PREFIX}{}", self.key().to_ascii_uppercase())
+    }
+
+    /// The key in the file, which also accepts `-` for `_`.
+    pub fn key(&self) -> String {
+        self.name.replace('-', "_")
+    }
+
+    /// The row with this name; names are literals in this crate, so a missing one is a bug that the tests meet.
+    fn named(name: &str) -> &'static Self {
+        TABLE
+            .iter()
+            .find(|setting| setting.name == name)
+            .expect("the name of a row of the table of settings")
+    }
+}
+
+const STORE: &str = "Store";
+const EVICTION: &str = "Eviction and checkpoint";
+const BOOT: &str = "Boot and restore";
+const HOST: &str = "Host";
+const OBSERVE: &str = "Observation";
+
+/// Every setting there is.
+pub const TABLE: &[Setting] = &[
+    Setting {
+        name: "store",
+        section: STORE,
+        kind: Kind::StoreAddress,
+        default: None,
+        unset: "nothing is checkpointed",
+        meaning: "Where snapshots are kept: `s3://BUCKET/PREFIX` or `file:///DIRECTORY`.",
+    },
+    Setting {
+        name: "job",
+        section: STORE,
+        kind: Kind::JobName,
+        default: None,
+        unset: "derived from the app: its base name, `-`, and 8 hexadecimal digits of the command line's BLAKE3",
+        meaning: "The name under which the store knows this job. Two workers with the same store and job are the same \
+                  job: the later one takes it over.",
+    },
+    Setting {
+        name: "s3-endpoint",
+        section: STORE,
+        kind: Kind::Endpoint,
+        default: None,
+        unset: "AWS, as the region says",
+        meaning: "The address of an S3 that is not AWS.",
+    },
+    Setting {
+        name: "s3-region",
+        section: STORE,
+        kind: Kind::Region,
+        default: None,
+        unset: "as the AWS configuration or the machine's metadata says",
+        meaning: "The region of the bucket.",
+    },
+    Setting {
+        name: "s3-path-style",
+        section: STORE,
+        kind: Kind::Choice(PathStyle::NAMES),
+        default: Some("auto"),
+        unset: "",
+        meaning: "Whether the bucket is named in the path instead of the host name; `auto` does so when `s3-endpoint` \
+                  is set.",
+    },
+    Setting {
+        name: "keep-generations",
+        section: STORE,
+        kind: Kind::Count(2, 1000),
+        default: Some("5"),
+        unset: "",
+        meaning: "How many of the newest snapshots of the job are kept. At least two, so that a bad one has a \
+                  predecessor.",
+    },
+    Setting {
+        name: "compression",
+        section: STORE,
+        kind: Kind::Choice(Compression::NAMES),
+        default: Some("auto"),
+        unset: "",
+        meaning: "How much processor time goes into smaller snapshots; `auto` follows whichever of processor and \
+                  network is the bottleneck.",
+    },
+    Setting {
+        name: "memory-budget",
+        section: STORE,
+        kind: Kind::Size(32 * MIB, 1024 * 1024 * MIB),
+        default: Some("64MiB"),
+        unset: "",
+        meaning: "Memory for data on its way between the job and the store.",
+    },
+    Setting {
+        name: "term-grace",
+        section: EVICTION,
+        kind: Kind::Duration(Duration::from_secs(1), DAY),
+        default: Some("10s"),
+        unset: "",
+        meaning: "How long the platform waits between SIGTERM and SIGKILL. A checkpoint on SIGTERM has to fit in here. \
+                  `docker stop` waits 10s unless told otherwise, Kubernetes `terminationGracePeriodSeconds`, ECS \
+                  `stopTimeout`.",
+    },
+    Setting {
+        name: "deadline-margin",
+        section: EVICTION,
+        kind: Kind::Duration(Duration::ZERO, DAY),
+        default: Some("1s"),
+        unset: "",
+        meaning: "Kept back from every deadline, for clocks that differ and for our own end.",
+    },
+    Setting {
+        name: "stop-grace",
+        section: EVICTION,
+        kind: Kind::Duration(Duration::ZERO, DAY),
+        default: Some("5s"),
+        unset: "",
+        meaning: "When the app has ended, what is left of its processes gets SIGTERM, this long, and then SIGKILL.",
+    },
+    Setting {
+        name: "checkpoint-timeout",
+        section: EVICTION,
+        kind: Kind::Duration(Duration::from_secs(1), DAY),
+        default: Some("25s"),
+        unset: "",
+        meaning: "The time limit of a checkpoint that was asked for without a deadline; `reprieve checkpoint --timeout` \
+                  goes before it.",
+    },
+    Setting {
+        name: "on-checkpoint-failure",
+        section: EVICTION,
+        kind: Kind::Choice(OnCheckpointFailure::NAMES),
+        default: Some("run-on"),
+        unset: "",
+        meaning: "When the checkpoint on SIGTERM failed: the job runs on until the platform kills it (`run-on`), or it \
+                  gets the SIGTERM to save itself (`forward`).",
+    },
+    Setting {
+        name: "checkpointed-exit-code",
+        section: EVICTION,
+        kind: Kind::ExitCode,
+        default: Some("75"),
+        unset: "",
+        meaning: "The exit code for \"checkpointed and stopped, run me again\". 0 is accepted only as a flag, with a \
+                  warning: most platforms take it for a finished job and never run it again.",
+    },
+    Setting {
+        name: "ghost-limit",
+        section: EVICTION,
+        // CRIU takes it as a 32-bit number.
+        kind: Kind::Size(0, u32::MAX as u64),
+        default: Some("64MiB"),
+        unset: "",
+        meaning: "The largest file that is deleted but still open and goes into a snapshot; a larger one fails the \
+                  checkpoint.",
+    },
+    Setting {
+        name: "signal-target",
+        section: EVICTION,
+        kind: Kind::Choice(SignalTarget::NAMES),
+        default: Some("group"),
+        unset: "",
+        meaning: "Who gets the signals that are passed on: the app's process group, or the app alone (`child`).",
+    },
+    Setting {
+        name: "boot-timeout",
+        section: BOOT,
+        kind: Kind::Duration(Duration::from_secs(1), DAY),
+        default: Some("1m"),
+        unset: "",
+        meaning: "How long the store may take to become reachable at boot.",
+    },
+    Setting {
+        name: "restore-timeout",
+        section: BOOT,
+        kind: Kind::Duration(Duration::from_secs(1), DAY),
+        default: Some("10m"),
+        unset: "",
+        meaning: "How long restoring one snapshot may take before the next older one is tried.",
+    },
+    Setting {
+        name: "on-no-valid-snapshot",
+        section: BOOT,
+        kind: Kind::Choice(OnNoValidSnapshot::NAMES),
+        default: Some("fail"),
+        unset: "",
+        meaning: "When there are snapshots of the job but none can be restored: end with exit code 171 (`fail`), or \
+                  start the app from scratch (`start`). The default is `fail`, because a start from scratch silently \
+                  repeats days of work and may overwrite its results. A job that has no snapshot at all always starts.",
+    },
+    Setting {
+        name: "criu",
+        section: HOST,
+        kind: Kind::Program,
+        default: Some("criu"),
+        unset: "",
+        meaning: "The CRIU program: an absolute path, or a name that is looked up in PATH.",
+    },
+    Setting {
+        name: "work-dir",
+        section: HOST,
+        kind: Kind::Path(usize::MAX),
+        default: None,
+        unset: "`/run/reprieve` if that is on a tmpfs, else `/dev/shm/reprieve`",
+        meaning: "A directory for the small files of a dump or restore in progress. Memory pages never go there.",
+    },
+    Setting {
+        name: "control-socket",
+        section: HOST,
+        kind: Kind::Path(SOCKET_PATH_LIMIT),
+        default: Some("/run/reprieve/control.sock"),
+        unset: "",
+        meaning: "The socket through which `reprieve checkpoint` and `reprieve status` reach the supervisor.",
+    },
+    Setting {
+        name: "metrics-listen",
+        section: OBSERVE,
+        kind: Kind::ListenAddress,
+        default: None,
+        unset: "metrics are not served",
+        meaning: "The address and port that answer `GET /metrics` and `GET /healthz`.",
+    },
+    Setting {
+        name: "log",
+        section: OBSERVE,
+        kind: Kind::LogFilter,
+        default: Some("info"),
+        unset: "",
+        meaning: "What is logged: `error`, `warn`, `info`, `debug`, `trace` or `off`, also by module \
+                  (`info,reprieve::store=debug`).",
+    },
+    Setting {
+        name: "log-format",
+        section: OBSERVE,
+        kind: Kind::Choice(LogFormat::NAMES),
+        default: Some("auto"),
+        unset: "",
+        meaning: "How log lines look; `auto` is `human` when stderr is a terminal and `json` otherwise.",
+    },
+];
+
+named! {
+    /// Where the bucket is named in requests.
+    pub enum PathStyle { Auto = "auto", On = "on", Off = "off", }
+}
+
+named! {
+    /// How hard snapshots are compressed.
+    pub enum Compression { Auto = "auto", Low = "low", Medium = "medium", High = "high", }
+}
+
+named! {
+    /// What to do when snapshots exist but none can be restored.
+    pub enum OnNoValidSnapshot { Fail = "fail", Start = "start", }
+}
+
+named! {
+    /// What becomes of a SIGTERM whose checkpoint failed.
+    pub enum OnCheckpointFailure { RunOn = "run-on", Forward = "forward", }
+}
+
+named! {
+    /// Who gets the signals that are passed on.
+    pub enum SignalTarget { Group = "group", Child = "child", }
+}
+
+named! {
+    /// How log lines look.
+    pub enum LogFormat { Auto = "auto", Human = "human", Json = "json", }
+}
+
+/// How the job got its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum JobNameOrigin {
+    Given,
+    Derived,
+}
+
+/// All settings of `reprieve run`, checked.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// An address whose scheme and shape were checked; `None` means that nothing is checkpointed.
+    pub store: Option<String>,
+    pub job: String,
+    pub job_name_origin: JobNameOrigin,
+    pub s3_endpoint: Option<Url>,
+    pub s3_region: Option<String>,
+    pub s3_path_style: PathStyle,
+    pub keep_generations: u32,
+    pub compression: Compression,
+    pub memory_budget_bytes: u64,
+    pub term_grace: Duration,
+    pub deadline_margin: Duration,
+    pub stop_grace: Duration,
+    pub checkpoint_timeout: Duration,
+    pub on_checkpoint_failure: OnCheckpointFailure,
+    pub checkpointed_exit_code: u8,
+    pub ghost_limit_bytes: u32,
+    pub signal_target: SignalTarget,
+    pub boot_timeout: Duration,
+    pub restore_timeout: Duration,
+    pub on_no_valid_snapshot: OnNoValidSnapshot,
+    /// Absolute, or a bare name to look up in PATH.
+    pub criu: PathBuf,
+    pub work_dir: Option<PathBuf>,
+    pub control_socket: PathBuf,
+    pub metrics_listen: Option<SocketAddr>,
+    pub log: LogSettings,
+    /// What is allowed but dangerous, to be logged once logging works.
+    pub warnings: Vec<String>,
+}
+
+/// What logging needs to know.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LogSettings {
+    /// A filter that was parsed once without fault.
+    pub filter: String,
+    pub format: LogFormat,
+}
+
+/// What the client commands need to know.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ClientSettings {
+    pub control_socket: PathBuf,
+    pub checkpoint_timeout: Duration,
+}
+
+/// A setting that was given on the command line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FlagValue {
+    /// The name of a row.
+    pub setting: &'static str,
+    /// As the user wrote it, with its dashes: a client command may call a setting by a shorter name.
+    pub flag: String,
+    pub value: OsString,
+}
+
+/// Where the layers above the built-in values come from.
+pub struct Layers<'a> {
+    pub flags: Vec<FlagValue>,
+    /// `--config`, which goes before [`FILE_VARIABLE`].
+    pub file: Option<PathBuf>,
+    /// Read when neither names a file, if it exists.
+    pub default_file: &'a Path,
+    pub environment: &'a dyn Environment,
+}
+
+/// Where a value came from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    BuiltIn,
+    File(PathBuf),
+    Variable(String),
+    Flag(String),
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::BuiltIn => f.write_str("built-in"),
+            Self::File(path) => write!(f, "file {}", path.display()),
+            Self::Variable(name) => write!(f, "environment variable {name}"),
+            Self::Flag(name) => write!(f, "flag {name}"),
+        }
+    }
+}
+
+/// One thing that is wrong with the settings.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// The name of a row, or what was written instead of one.
+    pub name: String,
+    pub origin: Origin,
+    /// As far as it may be shown.
+    pub value: Option<String>,
+    pub problem: String,
+    pub remedy: String,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name)?;
+        if let Some(value) = &self.value {
+            write!(f, " = {value}")?;
+        }
+        write!(f, " ({}): {}\n{}", self.origin, self.problem, self.remedy)
+    }
+}
+
+/// Everything that is wrong with the settings; never empty.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{} settings are not valid", .0.len())]
+pub struct Faults(pub Vec<Fault>);
+
+impl From<Faults> for Failure {
+    fn from(Faults(faults): Faults) -> Self {
+        let what = match faults.len() {
+            1 => "a setting is not valid".into(),
+            n => format!("{n} settings are not valid"),
+        };
+        faults
+            .iter()
+            .fold(
+                Self::new(ExitCode::SettingsInvalid, what),
+                |failure, fault| failure.detail(fault.to_string()),
+            )
+            .remedy("nothing was started; `reprieve run --help` lists every setting")
+    }
+}
+
+impl Settings {
+    /// Reads and checks every layer. `argv` is the app and its arguments, from which the job's name is derived if it has
+    /// none.
+    pub fn load(layers: &Layers<'_>, argv: &[OsString]) -> Result<Self, Faults> {
+        let mut faults = Vec::new();
+        let merged = collect(layers, &mut faults, |_| true);
+        if !faults.is_empty() {
+            return Err(Faults(faults));
+        }
+        let settings = Self::typed(&merged, argv);
+        let faults = settings.contradictions(&merged);
+        if !faults.is_empty() {
+            return Err(Faults(faults));
+        }
+        Ok(settings)
+    }
+
+    fn typed(merged: &Merged, argv: &[OsString]) -> Self {
+        let given = merged.text("job");
+        let mut settings = Self {
+            store: merged.text("store"),
+            job_name_origin: match given {
+                Some(_) => JobNameOrigin::Given,
+                None => JobNameOrigin::Derived,
+            },
+            job: given.unwrap_or_else(|| derived_job_name(argv)),
+            s3_endpoint: merged.get("s3-endpoint", Checked::url),
+            s3_region: merged.text("s3-region"),
+            s3_path_style: merged.need("s3-path-style", Checked::choice(PathStyle::from_name)),
+            keep_generations: merged.need("keep-generations", Checked::count),
+            compression: merged.need("compression", Checked::choice(Compression::from_name)),
+            memory_budget_bytes: merged.need("memory-budget", Checked::bytes),
+            term_grace: merged.need("term-grace", Checked::duration),
+            deadline_margin: merged.need("deadline-margin", Checked::duration),
+            stop_grace: merged.need("stop-grace", Checked::duration),
+            checkpoint_timeout: merged.need("checkpoint-timeout", Checked::duration),
+            on_checkpoint_failure: merged.need(
+                "on-checkpoint-failure",
+                Checked::choice(OnCheckpointFailure::from_name),
+            ),
+            checkpointed_exit_code: merged.need("checkpointed-exit-code", Checked::exit_code),
+            ghost_limit_bytes: merged.need("ghost-limit", |checked| {
+                checked.bytes().and_then(|bytes| u32::try_from(bytes).ok())
+            }),
+            signal_target: merged.need("signal-target", Checked::choice(SignalTarget::from_name)),
+            boot_timeout: merged.need("boot-timeout", Checked::duration),
+            restore_timeout: merged.need("restore-timeout", Checked::duration),
+            on_no_valid_snapshot: merged.need(
+                "on-no-valid-snapshot",
+                Checked::choice(OnNoValidSnapshot::from_name),
+            ),
+            criu: merged.need("criu", Checked::path),
+            work_dir: merged.get("work-dir", Checked::path),
+            control_socket: merged.need("control-socket", Checked::path),
+            metrics_listen: merged.get("metrics-listen", Checked::address),
+            log: LogSettings {
+                filter: merged.need("log", Checked::text),
+                format: merged.need("log-format", Checked::choice(LogFormat::from_name)),
+            },
+            warnings: Vec::new(),
+        };
+        settings.warnings = settings.dangers();
+        settings
+    }
+
+    /// Values that are each fine but leave no time for a checkpoint together.
+    fn contradictions(&self, merged: &Merged) -> Vec<Fault> {
+        if self.store.is_none() {
+            return Vec::new();
+        }
+        [
+            ("term-grace", self.term_grace),
+            ("checkpoint-timeout", self.checkpoint_timeout),
+        ]
+        .into_iter()
+        .filter(|(_, limit)| self.deadline_margin >= *limit)
+        .map(|(name, limit)| Fault {
+            name: "deadline-margin".into(),
+            origin: merged.origin("deadline-margin"),
+            value: Some(humantime::format_duration(self.deadline_margin).to_string()),
+            problem: format!(
+                "leaves no time for a checkpoint within {name} = {} ({})",
+                humantime::format_duration(limit),
+                merged.origin(name)
+            ),
+            remedy: format!("make deadline-margin smaller than {name}, by several seconds"),
+        })
+        .collect()
+    }
+
+    fn dangers(&self) -> Vec<String> {
+        let mut dangers = Vec::new();
+        if self.checkpointed_exit_code == 0 {
+            dangers.push(
+                "checkpointed-exit-code is 0: a platform that takes 0 for a finished job will not run it again, and \
+                 the rest of its work is lost"
+                    .into(),
+            );
+        }
+        if self.store.is_some() && self.on_no_valid_snapshot == OnNoValidSnapshot::Start {
+            dangers.push(
+                "on-no-valid-snapshot is \"start\": if no snapshot can be restored the app starts from scratch and \
+                 repeats all of its work"
+                    .into(),
+            );
+        }
+        if self.store.is_none() {
+            dangers.push(
+                "no store is set: nothing is checkpointed and an eviction loses the job's work"
+                    .into(),
+            );
+        }
+        if self.s3_endpoint.is_some()
+            && !self
+                .store
+                .as_ref()
+                .is_some_and(|store| store.starts_with("s3:"))
+        {
+            dangers.push("s3-endpoint is set but the store is not in S3; it has no effect".into());
+        }
+        dangers
+    }
+}
+
+impl ClientSettings {
+    /// Reads the few settings that the client commands use. Faults of others are left to `reprieve run` to report: they
+    /// must not keep anyone from asking a running supervisor.
+    pub fn load(layers: &Layers<'_>) -> Result<Self, Faults> {
+        let mut faults = Vec::new();
+        let merged = collect(layers, &mut faults, |name| {
+            matches!(name, "control-socket" | "checkpoint-timeout")
+        });
+        if !faults.is_empty() {
+            return Err(Faults(faults));
+        }
+        Ok(Self {
+            control_socket: merged.need("control-socket", Checked::path),
+            checkpoint_timeout: merged.need("checkpoint-timeout", Checked::duration),
+        })
+    }
+}
+
+/// One layer's values for known settings.
+#[derive(Clone, Debug)]
+struct Layer(Vec<Entry>);
+
+#[derive(Clone, Debug)]
+struct Entry {
+    setting: &'static Setting,
+    text: String,
+    origin: Origin,
+}
+
+impl Source for Layer {
+    fn clone_into_box(&self) -> Box<dyn Source + Send + Sync> {
+        Box::new(self.clone())
+    }
+
+    fn collect(&self) -> Result<Map<String, Value>, ConfigError> {
+        Ok(self
+            .0
+            .iter()
+            .map(|entry| {
+                let origin = entry.origin.to_string();
+                (
+                    entry.setting.key(),
+                    Value::new(Some(&origin), entry.text.as_str()),
+                )
+            })
+            .collect())
+    }
+}
+
+/// The value that counts for each setting, all of them checked.
+struct Merged {
+    config: Config,
+    layers: Vec<Layer>,
+}
+
+impl Merged {
+    fn text(&self, name: &str) -> Option<String> {
+        self.config.get_string(&Setting::named(name).key()).ok()
+    }
+
+    fn get<T>(&self, name: &str, take: impl FnOnce(Checked) -> Option<T>) -> Option<T> {
+        let text = self.text(name)?;
+        let checked = check(Setting::named(name).kind, &text).expect("every layer was checked");
+        Some(take(checked).expect("the kind in the table is the field's type"))
+    }
+
+    fn need<T>(&self, name: &str, take: impl FnOnce(Checked) -> Option<T>) -> T {
+        self.get(name, take).expect("the table has a default")
+    }
+
+    fn origin(&self, name: &str) -> Origin {
+        self.layers
+            .iter()
+            .rev()
+            .flat_map(|layer| &layer.0)
+            .find(|entry| entry.setting.name == name)
+            .map_or(Origin::BuiltIn, |entry| entry.origin.clone())
+    }
+}
+
+/// Reads all layers, checks each value in each of them, and merges them. Only faults of settings that `counts` accepts
+/// are reported, and only their values are merged.
+fn collect(layers: &Layers<'_>, faults: &mut Vec<Fault>, counts: impl Fn(&str) -> bool) -> Merged {
+    let mut found = Vec::new();
+    let built_in = built_in_layer();
+    let (environment, file_variable) = environment_layer(layers.environment, &mut found);
+    let file = file_layer(layers, file_variable, &mut found);
+    let flags = flags_layer(&layers.flags, &mut found);
+
+    let mut checked = Vec::new();
+    for layer in [built_in, file, environment, flags] {
+        let mut good = Vec::new();
+        for entry in layer {
+            match check_in_layer(&entry) {
+                Ok(_) if counts(entry.setting.name) => good.push(entry),
+                Ok(_) => {}
+                Err(problem) => found.push(problem.of(entry)),
+            }
+        }
+        checked.push(Layer(good));
+    }
+    // The client commands look away from what is wrong with other settings, but not from a broken file.
+    found.retain(|fault| counts(&fault.name) || fault.name == FILE_FAULT);
+    faults.extend(found);
+
+    let config = checked
+        .iter()
+        .fold(Config::builder(), |builder, layer| {
+            builder.add_source(layer.clone())
+        })
+        .build()
+        .expect("layers in memory give plain strings under plain keys");
+    Merged {
+        config,
+        layers: checked,
+    }
+}
+
+fn built_in_layer() -> Vec<Entry> {
+    TABLE
+        .iter()
+        .filter_map(|setting| {
+            setting.default.map(|text| Entry {
+                setting,
+                text: text.into(),
+                origin: Origin::BuiltIn,
+            })
+        })
+        .collect()
+}
+
+fn flags_layer(flags: &[FlagValue], faults: &mut Vec<Fault>) -> Vec<Entry> {
+    let mut entries = Vec::new();
+    for given in flags {
+        let origin = Origin::Flag(given.flag.clone());
+        match given.value.to_str() {
+            Some(text) => entries.push(Entry {
+                setting: Setting::named(given.setting),
+                text: text.into(),
+                origin,
+            }),
+            None => faults.push(not_utf8(given.setting, origin)),
+        }
+    }
+    entries
+}
+
+/// The settings in the environment, and the settings file it names. An empty variable counts as not set: templates that
+/// always write every variable would otherwise have no way to leave one out.
+fn environment_layer(
+    environment: &dyn Environment,
+    faults: &mut Vec<Fault>,
+) -> (Vec<Entry>, Option<PathBuf>) {
+    let mut variables = environment.variables();
+    variables.sort();
+    let mut entries = Vec::new();
+    let mut file = None;
+    for (name, value) in variables {
+        if !name.as_bytes().starts_with(VARIABLE_PREFIX.as_bytes()) || value.is_empty() {
+            continue;
+        }
+        let shown = name.to_string_lossy().into_owned();
+        if shown == FILE_VARIABLE {
+            file = Some(PathBuf::from(value));
+            continue;
+        }
+        match TABLE.iter().find(|setting| setting.variable() == shown) {
+            Some(setting) => match value.to_str() {
+                Some(text) => entries.push(Entry {
+                    setting,
+                    text: text.into(),
+                    origin: Origin::Variable(shown),
+                }),
+                None => faults.push(not_utf8(setting.name, Origin::Variable(shown))),
+            },
+            None if is_service_variable(&shown, &value) => {}
+            None => faults.push(unknown(
+                &shown,
+                Origin::Variable(shown.clone()),
+                TABLE
+                    .iter()
+                    .map(Setting::variable)
+                    .chain([FILE_VARIABLE.to_string()]),
+            )),
+        }
+    }
+    (entries, file)
+}
+
+/// Whether this is what Kubernetes sets for a service whose name starts with "reprieve".
+fn is_service_variable(name: &str, value: &OsStr) -> bool {
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    // What follows PORT: nothing, _80_TCP, _80_TCP_ADDR, ... A bare PORT may also be a slip of the user's; theirs is
+    // not a URL.
+    let is_port = |rest: &str| match rest.split('_').collect::<Vec<_>>().as_slice() {
+        [""] => value.to_string_lossy().contains("://"),
+        ["", port, "TCP" | "UDP" | "SCTP"]
+        | ["", port, "TCP" | "UDP" | "SCTP", "PROTO" | "PORT" | "ADDR"] => is_number(port),
+        _ => false,
+    };
+    name.ends_with("_SERVICE_HOST")
+        || name.contains("_SERVICE_PORT")
+        || name
+            .match_indices("_PORT")
+            .any(|(at, marker)| is_port(&name[at + marker.len()..]))
+}
+
+/// The name that faults of the file as a whole carry.
+const FILE_FAULT: &str = "config";
+
+fn file_layer(
+    layers: &Layers<'_>,
+    variable: Option<PathBuf>,
+    faults: &mut Vec<Fault>,
+) -> Vec<Entry> {
+    let (path, origin, required) = match (&layers.file, variable) {
+        (Some(path), _) => (path.clone(), Origin::Flag("--config".into()), true),
+        (None, Some(path)) => (path, Origin::Variable(FILE_VARIABLE.into()), true),
+        (None, None) => (layers.default_file.to_path_buf(), Origin::BuiltIn, false),
+    };
+    let fault = |problem: String, remedy: &str| Fault {
+        name: FILE_FAULT.into(),
+        origin: origin.clone(),
+        value: Some(shown_text(&path.to_string_lossy())),
+        problem,
+        remedy: remedy.into(),
+    };
+    let text = match read_limited(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && !required => {
+            return Vec::new();
+        }
+        Err(error) => {
+            faults.push(fault(
+                format!("the settings file cannot be read: {error}"),
+                "name a readable text file of at most 256 KiB, or leave it out",
+            ));
+            return Vec::new();
+        }
+    };
+    match File::from_str(&text, FileFormat::Toml).collect() {
+        Ok(table) => file_entries(table, &path, faults),
+        Err(error) => {
+            faults.push(fault(
+                format!("the settings file is not TOML: {}", toml_problem(&error)),
+                "write one `key = \"value\"` a line",
+            ));
+            Vec::new()
+        }
+    }
+}
+
+fn file_entries(table: Map<String, Value>, path: &Path, faults: &mut Vec<Fault>) -> Vec<Entry> {
+    let mut entries: Vec<Entry> = Vec::new();
+    // Sorted, so that the same file gives the same message.
+    for (written, value) in table.into_iter().collect::<BTreeMap<_, _>>() {
+        let origin = Origin::File(path.to_path_buf());
+        let key = written.replace('-', "_");
+        let Some(setting) = TABLE.iter().find(|setting| setting.key() == key) else {
+            faults.push(unknown(
+                &written,
+                origin,
+                TABLE.iter().map(|setting| setting.name.to_string()),
+            ));
+            continue;
+        };
+        let fault = |problem: &str, remedy: String| Fault {
+            name: setting.name.into(),
+            origin: origin.clone(),
+            value: None,
+            problem: problem.into(),
+            remedy,
+        };
+        if entries
+            .iter()
+            .any(|entry| entry.setting.name == setting.name)
+        {
+            faults.push(fault(
+                "is there twice, once with \"-\" and once with \"_\"",
+                "remove one of the two".into(),
+            ));
+            continue;
+        }
+        match value.kind {
+            ValueKind::Table(_) | ValueKind::Array(_) | ValueKind::Nil => faults.push(fault(
+                "is a table or a list",
+                format!("write a single value: {}", expected(setting.kind)),
+            )),
+            plain => entries.push(Entry {
+                setting,
+                text: plain.to_string(),
+                origin,
+            }),
+        }
+    }
+    entries
+}
+
+fn read_limited(path: &Path) -> std::io::Result<String> {
+    let mut text = String::new();
+    let read = std::fs::File::open(path)?
+        .take(FILE_LIMIT + 1)
+        .read_to_string(&mut text)?;
+    if read as u64 > FILE_LIMIT {
+        return Err(std::io::Error::new(
+            std::io::ErrorKind::FileTooLarge,
+            "it is larger than 256 KiB",
+        ));
+    }
+    Ok(text)
+}
+
+/// Where and what, without the excerpt of the file that the parser prints: the line may hold anything.
+fn toml_problem(error: &ConfigError) -> String {
+    let text = error.to_string();
+    text.lines()
+        .filter(|line| !line.contains('|') && !line.trim().is_empty())
+        .map(str::trim)
+        .collect::<Vec<_>>()
+        .join(": ")
+}
+
+/// A value of the type its kind stands for.
+#[derive(Debug)]
+enum Checked {
+    Text(String),
+    Url(Url),
+    Duration(Duration),
+    Bytes(u64),
+    Count(u32),
+    ExitCode(u8),
+    Path(PathBuf),
+    Address(SocketAddr),
+}
+
+impl Checked {
+    fn text(self) -> Option<String> {
+        match self {
+            Self::Text(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    fn choice<T>(from_name: impl Fn(&str) -> Option<T>) -> impl Fn(Self) -> Option<T> {
+        move |checked| checked.text().and_then(|text| from_name(&text))
+    }
+
+    fn url(self) -> Option<Url> {
+        match self {
+            Self::Url(url) => Some(url),
+            _ => None,
+        }
+    }
+
+    fn duration(self) -> Option<Duration> {
+        match self {
+            Self::Duration(duration) => Some(duration),
+            _ => None,
+        }
+    }
+
+    fn bytes(self) -> Option<u64> {
+        match self {
+            Self::Bytes(bytes) => Some(bytes),
+            _ => None,
+        }
+    }
+
+    fn count(self) -> Option<u32> {
+        match self {
+            Self::Count(count) => Some(count),
+            _ => None,
+        }
+    }
+
+    fn exit_code(self) -> Option<u8> {
+        match self {
+            Self::ExitCode(code) => Some(code),
+            _ => None,
+        }
+    }
+
+    fn path(self) -> Option<PathBuf> {
+        match self {
+            Self::Path(path) => Some(path),
+            _ => None,
+        }
+    }
+
+    fn address(self) -> Option<SocketAddr> {
+        match self {
+            Self::Address(address) => Some(address),
+            _ => None,
+        }
+    }
+}
+
+/// What is wrong with one value.
+#[derive(Debug)]
+struct Problem {
+    problem: String,
+    remedy: String,
+}
+
+impl Problem {
+    fn new(kind: Kind, problem: impl Into<String>) -> Self {
+        Self {
+            problem: problem.into(),
+            remedy: format!("write {}", expected(kind)),
+        }
+    }
+
+    fn of(self, entry: Entry) -> Fault {
+        Fault {
+            name: entry.setting.name.into(),
+            value: Some(shown(entry.setting.kind, &entry.text)),
+            origin: entry.origin,
+            problem: self.problem,
+            remedy: self.remedy,
+        }
+    }
+}
+
+/// The one check that depends on the layer: 0 for "checkpointed" must have been asked for on purpose.
+fn check_in_layer(entry: &Entry) -> Result<Checked, Problem> {
+    let checked = check(entry.setting.kind, &entry.text)?;
+    match (&checked, &entry.origin) {
+        (Checked::ExitCode(0), Origin::File(_) | Origin::Variable(_) | Origin::BuiltIn) => Err(Problem {
+            problem: "0 would make an unfinished job look finished".into(),
+            remedy: "write a number from 1 to 255, or give `--checkpointed-exit-code 0` as a flag if this platform \
+                     runs the job again after 0"
+                .into(),
+        }),
+        _ => Ok(checked),
+    }
+}
+
+fn check(kind: Kind, text: &str) -> Result<Checked, Problem> {
+    match kind {
+        Kind::StoreAddress => check_store(text),
+        Kind::Endpoint => check_endpoint(text),
+        Kind::Region => match is_name(text, b"-", 64) {
+            true => Ok(Checked::Text(text.into())),
+            false => Err(Problem::new(kind, "is not the name of a region")),
+        },
+        Kind::JobName => match is_name(text, b"._-", JOB_NAME_LIMIT) && !text.starts_with('.') {
+            true => Ok(Checked::Text(text.into())),
+            false => Err(Problem::new(
+                kind,
+                "is not a name that every store can hold",
+            )),
+        },
+        Kind::Choice(names) => match names.contains(&text) {
+            true => Ok(Checked::Text(text.into())),
+            false => Err(Problem::new(
+                kind,
+                format!(
+                    "is not one of the choices{}",
+                    did_you_mean(text, names.iter().map(ToString::to_string))
+                ),
+            )),
+        },
+        Kind::Duration(least, most) => check_duration(kind, text, least, most),
+        Kind::Size(least, most) => check_size(kind, text, least, most),
+        Kind::Count(least, most) => match text.parse() {
+            Ok(count) if (least..=most).contains(&count) => Ok(Checked::Count(count)),
+            _ => Err(Problem::new(kind, "is not a whole number in these limits")),
+        },
+        Kind::ExitCode => check_exit_code(text),
+        Kind::Program => match text.starts_with('/') || (!text.is_empty() && !text.contains('/')) {
+            true => Ok(Checked::Path(text.into())),
+            false => Err(Problem::new(kind, "depends on the current directory")),
+        },
+        Kind::Path(limit) => match text {
+            _ if !text.starts_with('/') => Err(Problem::new(kind, "is not an absolute path")),
+            _ if text.len() > limit => Err(Problem::new(
+                kind,
+                format!(
+                    "has {} bytes; the kernel takes at most {limit} here",
+                    text.len()
+                ),
+            )),
+            _ => Ok(Checked::Path(text.into())),
+        },
+        Kind::ListenAddress => match text.parse() {
+            Ok(address) => Ok(Checked::Address(address)),
+            Err(_) => Err(Problem::new(kind, "is not an IP address and a port")),
+        },
+        Kind::LogFilter => check_log_filter(text),
+    }
+}
+
+/// Only what every store address has in common; the store's own module knows the rest.
+fn check_store(text: &str) -> Result<Checked, Problem> {
+    let kind = Kind::StoreAddress;
+    let url =
+        Url::parse(text).map_err(|error| Problem::new(kind, format!("is not a URL: {error}")))?;
+    refuse_credentials(kind, &url)?;
+    let host = url.host_str().unwrap_or_default();
+    match url.scheme() {
+        "s3" if host.is_empty() => Err(Problem::new(kind, "names no bucket")),
+        "file" if !host.is_empty() && host != "localhost" => Err(Problem::new(
+            kind,
+            format!("names \"{host}\" as a host; a directory needs three slashes"),
+        )),
+        "file" if url.path() == "/" => Err(Problem::new(kind, "names no directory")),
+        "s3" | "file" => Ok(Checked::Text(text.into())),
+        scheme => Err(Problem::new(
+            kind,
+            format!("there is no kind of store called \"{scheme}\""),
+        )),
+    }
+}
+
+fn check_endpoint(text: &str) -> Result<Checked, Problem> {
+    let kind = Kind::Endpoint;
+    let url =
+        Url::parse(text).map_err(|error| Problem::new(kind, format!("is not a URL: {error}")))?;
+    refuse_credentials(kind, &url)?;
+    match url.scheme() {
+        "http" | "https" => Ok(Checked::Url(url)),
+        scheme => Err(Problem::new(
+            kind,
+            format!("an endpoint is not reached by \"{scheme}\""),
+        )),
+    }
+}
+
+fn refuse_credentials(kind: Kind, url: &Url) -> Result<(), Problem> {
+    if url.username().is_empty()
+        && url.password().is_none()
+        && url.query().is_none()
+        && url.fragment().is_none()
+    {
+        return Ok(());
+    }
+    Err(Problem {
+        problem: "holds more than an address; credentials in it would end up in logs".into(),
+        remedy: format!(
+            "write {}; credentials come from the usual AWS sources (role, AWS_* variables, profile)",
+            expected(kind)
+        ),
+    })
+}
+
+fn is_name(text: &str, punctuation: &[u8], limit: usize) -> bool {
+    (1..=limit).contains(&text.len())
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || punctuation.contains(&byte))
+}
+
+fn check_duration(
+    kind: Kind,
+    text: &str,
+    least: Duration,
+    most: Duration,
+) -> Result<Checked, Problem> {
+    match humantime::parse_duration(text) {
+        Ok(duration) if (least..=most).contains(&duration) => Ok(Checked::Duration(duration)),
+        Ok(_) => Err(Problem::new(kind, "is outside these limits")),
+        Err(_) if text.parse::<f64>().is_ok() => Err(Problem {
+            problem: "has no unit".into(),
+            remedy: format!("write \"{text}s\" if seconds are meant"),
+        }),
+        Err(error) => Err(Problem::new(kind, format!("is not a duration: {error}"))),
+    }
+}
+
+fn check_size(kind: Kind, text: &str, least: u64, most: u64) -> Result<Checked, Problem> {
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let factor = match text[digits.len()..].trim_start() {
+        "B" => Some(1),
+        "KiB" => Some(1024),
+        "MiB" => Some(MIB),
+        "GiB" => Some(1024 * MIB),
+        _ => None,
+    };
+    let (Ok(number), Some(factor)) = (digits.parse::<u64>(), factor) else {
+        return Err(Problem::new(
+            kind,
+            "is not a whole number with one of the units B, KiB, MiB, GiB",
+        ));
+    };
+    match number.checked_mul(factor) {
+        Some(bytes) if (least..=most).contains(&bytes) => Ok(Checked::Bytes(bytes)),
+        _ => Err(Problem::new(kind, "is outside these limits")),
+    }
+}
+
+/// A number that already means something else in our list would make the list useless.
+fn check_exit_code(text: &str) -> Result<Checked, Problem> {
+    let kind = Kind::ExitCode;
+    let number = text
+        .parse::<u8>()
+        .map_err(|_| Problem::new(kind, "is not a number from 0 to 255"))?;
+    let taken = ExitCode::ALL
+        .iter()
+        .find(|code| code.number() == number && **code != ExitCode::Checkpointed);
+    match taken {
+        Some(code) => Err(Problem::new(
+            kind,
+            format!("already means \"{}\"", code.name()),
+        )),
+        None => Ok(Checked::ExitCode(number)),
+    }
+}
+
+/// Stricter than the parser of filters, which takes a mistyped level for the name of a module and then logs nothing.
+fn check_log_filter(text: &str) -> Result<Checked, Problem> {
+    const LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
+    let kind = Kind::LogFilter;
+    let bare = text.split(',').map(str::trim).find(|part| {
+        !part.contains(['=', '[']) && !LEVELS.contains(&part.to_ascii_lowercase().as_str())
+    });
+    if let Some(word) = bare {
+        return Err(Problem::new(
+            kind,
+            format!(
+                "\"{word}\" is not a level{}",
+                did_you_mean(word, LEVELS.iter().map(ToString::to_string))
+            ),
+        ));
+    }
+    match EnvFilter::builder().parse(text) {
+        Ok(_) => Ok(Checked::Text(text.into())),
+        Err(error) => Err(Problem::new(kind, format!("is not a filter: {error}"))),
+    }
+}
+
+/// What a value of this kind looks like, to complete "write ...".
+fn expected(kind: Kind) -> String {
+    let duration = |duration: Duration| match duration {
+        Duration::ZERO => "0s".to_string(),
+        DAY => "24h".to_string(),
+        _ => humantime::format_duration(duration).to_string(),
+    };
+    match kind {
+        Kind::StoreAddress => "s3://BUCKET/PREFIX or file:///DIRECTORY".into(),
+        Kind::Endpoint => "a URL like https://s3.example.net:9000".into(),
+        Kind::Region => "a region like eu-central-1".into(),
+        Kind::JobName => {
+            format!("1 to {JOB_NAME_LIMIT} of A-Z a-z 0-9 . _ -, not starting with a dot")
+        }
+        Kind::Choice(names) => format!("one of {}", names.join(", ")),
+        Kind::Duration(least, most) => format!(
+            "a duration with its unit like 25s or 2m, from {} to {}",
+            duration(least),
+            duration(most)
+        ),
+        Kind::Size(least, most) => {
+            format!("a size like 64MiB, from {} to {}", size(least), size(most))
+        }
+        Kind::Count(least, most) => format!("a whole number from {least} to {most}"),
+        Kind::ExitCode => {
+            "a number from 1 to 255 that is not one of Reprieve's other exit codes".into()
+        }
+        Kind::Program => "a name without slashes or an absolute path".into(),
+        Kind::Path(usize::MAX) => "an absolute path".into(),
+        Kind::Path(limit) => format!("an absolute path of at most {limit} bytes"),
+        Kind::ListenAddress => "an IP address and a port like 0.0.0.0:9184 or [::]:9184".into(),
+        Kind::LogFilter => "a level or a list like info,reprieve::store=debug".into(),
+    }
+}
+
+fn size(bytes: u64) -> String {
+    match bytes {
+        0 => "0B".into(),
+        _ if bytes.is_multiple_of(1024 * MIB) => format!("{}GiB", bytes / (1024 * MIB)),
+        _ if bytes.is_multiple_of(MIB) => format!("{}MiB", bytes / MIB),
+        _ => format!("{bytes}B"),
+    }
+}
+
+/// A value as it may appear in a message. Of a URL everything that could hold credentials is left out.
+fn shown(kind: Kind, text: &str) -> String {
+    if !matches!(kind, Kind::StoreAddress | Kind::Endpoint) {
+        return shown_text(text);
+    }
+    let text = text.split(['?', '#']).next().unwrap_or_default();
+    match text.rsplit_once('@') {
+        Some((before, host)) => {
+            let scheme = before.split_once("://").map_or("", |(scheme, _)| scheme);
+            shown_text(&format!("{scheme}://[hidden]@{host}"))
+        }
+        None => shown_text(text),
+    }
+}
+
+fn shown_text(text: &str) -> String {
+    match text.char_indices().nth(SHOWN_LIMIT) {
+        Some((end, _)) => format!("{:?}...", &text[..end]),
+        None => format!("{text:?}"),
+    }
+}
+
+fn not_utf8(name: &str, origin: Origin) -> Fault {
+    Fault {
+        name: name.into(),
+        origin,
+        value: None,
+        problem: "is not UTF-8".into(),
+        remedy: "write it in UTF-8".into(),
+    }
+}
+
+/// The value stays hidden: whoever mistypes a name may mistype that of a secret.
+fn unknown(written: &str, origin: Origin, known: impl Iterator<Item = String>) -> Fault {
+    Fault {
+        name: written.into(),
+        origin,
+        value: None,
+        problem: format!("there is no such setting{}", did_you_mean(written, known)),
+        remedy: "correct the name or remove it".into(),
+    }
+}
+
+/// ": did you mean ...?" if something known is close enough to be a slip of the hand, otherwise nothing.
+pub(crate) fn did_you_mean(written: &str, known: impl Iterator<Item = String>) -> String {
+    let folded = |text: &str| text.to_ascii_lowercase().replace('_', "-");
+    let written = folded(written);
+    known
+        .map(|name| (edit_distance(&written, &folded(&name)), name))
+        .min()
+        // A third of the letters: "stor" and "deadline-marign" are slips, "foo" for "job" is not.
+        .filter(|(distance, name)| *distance <= name.len().div_ceil(4).max(1))
+        .map(|(_, name)| format!(": did you mean \"{name}\"?"))
+        .unwrap_or_default()
+}
+
+/// Levenshtein's distance with exchanged neighbours counted once.
+fn edit_distance(a: &str, b: &str) -> usize {
+    let (a, b) = (a.as_bytes(), b.as_bytes());
+    let mut rows = vec![vec![0; b.len() + 1]; a.len() + 1];
+    for i in 0..=a.len() {
+        for j in 0..=b.len() {
+            rows[i][j] = match (i, j) {
+                (0, _) => j,
+                (_, 0) => i,
+                _ => {
+                    let replaced = rows[i - 1][j - 1] + usize::from(a[i - 1] != b[j - 1]);
+                    let shorter = (rows[i - 1][j] + 1).min(rows[i][j - 1] + 1);
+                    let exchanged = i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1];
+                    match exchanged {
+                        true => replaced.min(shorter).min(rows[i - 2][j - 2] + 1),
+                        false => replaced.min(shorter),
+                    }
+                }
+            };
+        }
+    }
+    rows[a.len()][b.len()]
+}
+
+/// The name of a job that was given none: the same command line on another machine is the same job.
+fn derived_job_name(argv: &[OsString]) -> String {
+    const DIGITS: usize = 8;
+    let app = argv.first().map_or(OsStr::new(""), OsString::as_os_str);
+    let base = Path::new(app)
+        .file_name()
+        .unwrap_or_default()
+        .to_string_lossy();
+    let mut name: String = base
+        .chars()
+        .map(|c| match c {
+            'A'..='Z' | 'a'..='z' | '0'..='9' | '.' | '_' | '-' => c,
+            _ => '_',
+        })
+        .skip_while(|c| *c == '.')
+        .take(JOB_NAME_LIMIT - DIGITS - 1)
+        .collect();
+    if name.is_empty() {
+        name.push_str("app");
+    }
+    let joined = argv
+        .iter()
+        .map(|argument| argument.as_bytes())
+        .collect::<Vec<_>>()
+        .join(&0);
+    let hash = blake3::hash(&joined).to_hex();
+    format!("{name}-{}", &hash[..DIGITS])
+}
+
+/// The text of docs/settings.md.
+pub fn document() -> String {
+    let mut text = String::from(
+        "# Settings\n\n\
+         Generated from the table in `worker/src/settings.rs`; do not edit.\n\n\
+         Each setting can be given in four places; a later one goes before an earlier one:\n\n\
+         1. the built-in default;\n\
+         2. a TOML file: `--config PATH`, else `REPRIEVE_CONFIG`, else `/etc/reprieve.toml` if it exists. The key is the \
+         setting's name, with `-` or `_`;\n\
+         3. an environment variable; an empty one counts as not set;\n\
+         4. a flag of `reprieve run`.\n\n\
+         Every value of every place is checked, and everything that is wrong is reported at once, with exit code 174. \
+         Unknown keys and unknown `REPRIEVE_*` variables are refused, except those that Kubernetes sets for a service \
+         called `reprieve...` (`REPRIEVE_SERVICE_HOST`, `REPRIEVE_PORT_80_TCP` and so on). `reprieve checkpoint` and \
+         `reprieve status` read only `control-socket` and `checkpoint-timeout`.\n\n\
+         No setting holds a secret. Credentials for S3 come from the usual AWS sources.\n",
+    );
+    let mut section = "";
+    for setting in TABLE {
+        if setting.section != section {
+            section = setting.section;
+            text.push_str(&format!("\n## {section}\n"));
+        }
+        let default = match setting.default {
+            Some(default) => format!("`{default}`"),
+            None => format!("none: {}", setting.unset),
+        };
+        text.push_str(&format!(
+            "\n### `{}`\n\n{}\n\n- Flag `{}`, environment `{}`\n- Value: {}\n- Default: {default}\n",
+            setting.name,
+            setting.meaning,
+            setting.flag(),
+            setting.variable(),
+            expected(setting.kind),
+        ));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Variables(Vec<(&'static str, &'static str)>);
+
+    impl Environment for Variables {
+        fn variables(&self) -> Vec<(OsString, OsString)> {
+            self.0
+                .iter()
+                .map(|(name, value)| (name.into(), value.into()))
+                .collect()
+        }
+    }
+
+    struct Given {
+        flags: Vec<(&'static str, &'static str)>,
+        variables: Vec<(&'static str, &'static str)>,
+        file: Option<&'static str>,
+    }
+
+    const NOTHING: Given = Given {
+        flags: Vec::new(),
+        variables: Vec::new(),
+        file: None,
+    };
+
+    const ARGV: [&str; 3] = ["/opt/bin/train", "--epochs", "90"];
+
+    impl Given {
+        /// Loads with a settings file that is named by `--config`, and shows its directory as `DIR` in faults.
+        fn with<T>(self, load: impl FnOnce(&Layers<'_>) -> Result<T, Faults>) -> Result<T, String> {
+            let dir = tempfile::tempdir().expect("a temporary directory");
+            let file = self.file.map(|text| {
+                let path = dir.path().join("reprieve.toml");
+                std::fs::write(&path, text).expect("the directory is ours");
+                path
+            });
+            let environment = Variables(self.variables);
+            let flags = self
+                .flags
+                .iter()
+                .map(|(setting, value)| FlagValue {
+                    setting,
+                    flag: Setting::named(setting).flag(),
+                    value: value.into(),
+                })
+                .collect();
+            let layers = Layers {
+                flags,
+                file,
+                default_file: &dir.path().join("absent.toml"),
+                environment: &environment,
+            };
+            load(&layers).map_err(|faults| {
+                Failure::from(faults)
+                    .to_string()
+                    .replace(&dir.path().display().to_string(), "DIR")
+            })
+        }
+
+        fn load(self) -> Result<Settings, String> {
+            self.with(|layers| Settings::load(layers, &ARGV.map(OsString::from)))
+        }
+    }
+
+    fn flags(flags: &[(&'static str, &'static str)]) -> Given {
+        Given {
+            flags: flags.to_vec(),
+            ..NOTHING
+        }
+    }
+
+    fn variables(variables: &[(&'static str, &'static str)]) -> Given {
+        Given {
+            variables: variables.to_vec(),
+            ..NOTHING
+        }
+    }
+
+    fn file(text: &'static str) -> Given {
+        Given {
+            file: Some(text),
+            ..NOTHING
+        }
+    }
+
+    #[test]
+    fn defaults_are_complete() {
+        let settings = NOTHING.load().expect("the defaults are valid");
+        assert_eq!(
+            settings,
+            Settings {
+                store: None,
+                // A stored answer: another derivation would lose every snapshot of an unnamed job.
+                job: "train-6b8da3e1".into(),
+                job_name_origin: JobNameOrigin::Derived,
+                s3_endpoint: None,
+                s3_region: None,
+                s3_path_style: PathStyle::Auto,
+                keep_generations: 5,
+                compression: Compression::Auto,
+                memory_budget_bytes: 64 * MIB,
+                term_grace: Duration::from_secs(10),
+                deadline_margin: Duration::from_secs(1),
+                stop_grace: Duration::from_secs(5),
+                checkpoint_timeout: Duration::from_secs(25),
+                on_checkpoint_failure: OnCheckpointFailure::RunOn,
+                checkpointed_exit_code: 75,
+                ghost_limit_bytes: 64 * 1024 * 1024,
+                signal_target: SignalTarget::Group,
+                boot_timeout: Duration::from_secs(60),
+                restore_timeout: Duration::from_secs(600),
+                on_no_valid_snapshot: OnNoValidSnapshot::Fail,
+                criu: "criu".into(),
+                work_dir: None,
+                control_socket: "/run/reprieve/control.sock".into(),
+                metrics_listen: None,
+                log: LogSettings {
+                    filter: "info".into(),
+                    format: LogFormat::Auto,
+                },
+                warnings: vec![
+                    "no store is set: nothing is checkpointed and an eviction loses the job's work"
+                        .into()
+                ],
+            }
+        );
+    }
+
+    /// A valid value other than the default for every row, so that no row is left out of `Settings`.
+    const OTHERS: &[(&str, &str)] = &[
+        ("store", "s3://bucket/pre/fix"),
+        ("job", "nightly"),
+        ("s3-endpoint", "http://127.0.0.1:9000"),
+        ("s3-region", "eu-central-1"),
+        ("s3-path-style", "on"),
+        ("keep-generations", "2"),
+        ("compression", "high"),
+        ("memory-budget", "1GiB"),
+        ("term-grace", "2m"),
+        ("deadline-margin", "500ms"),
+        ("stop-grace", "0s"),
+        ("checkpoint-timeout", "1m 30s"),
+        ("on-checkpoint-failure", "forward"),
+        ("checkpointed-exit-code", "143"),
+        ("ghost-limit", "0B"),
+        ("signal-target", "child"),
+        ("boot-timeout", "10s"),
+        ("restore-timeout", "1h"),
+        ("on-no-valid-snapshot", "start"),
+        ("criu", "/opt/criu"),
+        ("work-dir", "/scratch"),
+        ("control-socket", "/tmp/c.sock"),
+        ("metrics-listen", "[::]:9184"),
+        ("log", "warn,reprieve::store=debug"),
+        ("log-format", "human"),
+    ];
+
+    #[test]
+    fn each_row_is_read_in_every_layer() {
+        assert_eq!(
+            OTHERS.iter().map(|(name, _)| *name).collect::<Vec<_>>(),
+            TABLE.iter().map(|setting| setting.name).collect::<Vec<_>>()
+        );
+        let leak = |text: String| -> &'static str { text.leak() };
+        let by_flags = flags(OTHERS).load().expect("valid flags");
+        let by_variables = Given {
+            variables: OTHERS
+                .iter()
+                .map(|(name, value)| (leak(Setting::named(name).variable()), *value))
+                .collect(),
+            ..NOTHING
+        };
+        let toml = |key: fn(&str) -> String| -> String {
+            OTHERS
+                .iter()
+                .map(|(name, value)| format!("{} = {value:?}\n", key(name)))
+                .collect()
+        };
+        assert_eq!(by_variables.load().expect("valid variables"), by_flags);
+        assert_eq!(
+            file(leak(toml(str::to_string)))
+                .load()
+                .expect("a valid file"),
+            by_flags
+        );
+        assert_eq!(
+            file(leak(toml(|name| name.replace('-', "_"))))
+                .load()
+                .expect("a valid file"),
+            by_flags
+        );
+        let expected = Settings {
+            store: Some("s3://bucket/pre/fix".into()),
+            job: "nightly".into(),
+            job_name_origin: JobNameOrigin::Given,
+            s3_endpoint: Url::parse("http://127.0.0.1:9000").ok(),
+            s3_region: Some("eu-central-1".into()),
+            s3_path_style: PathStyle::On,
+            keep_generations: 2,
+            compression: Compression::High,
+            memory_budget_bytes: 1024 * MIB,
+            term_grace: Duration::from_secs(120),
+            deadline_margin: Duration::from_millis(500),
+            stop_grace: Duration::ZERO,
+            checkpoint_timeout: Duration::from_secs(90),
+            on_checkpoint_failure: OnCheckpointFailure::Forward,
+            checkpointed_exit_code: 143,
+            ghost_limit_bytes: 0,
+            signal_target: SignalTarget::Child,
+            boot_timeout: Duration::from_secs(10),
+            restore_timeout: Duration::from_secs(3600),
+            on_no_valid_snapshot: OnNoValidSnapshot::Start,
+            criu: "/opt/criu".into(),
+            work_dir: Some("/scratch".into()),
+            control_socket: "/tmp/c.sock".into(),
+            metrics_listen: "[::]:9184".parse().ok(),
+            log: LogSettings {
+                filter: "warn,reprieve::store=debug".into(),
+                format: LogFormat::Human,
+            },
+            warnings: by_flags.warnings.clone(),
+        };
+        assert_eq!(by_flags, expected);
+    }
+
+    #[test]
+    fn later_layers_go_first() {
+        let layers = |flag: bool, variable: bool| Given {
+            flags: if flag {
+                vec![("job", "from-flag")]
+            } else {
+                Vec::new()
+            },
+            variables: if variable {
+                vec![("REPRIEVE_JOB", "from-variable")]
+            } else {
+                Vec::new()
+            },
+            file: Some("job = \"from-file\"\nkeep-generations = 7"),
+        };
+        for (flag, variable, job) in [
+            (true, true, "from-flag"),
+            (false, true, "from-variable"),
+            (false, false, "from-file"),
+            (true, false, "from-flag"),
+        ] {
+            let settings = layers(flag, variable).load().expect("valid settings");
+            assert_eq!(settings.job, job);
+            assert_eq!(settings.keep_generations, 7);
+            assert_eq!(settings.job_name_origin, JobNameOrigin::Given);
+        }
+    }
+
+    #[test]
+    fn all_faults_are_reported_at_once() {
+        let given = Given {
+            flags: vec![
+                ("memory-budget", "16MiB"),
+                ("metrics-listen", "localhost:9184"),
+            ],
+            variables: vec![
+                ("REPRIEVE_TERM_GRACE", "10"),
+                ("REPRIEVE_DEADLINE_MARIGN", "secret"),
+                ("REPRIEVE_STORE", "s3://key:hush@bucket/x?token=hush"),
+                ("PATH", "/bin"),
+            ],
+            // Overridden by nothing valid, but wrong all the same.
+            file: Some(
+                "stroe = \"hush\"\nterm-grace = \"1 fortnight\"\ncompression = [\"low\"]\ncriu = \"./criu\"",
+            ),
+        };
+        assert_eq!(
+            given.load().expect_err("nothing here is valid"),
+            "\
+reprieve: 9 settings are not valid
+  - REPRIEVE_DEADLINE_MARIGN (environment variable REPRIEVE_DEADLINE_MARIGN): there is no such setting: did you mean \"REPRIEVE_DEADLINE_MARGIN\"?
+    correct the name or remove it
+  - compression (file DIR/reprieve.toml): is a table or a list
+    write a single value: one of auto, low, medium, high
+  - stroe (file DIR/reprieve.toml): there is no such setting: did you mean \"store\"?
+    correct the name or remove it
+  - criu = \"./criu\" (file DIR/reprieve.toml): depends on the current directory
+    write a name without slashes or an absolute path
+  - term-grace = \"1 fortnight\" (file DIR/reprieve.toml): is not a duration: unknown time unit \"fortnight\", supported units: ns, us/µs, ms, sec, min, hours, days, weeks, months, years (and few variations)
+    write a duration with its unit like 25s or 2m, from 1s to 24h
+  - store = \"s3://[hidden]@bucket/x\" (environment variable REPRIEVE_STORE): holds more than an address; credentials in it would end up in logs
+    write s3://BUCKET/PREFIX or file:///DIRECTORY; credentials come from the usual AWS sources (role, AWS_* variables, profile)
+  - term-grace = \"10\" (environment variable REPRIEVE_TERM_GRACE): has no unit
+    write \"10s\" if seconds are meant
+  - memory-budget = \"16MiB\" (flag --memory-budget): is outside these limits
+    write a size like 64MiB, from 32MiB to 1024GiB
+  - metrics-listen = \"localhost:9184\" (flag --metrics-listen): is not an IP address and a port
+    write an IP address and a port like 0.0.0.0:9184 or [::]:9184
+  remedy: nothing was started; `reprieve run --help` lists every setting
+  exit code: 174 (settings invalid)
+"
+        );
+    }
+
+    /// A value of a setting, and the part of the message that it leads to; no part for a valid one.
+    #[test]
+    fn values_by_kind() {
+        let table: &[(&str, &str, Option<&str>)] = &[
+            ("store", "file:///var/snapshots", None),
+            ("store", "s3://bucket", None),
+            ("store", "s3:///prefix", Some("names no bucket")),
+            (
+                "store",
+                "file://var/snapshots",
+                Some("a directory needs three slashes"),
+            ),
+            ("store", "file:///", Some("names no directory")),
+            (
+                "store",
+                "gs://bucket",
+                Some("no kind of store called \"gs\""),
+            ),
+            ("store", "/var/snapshots", Some("is not a URL")),
+            ("store", "s3://a@bucket", Some("\"s3://[hidden]@bucket\"")),
+            ("s3-endpoint", "https://minio:9000", None),
+            (
+                "s3-endpoint",
+                "minio:9000",
+                Some("is not reached by \"minio\""),
+            ),
+            (
+                "s3-endpoint",
+                "http://u:p@minio",
+                Some("\"http://[hidden]@minio\""),
+            ),
+            ("s3-region", "eu central", Some("not the name of a region")),
+            ("job", "a.b_c-9", None),
+            ("job", ".hidden", Some("not starting with a dot")),
+            ("job", "a/b", Some("1 to 128 of")),
+            ("job", "", Some("1 to 128 of")),
+            ("keep-generations", "1", Some("from 2 to 1000")),
+            ("keep-generations", "-3", Some("from 2 to 1000")),
+            ("compression", "hihg", Some("did you mean \"high\"?")),
+            ("compression", "LOW", Some("did you mean \"low\"?")),
+            ("stop-grace", "0s", None),
+            ("term-grace", "0s", Some("outside these limits")),
+            ("term-grace", "25h", Some("outside these limits")),
+            ("term-grace", "1.5", Some("write \"1.5s\"")),
+            ("term-grace", "soon", Some("is not a duration")),
+            ("memory-budget", "32MiB", None),
+            ("memory-budget", "67108864B", None),
+            ("memory-budget", "64MB", Some("units B, KiB, MiB, GiB")),
+            ("memory-budget", "67108864", Some("units B, KiB, MiB, GiB")),
+            (
+                "memory-budget",
+                "99999999999GiB",
+                Some("outside these limits"),
+            ),
+            ("memory-budget", "MiB", Some("units B, KiB, MiB, GiB")),
+            ("ghost-limit", "4GiB", Some("outside these limits")),
+            ("checkpointed-exit-code", "0", None),
+            (
+                "checkpointed-exit-code",
+                "256",
+                Some("not a number from 0 to 255"),
+            ),
+            (
+                "checkpointed-exit-code",
+                "171",
+                Some("already means \"no valid snapshot\""),
+            ),
+            ("criu", "criu-4.2", None),
+            ("criu", "bin/criu", Some("depends on the current directory")),
+            ("work-dir", "scratch", Some("not an absolute path")),
+            ("metrics-listen", "0.0.0.0:9184", None),
+            (
+                "metrics-listen",
+                ":9184",
+                Some("not an IP address and a port"),
+            ),
+            ("log", "off", None),
+            ("log", "INFO", None),
+            (
+                "log",
+                "inof",
+                Some("\"inof\" is not a level: did you mean \"info\"?"),
+            ),
+            ("log", "info,reprieve=loud", Some("is not a filter")),
+        ];
+        for (name, value, part) in table {
+            let result = flags(&[(name, value)]).load();
+            match (result, part) {
+                (Ok(_), None) => {}
+                (Err(message), Some(part)) => {
+                    assert!(message.contains(part), "{name}={value}: {message}")
+                }
+                (result, _) => panic!("{name}={value}: {result:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_socket_path_must_fit_the_kernel() {
+        let long: &'static str = format!("/{}", "x".repeat(SOCKET_PATH_LIMIT)).leak();
+        assert!(
+            flags(&[("control-socket", &long[..SOCKET_PATH_LIMIT])])
+                .load()
+                .is_ok()
+        );
+        let message = flags(&[("control-socket", long)])
+            .load()
+            .expect_err("one byte too many");
+        assert!(
+            message.contains("the kernel takes at most 107"),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn zero_for_checkpointed_needs_the_flag() {
+        let remedy = "give `--checkpointed-exit-code 0` as a flag";
+        for given in [
+            file("checkpointed-exit-code = 0"),
+            variables(&[("REPRIEVE_CHECKPOINTED_EXIT_CODE", "0")]),
+        ] {
+            let message = given.load().expect_err("0 was not asked for on purpose");
+            assert!(message.contains(remedy), "{message}");
+        }
+        let settings = flags(&[("checkpointed-exit-code", "0")])
+            .load()
+            .expect("on purpose");
+        assert_eq!(settings.checkpointed_exit_code, 0);
+        assert!(
+            settings.warnings[0].starts_with("checkpointed-exit-code is 0"),
+            "{:?}",
+            settings.warnings
+        );
+    }
+
+    #[test]
+    fn dangerous_settings_warn() {
+        let warnings = |given: Given| given.load().expect("valid settings").warnings.join("\n");
+        let store = ("store", "file:///s");
+        assert_eq!(warnings(flags(&[store])), "");
+        assert!(
+            warnings(flags(&[store, ("on-no-valid-snapshot", "start")]))
+                .contains("repeats all of its work")
+        );
+        assert!(warnings(flags(&[store, ("s3-endpoint", "http://m:1")])).contains("has no effect"));
+    }
+
+    #[test]
+    fn a_margin_must_leave_time() {
+        let settings = &[("store", "file:///s"), ("deadline-margin", "10s")];
+        let message = flags(settings)
+            .load()
+            .expect_err("nothing is left of term-grace");
+        assert!(
+            message.contains(
+                "deadline-margin = 10s (flag --deadline-margin): leaves no time for a checkpoint within \
+                 term-grace = 10s (built-in)"
+            ),
+            "{message}"
+        );
+        // Without a store nothing has to fit.
+        assert!(flags(&settings[1..]).load().is_ok());
+    }
+
+    #[test]
+    fn empty_variables_count_as_not_set() {
+        let settings = variables(&[
+            ("REPRIEVE_JOB", ""),
+            ("REPRIEVE_CONFIG", ""),
+            ("REPRIEVE_TYPO", ""),
+        ])
+        .load();
+        assert_eq!(
+            settings.expect("nothing is set").job_name_origin,
+            JobNameOrigin::Derived
+        );
+    }
+
+    #[test]
+    fn kubernetes_services_are_not_settings() {
+        let service = &[
+            ("REPRIEVE_SERVICE_HOST", "10.0.0.1"),
+            ("REPRIEVE_SERVICE_PORT", "80"),
+            ("REPRIEVE_METRICS_SERVICE_PORT_HTTP", "80"),
+            ("REPRIEVE_PORT", "tcp://10.0.0.1:80"),
+            ("REPRIEVE_METRICS_PORT", "tcp://10.0.0.1:80"),
+            ("REPRIEVE_PORT_80_TCP", "tcp://10.0.0.1:80"),
+            ("REPRIEVE_PORT_80_TCP_ADDR", "10.0.0.1"),
+        ];
+        variables(service)
+            .load()
+            .expect("none of them is meant for us");
+        for (name, value) in [
+            ("REPRIEVE_METRICS_PORT", "9184"),
+            ("REPRIEVE_PORT_80", "tcp://10.0.0.1:80"),
+            ("REPRIEVE_PORTS", "80"),
+        ] {
+            assert!(
+                variables(&[(name, value)]).load().is_err(),
+                "{name}={value} is a slip of the user's"
+            );
+        }
+    }
+
+    #[test]
+    fn a_named_file_must_be_good() {
+        for (text, part) in [
+            ("job = ", "is not TOML"),
+            ("job = \"a\"\njob = \"b\"", "is not TOML"),
+            (
+                "term-grace = \"1s\"\nterm_grace = \"2s\"",
+                "is there twice, once with \"-\" and once with \"_\"",
+            ),
+            ("s3-path-style = true", "s3-path-style = \"true\""),
+        ] {
+            let message = file(text).load().expect_err(text);
+            assert!(message.contains(part), "{message}");
+            assert!(message.contains("reprieve.toml"), "{message}");
+        }
+        let message = variables(&[("REPRIEVE_CONFIG", "/nowhere.toml")])
+            .load()
+            .expect_err("the file is missing");
+        assert!(
+            message.contains(
+                "config = \"/nowhere.toml\" (environment variable REPRIEVE_CONFIG): the settings file cannot be read"
+            ),
+            "{message}"
+        );
+    }
+
+    #[test]
+    fn a_broken_file_is_not_quoted() {
+        let message = file("password = hush hush").load().expect_err("no quotes");
+        assert!(!message.contains("hush"), "{message}");
+        assert!(message.contains("line 1"), "{message}");
+    }
+
+    #[test]
+    fn a_huge_file_is_refused_unread() {
+        let text: &'static str = "#".repeat(256 * 1024 + 1).leak();
+        let message = file(text).load().expect_err("one byte too many");
+        assert!(message.contains("larger than 256 KiB"), "{message}");
+    }
+
+    #[test]
+    fn clients_look_away_from_settings_they_do_not_use() {
+        let client = |given: Given| given.with(ClientSettings::load);
+        let settings = client(variables(&[
+            ("REPRIEVE_CONTROL_SOCKET", "/c.sock"),
+            ("REPRIEVE_TERM_GRACE", "never"),
+            ("REPRIEVE_TYPO", "x"),
+        ]));
+        assert_eq!(
+            settings.expect("both are valid").control_socket,
+            Path::new("/c.sock")
+        );
+        assert!(client(variables(&[("REPRIEVE_CHECKPOINT_TIMEOUT", "never")])).is_err());
+        assert!(client(file("job = ")).is_err());
+    }
+
+    #[test]
+    fn derived_names_are_valid_and_follow_the_command_line() {
+        let derived =
+            |argv: &[&str]| derived_job_name(&argv.iter().map(OsString::from).collect::<Vec<_>>());
+        for app in ["python", "/a b/ü", "..", "/", ".hidden", &"x".repeat(300)] {
+            let name = derived(&[app]);
+            assert!(check(Kind::JobName, &name).is_ok(), "{app}: {name}");
+        }
+        assert_eq!(derived(&["a", "b"]), derived(&["a", "b"]));
+        assert_ne!(derived(&["a", "b"]), derived(&["a", "c"]));
+        assert_ne!(derived(&["a", "b c"]), derived(&["a", "b", "c"]));
+        assert!(derived(&["/usr/bin/python3", "x"]).starts_with("python3-"));
+    }
+
+    #[test]
+    fn slips_are_recognised_and_strangers_are_not() {
+        let hint = |written: &str| {
+            did_you_mean(
+                written,
+                TABLE.iter().map(|setting| setting.name.to_string()),
+            )
+        };
+        for (written, meant) in [
+            ("stor", "store"),
+            ("jbo", "job"),
+            ("deadline_margin", "deadline-margin"),
+            ("Term-Grace", "term-grace"),
+            ("keep-generation", "keep-generations"),
+        ] {
+            assert_eq!(hint(written), format!(": did you mean \"{meant}\"?"));
+        }
+        assert_eq!(hint("aws-secret-access-key"), "");
+        assert_eq!(hint("port"), "");
+    }
+
+    #[test]
+    fn document_is_generated() {
+        crate::stored::assert_document("settings.md", &document());
+    }
+}

@@ -1,0 +1,476 @@
+//! From nothing to a running app: reach the store, take the job over, resume its newest valid snapshot or start afresh.
+//!
+//! Nothing the app has done is ever redone in silence: a store that cannot be read is an error and not an empty store,
+//! and when there are snapshots but none can be restored, a policy decides.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use reprieve_core::document;
+use reprieve_core::head::{Generation, Owner};
+use reprieve_core::manifest::HostFacts;
+use reprieve_core::selection::{Candidate, Contents};
+use tokio::time::Instant;
+
+use crate::catalog::{self, Catalog, CatalogError, Found, Lease};
+use crate::engine::criu::Criu;
+use crate::failure::{ExitCode, Failure};
+use crate::host;
+use crate::metrics::{self, RestoreOutcome, StartedHow};
+use crate::pages::codec::Effort;
+use crate::pages::load;
+use crate::pages::parts::PART;
+use crate::settings::{Compression, OnNoValidSnapshot, PathStyle, Settings};
+use crate::store::{self, Addressing, S3Options, Store, StoreAddress, StoreError, StoreErrorKind};
+use crate::supervisor::checkpoint::Checkpointer;
+use crate::supervisor::child;
+use crate::supervisor::pids;
+use crate::supervisor::reaper::{Reaper, Watched};
+use crate::supervisor::restore::{RestoreError, Restorer, Resumed};
+use crate::supervisor::stdio::{Held, Kind, Stdio, Streams};
+use crate::supervisor::{LastSnapshot, with_causes};
+
+/// What of the memory budget is not for parts on their way: buffers between the threads, the part being filled, CRIU
+/// itself (11 MiB) and the program.
+const FIXED_BYTES: u64 = 40 << 20;
+
+/// How the app came to run.
+#[derive(Clone, Copy, Debug)]
+pub enum Origin {
+    Scratch,
+    Resumed {
+        snapshot: LastSnapshot,
+        took: Duration,
+    },
+}
+
+impl Origin {
+    pub(crate) fn snapshot(self) -> Option<LastSnapshot> {
+        match self {
+            Self::Scratch => None,
+            Self::Resumed { snapshot, .. } => Some(snapshot),
+        }
+    }
+}
+
+/// What checkpoints of the job need.
+#[derive(Clone, Debug)]
+pub struct Protection {
+    pub(crate) checkpointer: Arc<Checkpointer>,
+}
+
+/// A running app.
+#[derive(Debug)]
+pub struct Booted {
+    pub(crate) app: Watched,
+    pub(crate) stdio: Stdio,
+    pub(crate) origin: Origin,
+    pub(crate) protection: Option<Protection>,
+    pub(crate) lease: Option<Lease>,
+}
+
+/// Boots.
+pub(crate) async fn boot(
+    settings: Settings,
+    argv: Vec<OsString>,
+    reaper: Arc<Reaper>,
+) -> Result<Booted, Failure> {
+    let Some(address) = settings.store.clone() else {
+        tracing::warn!("no store is set: the app runs without checkpoints");
+        return start(&reaper, &argv, None, None);
+    };
+    let prepared = prepare(&settings, &address, &reaper).await?;
+    let deadline = Instant::now() + settings.boot_timeout;
+    let found = prepared
+        .catalog
+        .find(deadline)
+        .await
+        .map_err(|error| unreadable(&address, error))?;
+    tell(&found);
+    let candidates = candidates(&found.contents);
+    let listed = match &found.contents {
+        Contents::Recovered(candidates) => recovered(&prepared, candidates, deadline).await,
+        _ => Vec::new(),
+    };
+    let lease = prepared
+        .catalog
+        .claim(&found, owner(), listed, deadline)
+        .await;
+    let lease = lease.map_err(|error| unclaimed(&address, error))?;
+    tracing::info!(
+        job = settings.job,
+        epoch = lease.head.epoch,
+        "this worker owns the job"
+    );
+    let restorer = prepared.restorer(&reaper);
+    let resumed = resume(&restorer, &candidates, &settings).await?;
+    let protection = Some(prepared.protection(&settings, &reaper));
+    match resumed {
+        Some(resumed) => Ok(running(resumed, protection, lease)),
+        None => start(&reaper, &argv, protection, Some(lease)),
+    }
+}
+
+fn running(resumed: Resumed, protection: Option<Protection>, lease: Lease) -> Booted {
+    let Resumed {
+        watched,
+        stdio,
+        manifest,
+        took,
+    } = resumed;
+    metrics::restore_ended(RestoreOutcome::Resumed);
+    metrics::app_started(StartedHow::Resume);
+    tracing::info!(
+        generation = manifest.generation,
+        taken_on = manifest.host.hostname,
+        age_ms = host::wall_ms().saturating_sub(manifest.taken_at_ms),
+        restore_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+        pid = watched.pid,
+        "the job is resumed"
+    );
+    let snapshot = LastSnapshot {
+        generation: manifest.generation,
+        taken_at_ms: manifest.taken_at_ms,
+    };
+    Booted {
+        app: watched,
+        stdio,
+        origin: Origin::Resumed { snapshot, took },
+        protection,
+        lease: Some(lease),
+    }
+}
+
+fn start(
+    reaper: &Reaper,
+    argv: &[OsString],
+    protection: Option<Protection>,
+    lease: Option<Lease>,
+) -> Result<Booted, Failure> {
+    // Before the first process of the app: every one of them will need its number again.
+    pids::leave_reserved_range();
+    let failed = |error: std::io::Error| {
+        Failure::new(
+            ExitCode::FailedBeforeReady,
+            "the app's standard streams could not be made",
+        )
+        .caused_by(error)
+    };
+    let (streams, ends) = Streams::open(Kind::of_ours()).map_err(failed)?;
+    let app = child::start(reaper, argv, ends)?;
+    let stdio = streams.flow(Held::default()).map_err(failed)?;
+    metrics::app_started(StartedHow::Scratch);
+    tracing::info!(pid = app.pid, "the app is started from scratch");
+    Ok(Booted {
+        app,
+        stdio,
+        origin: Origin::Scratch,
+        protection,
+        lease,
+    })
+}
+
+struct Prepared {
+    store: Arc<dyn Store>,
+    catalog: Catalog,
+    criu: Criu,
+    work: PathBuf,
+    host: HostFacts,
+}
+
+async fn prepare(settings: &Settings, address: &str, reaper: &Reaper) -> Result<Prepared, Failure> {
+    let before = |what: &str| Failure::new(ExitCode::FailedBeforeReady, what.to_owned());
+    let work = host::work_directory(settings.work_dir.as_deref()).map_err(|error| {
+        before("the work directory cannot be used")
+            .caused_by(error)
+            .remedy("give the container a tmpfs at /run, or set --work-dir to a directory that can be written")
+    })?;
+    let own = std::env::current_exe().map_err(|error| {
+        before("the path of this program is not known")
+            .caused_by(error)
+            .remedy("mount /proc in the container")
+    })?;
+    let criu = settings.criu.to_string_lossy().into_owned();
+    let criu = Criu::probe(reaper, &criu, own, &work)
+        .await
+        .map_err(|error| {
+            before("CRIU cannot be used")
+                .caused_by(error)
+                .remedy("install CRIU 4.2 or later in the image, or set --criu to its path")
+        })?;
+    let store = open(settings, address).await?;
+    let host = host::facts(&criu.version);
+    let catalog = Catalog::new(Arc::clone(&store), &settings.job);
+    Ok(Prepared {
+        store,
+        catalog,
+        criu,
+        work,
+        host,
+    })
+}
+
+async fn open(settings: &Settings, address: &str) -> Result<Arc<dyn Store>, Failure> {
+    let parsed = StoreAddress::parse(address).map_err(|error| {
+        Failure::new(
+            ExitCode::SettingsInvalid,
+            format!("the store address {address} cannot be used"),
+        )
+        .caused_by(error)
+    })?;
+    let options = S3Options {
+        endpoint: settings.s3_endpoint.as_ref().map(ToString::to_string),
+        region: settings.s3_region.clone(),
+        addressing: match settings.s3_path_style {
+            PathStyle::Auto => Addressing::Automatic,
+            PathStyle::On => Addressing::Path,
+            PathStyle::Off => Addressing::VirtualHost,
+        },
+        ..S3Options::default()
+    };
+    let deadline = Instant::now() + settings.boot_timeout;
+    let store = store::open(&parsed, &options)
+        .await
+        .map_err(|error| unreachable_store(address, error))?;
+    store::retry::retry(deadline, "reach", || store.reach())
+        .await
+        .map_err(|error| unreachable_store(address, error))?;
+    Ok(store)
+}
+
+impl Prepared {
+    fn restorer(&self, reaper: &Arc<Reaper>) -> Restorer {
+        Restorer {
+            criu: self.criu.clone(),
+            store: Arc::clone(&self.store),
+            root: self.catalog.root(),
+            reaper: Arc::clone(reaper),
+            work: self.work.clone(),
+            host: self.host.clone(),
+        }
+    }
+
+    fn protection(self, settings: &Settings, reaper: &Arc<Reaper>) -> Protection {
+        let for_parts = settings.memory_budget_bytes.saturating_sub(FIXED_BYTES) / PART as u64;
+        let workers = std::thread::available_parallelism()
+            .map_or(1, usize::from)
+            .min(8);
+        Protection {
+            checkpointer: Arc::new(Checkpointer {
+                criu: self.criu,
+                catalog: self.catalog,
+                reaper: Arc::clone(reaper),
+                work: self.work,
+                host: self.host,
+                effort: match settings.compression {
+                    Compression::Low => Effort::None,
+                    Compression::Auto | Compression::Medium => Effort::Zstd(-1),
+                    Compression::High => Effort::Zstd(1),
+                },
+                in_flight: usize::try_from(for_parts)
+                    .unwrap_or(usize::MAX)
+                    .clamp(2, 64),
+                workers,
+                ghost_limit: u64::from(settings.ghost_limit_bytes),
+                keep: settings.keep_generations as usize,
+            }),
+        }
+    }
+}
+
+fn owner() -> Owner {
+    Owner {
+        worker: catalog::nonce(),
+        host: host::hostname(),
+        since_ms: host::wall_ms(),
+    }
+}
+
+fn tell(found: &Found) {
+    match (&found.contents, &found.damage) {
+        (Contents::Nothing, None) => tracing::info!("there is no snapshot of this job yet"),
+        (Contents::Nothing, Some(damage)) => {
+            tracing::warn!(%damage, "the head of the job is damaged, and there are no snapshots");
+        }
+        (Contents::Completed, _) => tracing::info!(
+            "the job ended successfully when it last ran; it begins anew, and its older snapshots stay"
+        ),
+        (Contents::Known(candidates), _) => {
+            tracing::info!(snapshots = candidates.len(), "the job has snapshots");
+        }
+        (Contents::Recovered(candidates), damage) => tracing::error!(
+            damage = damage
+                .as_ref()
+                .map_or("it is missing".to_owned(), ToString::to_string),
+            snapshots = candidates.len(),
+            "the head of the job is lost; snapshots were found by listing them"
+        ),
+    }
+}
+
+fn candidates(contents: &Contents) -> Vec<Candidate> {
+    match contents {
+        Contents::Nothing | Contents::Completed => Vec::new(),
+        Contents::Known(candidates) | Contents::Recovered(candidates) => candidates.clone(),
+    }
+}
+
+/// What a new head says of the snapshots that were found by listing.
+async fn recovered(
+    prepared: &Prepared,
+    candidates: &[Candidate],
+    deadline: Instant,
+) -> Vec<Generation> {
+    let mut found: Vec<Generation> = Vec::new();
+    for candidate in candidates {
+        let manifest = load::manifest(
+            &prepared.store,
+            &prepared.catalog.root(),
+            candidate,
+            deadline,
+        )
+        .await;
+        match manifest {
+            Ok(manifest)
+                if found
+                    .iter()
+                    .all(|known| known.generation != manifest.generation) =>
+            {
+                found.push(Generation {
+                    generation: manifest.generation,
+                    manifest: candidate.manifest.clone(),
+                    digest: document::digest(&manifest.to_bytes()),
+                    taken_at_ms: manifest.taken_at_ms,
+                    stored_bytes: manifest.sizes.stored,
+                });
+            }
+            Ok(_) => {}
+            Err(error) => {
+                tracing::warn!(
+                    manifest = candidate.manifest,
+                    reason = with_causes(&error),
+                    "left out of the new head"
+                );
+            }
+        }
+    }
+    found
+}
+
+/// Tries the candidates in turn. `None` means to start from scratch.
+async fn resume(
+    restorer: &Restorer,
+    candidates: &[Candidate],
+    settings: &Settings,
+) -> Result<Option<Resumed>, Failure> {
+    let mut reasons: Vec<String> = Vec::new();
+    for candidate in candidates {
+        let deadline = Instant::now() + settings.restore_timeout;
+        match restorer.resume(candidate, deadline).await {
+            Ok(resumed) => return Ok(Some(resumed)),
+            Err(error) if error.is_stores() => {
+                metrics::restore_ended(RestoreOutcome::Failed);
+                return Err(undelivered(settings, error));
+            }
+            Err(error) => {
+                metrics::restore_ended(RestoreOutcome::PassedOver);
+                let reason = with_causes(&error);
+                tracing::error!(
+                    snapshot = candidate.manifest,
+                    reason,
+                    "a snapshot is passed over"
+                );
+                reasons.push(format!("{}: {reason}", candidate.manifest));
+            }
+        }
+    }
+    if reasons.is_empty() {
+        return Ok(None);
+    }
+    match settings.on_no_valid_snapshot {
+        OnNoValidSnapshot::Start => {
+            metrics::restore_ended(RestoreOutcome::ColdStart);
+            tracing::warn!(
+                "no snapshot could be resumed; the app starts from scratch, the snapshots stay"
+            );
+            Ok(None)
+        }
+        OnNoValidSnapshot::Fail => {
+            metrics::restore_ended(RestoreOutcome::Failed);
+            Err(none_valid(settings, reasons))
+        }
+    }
+}
+
+fn none_valid(settings: &Settings, reasons: Vec<String>) -> Failure {
+    let what = format!(
+        "none of the snapshots of job {} can be resumed",
+        settings.job
+    );
+    let failure = Failure::new(ExitCode::NoValidSnapshot, what).remedy(
+        "remove what is in the way and start again, or start from scratch on purpose with \
+         --on-no-valid-snapshot start; the snapshots stay in either case",
+    );
+    reasons.into_iter().fold(failure, Failure::detail)
+}
+
+fn undelivered(settings: &Settings, error: RestoreError) -> Failure {
+    let what = format!(
+        "a snapshot of job {} cannot be read from the store",
+        settings.job
+    );
+    Failure::new(ExitCode::StoreUnreachable, what)
+        .caused_by(error)
+        .remedy("nothing was started and nothing is lost; start again when the store answers")
+}
+
+fn unreachable_store(address: &str, error: StoreError) -> Failure {
+    let remedy = match error.kind {
+        StoreErrorKind::NoSuchStore => {
+            "create the bucket, or mount the directory into the container; a missing one is never taken for an empty one"
+        }
+        StoreErrorKind::Denied => {
+            "give this worker credentials that may list, read and write there (s3:ListBucket, s3:GetObject, \
+             s3:PutObject), or the right to the directory"
+        }
+        _ => "check the address, the network and the service; then start again",
+    };
+    Failure::new(
+        ExitCode::StoreUnreachable,
+        format!("the store {address} cannot be used"),
+    )
+    .caused_by(error)
+    .remedy(remedy)
+}
+
+fn unreadable(address: &str, error: CatalogError) -> Failure {
+    match error {
+        CatalogError::Store(error) => unreachable_store(address, error),
+        other => Failure::new(
+            ExitCode::NoValidSnapshot,
+            format!("the job's place in {address} cannot be read"),
+        )
+        .caused_by(other)
+        .remedy("run the version of Reprieve that wrote it"),
+    }
+}
+
+fn unclaimed(address: &str, error: CatalogError) -> Failure {
+    match error {
+        CatalogError::Store(error) => unreachable_store(address, error),
+        CatalogError::Fenced(_) => Failure::new(
+            ExitCode::Fenced,
+            "another worker took the job at the same moment",
+        )
+        .caused_by(error)
+        .remedy("nothing to do here: the other one runs it"),
+        other => Failure::new(
+            ExitCode::StoreUnreachable,
+            format!("the job could not be claimed in {address}"),
+        )
+        .caused_by(other)
+        .remedy("start again; nothing was started here"),
+    }
+}

@@ -1,0 +1,609 @@
+//! Carries out a checkpoint, step by step, within its budget.
+//!
+//! ```text
+//!  prepare ─▶ dump ─────────────▶ cut ─▶ drain ─▶ upload ─▶ commit ─▶ the app is ended
+//!             (frozen: CRIU reads,       (parts, index)  (manifest,   (or went on right
+//!              we pack and upload)                        head)        after the cut)
+//! ```
+//!
+//! CRIU holds the app frozen at its `post-dump` stage until we answer. When the app is to stop, the answer waits for the
+//! commit, and the app is killed while it is still frozen: it runs not one instruction that is not in the snapshot.
+//! Whatever fails before the commit, the app goes on: the transfer is hung up, CRIU cures the app and lets it go. CRIU
+//! is only ever killed when it does not do so in time; a tracee whose tracer dies goes on by itself.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use reprieve_core::manifest::{AppFacts, HostFacts, Manifest, Sizes};
+use reprieve_core::notice::{Afterwards, Notice, Trigger};
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant as TokioInstant, sleep_until, timeout};
+
+use crate::catalog::{self, Catalog, CatalogError, Lease};
+use crate::engine::criu::{self, Criu, CriuError, DumpOrder};
+use crate::engine::hook::{Asked, Hooks};
+use crate::host;
+use crate::metrics::{self, CheckpointPhase};
+use crate::pages::capture::{Blocks, CaptureError, Captured, PageServer};
+use crate::pages::codec::Effort;
+use crate::pages::index::{File, Index};
+use crate::pages::parts::{self, Destination, Stored};
+use crate::store::StoreError;
+use crate::supervisor::proc::{self, Process};
+use crate::supervisor::reaper::Reaper;
+use crate::supervisor::stdio::{CutError, Held, Stdio};
+use crate::sys::{self, Exit};
+
+/// How long CRIU may take to let the app go after a transfer was hung up.
+const CURE_LIMIT: Duration = Duration::from_secs(5);
+
+/// Our own images in a snapshot: what the standard streams held.
+pub(crate) const HELD: [&str; 3] = ["reprieve-stdin", "reprieve-stdout", "reprieve-stderr"];
+
+/// When to be done; shrinks when a shorter deadline becomes known.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    pub stored_by: TokioInstant,
+    pub committed_by: TokioInstant,
+}
+
+/// The app to dump.
+#[derive(Clone, Debug)]
+pub(crate) struct Subject {
+    pub root_pid: i32,
+    pub argv: Vec<String>,
+    pub stdio: Arc<Stdio>,
+}
+
+/// How a checkpoint went that is durable.
+#[derive(Clone, Debug)]
+pub struct Report {
+    pub generation: u64,
+    pub sizes: Sizes,
+    pub frozen: Duration,
+    pub wall: Duration,
+    /// Of the deadline, at the commit.
+    pub left: Duration,
+}
+
+/// Why there is no new snapshot. The app goes on, except when another worker owns the job.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    #[error("the checkpoint was not done in time; it was given up while {step}")]
+    Deadline { step: &'static str },
+    #[error("{} would be left out: their parents ended and they now belong to the supervisor: {}", count(.0), names(.0))]
+    Orphans(Vec<Process>),
+    #[error("the app has ended")]
+    AppEnded,
+    #[error(transparent)]
+    Criu(#[from] CriuError),
+    #[error("the app's memory could not be taken over")]
+    Capture(#[from] CaptureError),
+    #[error("the app's standard streams could not be stopped at an exact byte")]
+    Cut(#[from] CutError),
+    #[error("the snapshot could not be stored")]
+    Store(#[from] StoreError),
+    #[error("the snapshot could not be committed")]
+    Commit(#[from] CatalogError),
+    #[error("cannot use the work directory")]
+    Work(#[from] io::Error),
+    #[error("a bug: a part of the checkpoint panicked")]
+    Panicked,
+}
+
+fn count(processes: &[Process]) -> String {
+    match processes.len() {
+        1 => "1 process".to_owned(),
+        count => format!("{count} processes"),
+    }
+}
+
+fn names(processes: &[Process]) -> String {
+    let some: Vec<String> = processes
+        .iter()
+        .take(8)
+        .map(|process| format!("{} ({})", process.pid, process.command))
+        .collect();
+    some.join(", ")
+}
+
+impl CheckpointError {
+    /// What a person can do about it.
+    pub fn remedy(&self) -> &'static str {
+        match self {
+            Self::Deadline { .. } => {
+                "give it more time (`--term-grace` and the platform's own grace period, or `--timeout`), \
+                 or a faster way to the store"
+            }
+            Self::Orphans(_) => {
+                "let the app wait for its own processes, or end them before a checkpoint; a process whose parent \
+                 ended cannot be restored into its place"
+            }
+            Self::Store(_) => "see the cause; the job runs on and the next checkpoint tries again",
+            _ => "see the cause; the job runs on",
+        }
+    }
+}
+
+/// Takes checkpoints of one job.
+#[derive(Debug)]
+pub(crate) struct Checkpointer {
+    pub criu: Criu,
+    pub catalog: Catalog,
+    pub reaper: Arc<Reaper>,
+    pub work: PathBuf,
+    pub host: HostFacts,
+    pub effort: Effort,
+    /// Parts on their way at once.
+    pub in_flight: usize,
+    pub workers: usize,
+    /// Bytes.
+    pub ghost_limit: u64,
+    pub keep: usize,
+}
+
+/// One attempt: everything it has to give back.
+struct Attempt<'a> {
+    of: &'a Checkpointer,
+    subject: &'a Subject,
+    name: String,
+    images: PathBuf,
+    limits: watch::Receiver<Limits>,
+    begun: Instant,
+}
+
+/// A dump that waits at `post-dump`: the app is frozen.
+struct Frozen {
+    asked: Asked,
+    criu: Running,
+    server: PageServer,
+    blocks: Blocks,
+    writer: JoinHandle<Result<Stored, StoreError>>,
+    since: Instant,
+}
+
+struct Running {
+    pid: i32,
+    exit: oneshot::Receiver<Exit>,
+}
+
+impl Checkpointer {
+    /// Takes one. `lease` is the right to commit and is renewed by it.
+    pub(crate) async fn run(
+        &self,
+        lease: &mut Lease,
+        subject: &Subject,
+        notice: Notice,
+        limits: watch::Receiver<Limits>,
+    ) -> Result<Report, CheckpointError> {
+        let name = catalog::nonce();
+        let images = self.work.join(format!("dump-{name}"));
+        std::fs::create_dir(&images)?;
+        let attempt = Attempt {
+            of: self,
+            subject,
+            name,
+            images: images.clone(),
+            limits,
+            begun: Instant::now(),
+        };
+        let result = attempt.run(lease, notice).await;
+        keep_log(&self.work, &images, result.is_err());
+        result
+    }
+
+    fn refuse_orphans(&self, subject: &Subject) -> Result<Vec<Process>, CheckpointError> {
+        let all = proc::processes()?;
+        let mut known = self.reaper.watched();
+        known.push(subject.root_pid);
+        let orphans = proc::other_children(&all, own_pid(), &known);
+        if orphans.is_empty() {
+            Ok(proc::tree(&all, subject.root_pid))
+        } else {
+            Err(CheckpointError::Orphans(orphans))
+        }
+    }
+}
+
+fn own_pid() -> i32 {
+    nix::unistd::getpid().as_raw()
+}
+
+/// The work directory lies in memory: only the log of the last failure stays.
+fn keep_log(work: &Path, images: &Path, failed: bool) {
+    if failed {
+        drop(std::fs::copy(
+            images.join(criu::LOG),
+            work.join("last-failed-dump.log"),
+        ));
+    }
+    drop(std::fs::remove_dir_all(images));
+}
+
+/// Runs what blocks on a thread of its own.
+async fn blocking<T: Send + 'static>(
+    what: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, CheckpointError> {
+    tokio::task::spawn_blocking(what)
+        .await
+        .map_err(|_| CheckpointError::Panicked)
+}
+
+impl Attempt<'_> {
+    async fn run(mut self, lease: &mut Lease, notice: Notice) -> Result<Report, CheckpointError> {
+        self.of.refuse_orphans(self.subject)?;
+        let frozen = self.freeze().await?;
+        metrics::checkpoint_phase_lasted(CheckpointPhase::Dump, self.begun.elapsed());
+        match notice.afterwards {
+            Afterwards::Stop => self.store_and_stop(lease, notice.trigger, frozen).await,
+            Afterwards::Continue => self.thaw_and_store(lease, notice.trigger, frozen).await,
+        }
+    }
+
+    fn destination(&self) -> Destination {
+        Destination {
+            store: Arc::clone(self.of.catalog.store()),
+            root: self.of.catalog.root(),
+            attempt: self.name.clone(),
+            in_flight: self.of.in_flight,
+            deadline: self.limits.borrow().stored_by,
+        }
+    }
+
+    /// Dumps until CRIU asks whether to go on, with the app frozen.
+    async fn freeze(&mut self) -> Result<Frozen, CheckpointError> {
+        let (sender, mut writer) = parts::start(self.destination());
+        let blocks = Blocks::new(sender, self.of.effort);
+        let mut server = PageServer::start(&blocks, self.of.workers)?;
+        let hooks = Hooks::bind(self.images.join("hook.sock"))?;
+        let socket = server.socket.take().expect("taken only here");
+        let order = DumpOrder {
+            root_pid: self.subject.root_pid,
+            images: &self.images,
+            page_server: &socket,
+            stdio: self.subject.stdio.facts(),
+            ghost_limit: self.of.ghost_limit,
+            hook: &hooks.path,
+        };
+        let watched = self.of.criu.start_dump(&self.of.reaper, &order)?;
+        // Only CRIU holds its end now, so that its end is the end of the transfer.
+        drop(socket);
+        let mut criu = Running {
+            pid: watched.pid,
+            exit: watched.exit,
+        };
+        let mut since = Instant::now();
+        let failure = loop {
+            tokio::select! {
+                biased;
+                asked = hooks.next() => match asked {
+                    Ok(asked) if asked.stage == "post-dump" => {
+                        return Ok(Frozen { asked, criu, server, blocks, writer, since });
+                    }
+                    Ok(asked) => {
+                        if asked.stage == "pre-dump" {
+                            since = Instant::now();
+                        }
+                        asked.go_on().await;
+                    }
+                    Err(error) => break error.into(),
+                },
+                exit = &mut criu.exit => {
+                    let exit = exit.unwrap_or(Exit::Code(u8::MAX));
+                    break self.dump_failed(exit);
+                }
+                stored = &mut writer => {
+                    // It ends before everything was sent only when it cannot store.
+                    break match stored {
+                        Ok(Err(error)) => error.into(),
+                        _ => CheckpointError::Panicked,
+                    };
+                }
+                () = expired(&mut self.limits, |limits| limits.stored_by) => {
+                    break CheckpointError::Deadline { step: "the app's memory was being read and stored" };
+                }
+            }
+        };
+        // Dropping the hooks makes any script that still asks end with a no.
+        drop(hooks);
+        writer.abort();
+        drop(blocks);
+        let reason = thaw(criu, server).await;
+        Err(prefer(failure, reason))
+    }
+
+    fn dump_failed(&self, exit: Exit) -> CheckpointError {
+        if proc::process(self.subject.root_pid).is_none_or(|root| root.state == 'Z') {
+            return CheckpointError::AppEnded;
+        }
+        criu::complaint("dump", exit, &self.images).into()
+    }
+
+    async fn store_and_stop(
+        &mut self,
+        lease: &mut Lease,
+        trigger: Trigger,
+        frozen: Frozen,
+    ) -> Result<Report, CheckpointError> {
+        let Frozen {
+            asked,
+            mut criu,
+            server,
+            blocks,
+            writer,
+            since,
+        } = frozen;
+        let result = tokio::select! {
+            result = async {
+                let tree = self.of.refuse_orphans(self.subject)?;
+                let held = self.cut().await?;
+                let manifest = self.store(lease, trigger, Afterwards::Stop, &tree, held, blocks, server, writer).await?;
+                self.commit(lease, &manifest).await?;
+                Ok((manifest, tree))
+            } => result,
+            // It should wait for our answer; if it does not, the app is no longer frozen.
+            _ = &mut criu.exit => Err(CheckpointError::Criu(criu::complaint("dump", Exit::Code(1), &self.images))),
+        };
+        match result {
+            Ok((manifest, tree)) => {
+                // Frozen as they are, they cannot start anything new meanwhile.
+                for process in &tree {
+                    drop(sys::kill(process.pid, nix::libc::SIGKILL));
+                }
+                let frozen_for = since.elapsed();
+                asked.go_on().await;
+                wait_for(criu).await;
+                Ok(self.report(&manifest, frozen_for))
+            }
+            Err(error) => {
+                // No answer is a no: CRIU lets the app go on.
+                drop(asked);
+                wait_for(criu).await;
+                self.subject.stdio.resume();
+                Err(error)
+            }
+        }
+    }
+
+    async fn thaw_and_store(
+        &mut self,
+        lease: &mut Lease,
+        trigger: Trigger,
+        frozen: Frozen,
+    ) -> Result<Report, CheckpointError> {
+        let Frozen {
+            asked,
+            criu,
+            server,
+            blocks,
+            writer,
+            since,
+        } = frozen;
+        let cut = match self.of.refuse_orphans(self.subject) {
+            Ok(tree) => self.cut().await.map(|held| (tree, held)),
+            Err(error) => Err(error),
+        };
+        asked.go_on().await;
+        let frozen_for = since.elapsed();
+        self.subject.stdio.resume();
+        let result = match cut {
+            Ok((tree, held)) => {
+                async {
+                    let manifest = self
+                        .store(
+                            lease,
+                            trigger,
+                            Afterwards::Continue,
+                            &tree,
+                            held,
+                            blocks,
+                            server,
+                            writer,
+                        )
+                        .await?;
+                    self.commit(lease, &manifest).await?;
+                    Ok(self.report(&manifest, frozen_for))
+                }
+                .await
+            }
+            Err(error) => {
+                writer.abort();
+                server.hang_up();
+                Err(error)
+            }
+        };
+        wait_for(criu).await;
+        result
+    }
+
+    async fn cut(&self) -> Result<Held, CheckpointError> {
+        let stdio = Arc::clone(&self.subject.stdio);
+        Ok(blocking(move || stdio.cut()).await??)
+    }
+
+    /// Stores everything but the manifest.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "each is one thing that the freeze produced and this consumes"
+    )]
+    async fn store(
+        &mut self,
+        lease: &Lease,
+        trigger: Trigger,
+        afterwards: Afterwards,
+        tree: &[Process],
+        held: Held,
+        blocks: Blocks,
+        server: PageServer,
+        writer: JoinHandle<Result<Stored, StoreError>>,
+    ) -> Result<Manifest, CheckpointError> {
+        let begun = Instant::now();
+        let stdin_ended = held.stdin_ended;
+        let images = self.images.clone();
+        let mut gathering =
+            tokio::task::spawn_blocking(move || gather(&images, &held, blocks, server));
+        let gathered = tokio::select! {
+            gathered = &mut gathering => gathered.map_err(|_| CheckpointError::Panicked)?,
+            () = expired(&mut self.limits, |limits| limits.stored_by) => {
+                writer.abort();
+                return Err(CheckpointError::Deadline { step: "the app's memory was being packed" });
+            }
+        };
+        metrics::checkpoint_phase_lasted(CheckpointPhase::Drain, begun.elapsed());
+        let begun = Instant::now();
+        // A writer that failed closes the door on those before it, so its reason goes first.
+        let stored = tokio::select! {
+            stored = writer => stored.map_err(|_| CheckpointError::Panicked)??,
+            () = expired(&mut self.limits, |limits| limits.stored_by) => {
+                return Err(CheckpointError::Deadline { step: "the snapshot was being stored" });
+            }
+        };
+        let (captured, files) = gathered?;
+        let Stored { mut parts, blocks } = stored;
+        let sizes = Sizes {
+            memory: captured.pages * crate::pages::PAGE as u64,
+            zero: captured.zero_pages * crate::pages::PAGE as u64,
+            unchanged: 0,
+            images: files.iter().map(|file| file.size).sum(),
+            stored: 0,
+        };
+        let index = Index {
+            blocks,
+            files,
+            memories: captured.memories,
+        };
+        let index = blocking(move || index.to_bytes()).await??;
+        parts.push(self.destination().put("index", index.into()).await?);
+        metrics::checkpoint_phase_lasted(CheckpointPhase::Upload, begun.elapsed());
+        let sizes = Sizes {
+            stored: parts.iter().map(|part| part.bytes).sum(),
+            ..sizes
+        };
+        Ok(Manifest {
+            job: lease.head.job.clone(),
+            generation: lease.head.next_generation,
+            epoch: lease.head.epoch,
+            attempt: self.name.clone(),
+            parent: lease
+                .head
+                .generations
+                .first()
+                .map(|newest| newest.generation),
+            taken_at_ms: host::wall_ms(),
+            trigger,
+            afterwards,
+            app: AppFacts {
+                argv: self.subject.argv.clone(),
+                root_pid: self.subject.root_pid,
+                stdio: self.subject.stdio.facts().clone(),
+                stdin_ended,
+                processes: u32::try_from(tree.len()).unwrap_or(u32::MAX),
+                monotonic_ms: host::monotonic_ms(),
+            },
+            host: self.of.host.clone(),
+            index: vec![parts.len() - 1],
+            parts,
+            sizes,
+        })
+    }
+
+    async fn commit(
+        &mut self,
+        lease: &mut Lease,
+        manifest: &Manifest,
+    ) -> Result<(), CheckpointError> {
+        let begun = Instant::now();
+        let deadline = self.limits.borrow().committed_by;
+        self.of
+            .catalog
+            .commit(lease, manifest, self.of.keep, deadline)
+            .await?;
+        metrics::checkpoint_phase_lasted(CheckpointPhase::Commit, begun.elapsed());
+        Ok(())
+    }
+
+    fn report(&self, manifest: &Manifest, frozen: Duration) -> Report {
+        let left = self
+            .limits
+            .borrow()
+            .committed_by
+            .saturating_duration_since(TokioInstant::now());
+        Report {
+            generation: manifest.generation,
+            sizes: manifest.sizes,
+            frozen,
+            wall: self.begun.elapsed(),
+            left,
+        }
+    }
+}
+
+/// Waits until a limit that may come closer has passed.
+async fn expired(limits: &mut watch::Receiver<Limits>, which: impl Fn(&Limits) -> TokioInstant) {
+    loop {
+        let limit = which(&limits.borrow_and_update());
+        tokio::select! {
+            () = sleep_until(limit) => return,
+            changed = limits.changed() => if changed.is_err() {
+                // Nobody can change it any more.
+                return sleep_until(limit).await;
+            }
+        }
+    }
+}
+
+type Gathered = Result<(Captured, Vec<File>), CaptureError>;
+
+/// Packs what CRIU left in its directory and what the streams held, and ends the transfer of memory.
+fn gather(images: &Path, held: &Held, blocks: Blocks, server: PageServer) -> Gathered {
+    let mut files = blocks.add_directory(images)?;
+    for (name, bytes) in HELD
+        .into_iter()
+        .zip([&held.stdin, &held.stdout, &held.stderr])
+    {
+        files.push(blocks.add(name, bytes.as_slice())?);
+    }
+    // The last sender but the workers' own: with theirs gone, the writer knows that this was all.
+    drop(blocks);
+    Ok((server.finish()?, files))
+}
+
+/// Ends a dump that is not wanted any more, so that the app goes on. Returns why the transfer of memory ended.
+async fn thaw(criu: Running, server: PageServer) -> Option<CaptureError> {
+    server.hang_up();
+    wait_for(criu).await;
+    tokio::task::spawn_blocking(move || server.finish().err())
+        .await
+        .ok()
+        .flatten()
+}
+
+/// A failure of ours in the transfer explains CRIU's; CRIU's own explains that it ended early.
+fn prefer(failure: CheckpointError, transfer: Option<CaptureError>) -> CheckpointError {
+    match (failure, transfer) {
+        (
+            CheckpointError::Criu(_),
+            Some(reason @ (CaptureError::Protocol(_) | CaptureError::Pack(_))),
+        ) => reason.into(),
+        (failure, _) => failure,
+    }
+}
+
+/// Waits for CRIU's end, with rising insistence.
+async fn wait_for(mut criu: Running) {
+    for signal in [nix::libc::SIGTERM, nix::libc::SIGKILL] {
+        if timeout(CURE_LIMIT, &mut criu.exit).await.is_ok() {
+            return;
+        }
+        tracing::error!(
+            pid = criu.pid,
+            signal,
+            "CRIU does not let go of the app; ending CRIU"
+        );
+        drop(sys::kill(criu.pid, signal));
+    }
+    drop(timeout(CURE_LIMIT, criu.exit).await);
+}

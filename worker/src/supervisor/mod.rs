@@ -1,0 +1,723 @@
+//! The supervisor: the one task that owns a job's state. It takes events in a fixed order of importance, lets
+//! `reprieve_core::lifecycle` decide (the states are drawn there) and carries the effects out.
+//!
+//! Sources only send: signals arrive through a descriptor, requests through the control socket, ends of processes
+//! through the reaper, ends of a boot or a checkpoint as finished tasks. What takes time (boot, checkpoint) is a task of
+//! its own, so that the loop always listens.
+
+pub mod boot;
+mod checkpoint;
+mod child;
+mod pids;
+mod proc;
+mod pump;
+pub mod reaper;
+mod restore;
+pub(crate) mod stdio;
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::libc;
+use reprieve_core::deadline::Budget;
+use reprieve_core::head::Finished;
+use reprieve_core::lifecycle::{
+    Effect, Ended, Event, Finish, Lifecycle, OnFailure, Policy, RequestId,
+};
+use reprieve_core::notice::{Afterwards, Moment, Notice};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout};
+
+pub use checkpoint::{CheckpointError, Report};
+
+use crate::catalog::{CatalogError, Lease};
+use crate::control::protocol::{Durable, Outcome, Status};
+use crate::failure::{ExitCode, Failure};
+use crate::host;
+use crate::metrics::{self, CheckpointOutcome, NoticeKind, NoticeSource};
+use crate::settings::{OnCheckpointFailure, Settings, SignalTarget};
+use crate::signals::Signals;
+use crate::supervisor::boot::{Booted, Origin, Protection};
+use crate::supervisor::checkpoint::{Limits, Subject};
+use crate::supervisor::reaper::Reaper;
+use crate::supervisor::stdio::Stdio;
+use crate::sys::{self, Exit};
+
+/// How long the app's last output may take to be read.
+const OUTPUT_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long saying goodbye to the store may take.
+const GOODBYE_LIMIT: Duration = Duration::from_secs(3);
+
+/// How long the kernel may take to end a process that was killed.
+const KILL_LIMIT: Duration = Duration::from_secs(5);
+
+/// Between two looks at processes that were told to end; each end of one makes us look at once.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
+/// What somebody asks of the supervisor.
+#[derive(Debug)]
+pub enum Request {
+    Checkpoint {
+        afterwards: Afterwards,
+        timeout: Option<Duration>,
+        answer: oneshot::Sender<Outcome>,
+    },
+    Status {
+        answer: oneshot::Sender<Status>,
+    },
+}
+
+/// The newest snapshot that this supervisor made or resumed from.
+#[derive(Clone, Copy, Debug)]
+pub struct LastSnapshot {
+    pub generation: u64,
+    /// Wall clock, in milliseconds since the Unix epoch.
+    pub taken_at_ms: u64,
+}
+
+/// Counts time from the supervisor's start.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock {
+    start: Instant,
+}
+
+impl Clock {
+    pub fn start() -> Self {
+        Self {
+            start: Instant::now(),
+        }
+    }
+
+    fn now(self) -> Moment {
+        Moment(u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX))
+    }
+
+    fn instant(self, moment: Moment) -> Instant {
+        self.start + Duration::from_millis(moment.0)
+    }
+}
+
+struct App {
+    pid: i32,
+    exit: oneshot::Receiver<Exit>,
+    stdio: Arc<Stdio>,
+}
+
+type Checkpointed = (Lease, Result<Report, CheckpointError>);
+
+struct UnderWay {
+    notice: Notice,
+    limits: watch::Sender<Limits>,
+    task: JoinHandle<Checkpointed>,
+}
+
+/// Runs one job from boot to end.
+pub struct Supervisor {
+    settings: Settings,
+    argv: Vec<OsString>,
+    clock: Clock,
+    reaper: Arc<Reaper>,
+    life: Lifecycle,
+    app: Option<App>,
+    exit: Option<Exit>,
+    origin: Option<Origin>,
+    protection: Option<Protection>,
+    /// Not here while a checkpoint uses it.
+    lease: Option<Lease>,
+    under_way: Option<UnderWay>,
+    /// What to tell those who wait for the checkpoint that just ended.
+    last_answer: Option<Outcome>,
+    waiting: HashMap<RequestId, oneshot::Sender<Outcome>>,
+    next_request: u64,
+    last_snapshot: Option<LastSnapshot>,
+    durable: u64,
+    failed: u64,
+    last_failure: Option<String>,
+    epoch: Option<u64>,
+}
+
+enum Happened {
+    Signal(i32),
+    Booted(Box<Result<Booted, Failure>>),
+    AppEnded(Exit),
+    CheckpointEnded(Option<Box<Checkpointed>>),
+    Asked(Request),
+}
+
+impl Supervisor {
+    pub fn new(settings: Settings, argv: Vec<OsString>, reaper: Arc<Reaper>, clock: Clock) -> Self {
+        let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        let policy = Policy {
+            can_checkpoint: settings.store.is_some(),
+            term_grace_ms: millis(settings.term_grace),
+            margin_ms: millis(settings.deadline_margin),
+            on_failed_signal: match settings.on_checkpoint_failure {
+                OnCheckpointFailure::RunOn => OnFailure::RunOn,
+                OnCheckpointFailure::Forward => OnFailure::Forward,
+            },
+        };
+        Self {
+            settings,
+            argv,
+            clock,
+            reaper,
+            life: Lifecycle::new(policy),
+            app: None,
+            exit: None,
+            origin: None,
+            protection: None,
+            lease: None,
+            under_way: None,
+            last_answer: None,
+            waiting: HashMap::new(),
+            next_request: 0,
+            last_snapshot: None,
+            durable: 0,
+            failed: 0,
+            last_failure: None,
+            epoch: None,
+        }
+    }
+
+    /// Runs the job and returns the exit code of the process.
+    pub async fn run(
+        mut self,
+        mut signals: Signals,
+        mut requests: mpsc::Receiver<Request>,
+    ) -> Result<u8, Failure> {
+        self.tell_state();
+        let boot = boot::boot(
+            self.settings.clone(),
+            self.argv.clone(),
+            Arc::clone(&self.reaper),
+        );
+        let mut boot = Some(tokio::spawn(boot));
+        loop {
+            let happened = self.next(&mut signals, &mut boot, &mut requests).await;
+            let effects = match happened {
+                Happened::Signal(libc::SIGCHLD) => {
+                    self.reaper.reap();
+                    Vec::new()
+                }
+                Happened::Signal(signal) => self.signalled(signal),
+                Happened::Booted(booted) => self.booted((*booted)?),
+                Happened::AppEnded(exit) => {
+                    self.exit = Some(exit);
+                    self.life.handle(Event::AppEnded, self.clock.now())
+                }
+                Happened::CheckpointEnded(ended) => self.checkpoint_ended(ended),
+                Happened::Asked(request) => self.asked(request),
+            };
+            self.tell_state();
+            for effect in effects {
+                match effect {
+                    Effect::Finish(finish) => return Ok(self.finish(finish, &mut signals).await),
+                    Effect::AbortBoot => {
+                        if let Some(boot) = boot.take() {
+                            boot.abort();
+                        }
+                        return Ok(self.abort_boot(&mut signals).await);
+                    }
+                    other => self.carry_out(other),
+                }
+            }
+        }
+    }
+
+    /// Signals first: they may carry a deadline.
+    async fn next(
+        &mut self,
+        signals: &mut Signals,
+        boot: &mut Option<JoinHandle<Result<Booted, Failure>>>,
+        requests: &mut mpsc::Receiver<Request>,
+    ) -> Happened {
+        tokio::select! {
+            biased;
+            signal = signals.next() => Happened::Signal(signal),
+            ended = ended(&mut self.under_way) => Happened::CheckpointEnded(ended),
+            exit = exited(&mut self.app, self.exit) => Happened::AppEnded(exit),
+            booted = finished(boot) => Happened::Booted(Box::new(booted)),
+            Some(request) = requests.recv() => Happened::Asked(request),
+        }
+    }
+
+    fn tell_state(&self) {
+        metrics::state(self.life.phase().into());
+    }
+
+    fn signalled(&mut self, signal: i32) -> Vec<Effect> {
+        if signal == libc::SIGWINCH
+            && let Some(app) = &self.app
+        {
+            app.stdio.resize();
+        }
+        if signal == libc::SIGTERM && self.settings.store.is_some() {
+            tracing::info!(grace = ?self.settings.term_grace, "SIGTERM: this host is to stop");
+            metrics::notice(NoticeSource::Signal, NoticeKind::Terminate);
+        }
+        self.life.handle(Event::Signal(signal), self.clock.now())
+    }
+
+    fn booted(&mut self, booted: Booted) -> Vec<Effect> {
+        let Booted {
+            app,
+            stdio,
+            origin,
+            protection,
+            lease,
+        } = booted;
+        if let Some(snapshot) = origin.snapshot() {
+            self.last_snapshot = Some(snapshot);
+        }
+        self.app = Some(App {
+            pid: app.pid,
+            exit: app.exit,
+            stdio: Arc::new(stdio),
+        });
+        self.origin = Some(origin);
+        self.protection = protection;
+        self.epoch = lease.as_ref().map(|lease| lease.head.epoch);
+        self.lease = lease;
+        self.life.handle(Event::AppReady, self.clock.now())
+    }
+
+    fn asked(&mut self, request: Request) -> Vec<Effect> {
+        match request {
+            Request::Status { answer } => {
+                // Whoever asked may be gone.
+                drop(answer.send(self.status()));
+                Vec::new()
+            }
+            Request::Checkpoint {
+                afterwards,
+                timeout,
+                answer,
+            } => {
+                metrics::notice(NoticeSource::Control, NoticeKind::Checkpoint);
+                let id = RequestId(self.next_request);
+                self.next_request += 1;
+                self.waiting.insert(id, answer);
+                let now = self.clock.now();
+                let timeout = timeout.unwrap_or(self.settings.checkpoint_timeout);
+                let deadline = now.plus_ms(u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX));
+                self.life.handle(
+                    Event::Request {
+                        id,
+                        afterwards,
+                        deadline,
+                    },
+                    now,
+                )
+            }
+        }
+    }
+
+    fn status(&self) -> Status {
+        let age = |snapshot: LastSnapshot| host::wall_ms().saturating_sub(snapshot.taken_at_ms);
+        let resumed_from = self.origin.and_then(Origin::snapshot);
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            state: self.life.phase().as_str().to_owned(),
+            job: self.settings.job.clone(),
+            store: self.settings.store.clone(),
+            last_generation: self.last_snapshot.map(|snapshot| snapshot.generation),
+            last_snapshot_age_ms: self.last_snapshot.map(age),
+            app_pid: self
+                .app
+                .as_ref()
+                .and_then(|app| u32::try_from(app.pid).ok()),
+            checkpoints_durable: self.durable,
+            checkpoints_failed: self.failed,
+            last_failure: self.last_failure.clone(),
+            resumed_from: resumed_from.map(|snapshot| snapshot.generation),
+            owner_epoch: self.epoch,
+            uptime_ms: millis(self.clock.start.elapsed()),
+        }
+    }
+
+    fn carry_out(&mut self, effect: Effect) {
+        match effect {
+            Effect::Begin { notice, budget } => self.begin(notice, budget),
+            Effect::Tighten(budget) => {
+                if let Some(under_way) = &self.under_way {
+                    under_way.limits.send_replace(self.limits(budget));
+                }
+            }
+            Effect::Forward(signal) => self.forward(signal),
+            Effect::Answer(id) => {
+                let answer = self.last_answer.clone().unwrap_or(Outcome::Refused {
+                    reason: "the checkpoint ended without a result".to_owned(),
+                });
+                self.answer(id, answer);
+            }
+            Effect::Refuse(id, reason) => self.answer(id, Outcome::Refused { reason }),
+            Effect::Missed(reason) => {
+                metrics::checkpoint_ended(metrics::Trigger::Signal, CheckpointOutcome::Refused);
+                tracing::error!(
+                    reason,
+                    "no checkpoint was taken; the newest older snapshot stays as it is"
+                );
+            }
+            Effect::Finish(_) | Effect::AbortBoot => {
+                unreachable!("the loop carries these out itself")
+            }
+        }
+    }
+
+    fn answer(&mut self, id: RequestId, answer: Outcome) {
+        if let Some(sender) = self.waiting.remove(&id) {
+            // Whoever asked may be gone.
+            drop(sender.send(answer));
+        }
+    }
+
+    fn limits(&self, budget: Budget) -> Limits {
+        Limits {
+            stored_by: self.clock.instant(budget.stored_by),
+            committed_by: self.clock.instant(budget.committed_by),
+        }
+    }
+
+    fn forward(&self, signal: i32) {
+        let Some(app) = self.app.as_ref().filter(|_| self.exit.is_none()) else {
+            return;
+        };
+        let target = match self.settings.signal_target {
+            SignalTarget::Group => -app.pid,
+            SignalTarget::Child => app.pid,
+        };
+        let sent = sys::kill(target, signal);
+        tracing::debug!(signal, target, ?sent, "signal passed on");
+        if signal == libc::SIGTERM {
+            // A stopped process would never see it.
+            drop(sys::kill(target, libc::SIGCONT));
+        }
+    }
+
+    fn begin(&mut self, notice: Notice, budget: Budget) {
+        let (Some(app), Some(protection)) = (&self.app, &self.protection) else {
+            unreachable!("checkpoints are wanted only while the app runs, and with a store")
+        };
+        let subject = Subject {
+            root_pid: app.pid,
+            argv: self
+                .argv
+                .iter()
+                .map(|part| part.to_string_lossy().into_owned())
+                .collect(),
+            stdio: Arc::clone(&app.stdio),
+        };
+        let (limits, watched) = watch::channel(self.limits(budget));
+        let checkpointer = Arc::clone(&protection.checkpointer);
+        let mut lease = self
+            .lease
+            .take()
+            .expect("it comes back with the end of each checkpoint");
+        tracing::info!(
+            trigger = notice.trigger.as_str(),
+            afterwards = ?notice.afterwards,
+            budget_ms = self.clock.now().ms_until(budget.committed_by),
+            "checkpoint begins"
+        );
+        let task = tokio::spawn(async move {
+            let result = checkpointer
+                .run(&mut lease, &subject, notice, watched)
+                .await;
+            (lease, result)
+        });
+        self.under_way = Some(UnderWay {
+            notice,
+            limits,
+            task,
+        });
+    }
+
+    fn checkpoint_ended(&mut self, ended: Option<Box<Checkpointed>>) -> Vec<Effect> {
+        let UnderWay { notice, .. } = self.under_way.take().expect("it was under way until now");
+        let result = match ended {
+            Some(ended) => {
+                self.lease = Some(ended.0);
+                ended.1
+            }
+            None => Err(CheckpointError::Panicked),
+        };
+        let (how, outcome) = match &result {
+            Ok(report) => self.succeeded(report, notice.afterwards),
+            Err(error) => self.not_succeeded(error),
+        };
+        metrics::checkpoint_ended(notice.trigger.into(), outcome);
+        self.life
+            .handle(Event::CheckpointEnded(how), self.clock.now())
+    }
+
+    fn succeeded(&mut self, report: &Report, afterwards: Afterwards) -> (Ended, CheckpointOutcome) {
+        self.durable += 1;
+        self.last_snapshot = Some(LastSnapshot {
+            generation: report.generation,
+            taken_at_ms: host::wall_ms(),
+        });
+        metrics::frozen(report.frozen);
+        metrics::snapshot_bytes(
+            metrics::BytesKind::Logical,
+            report.sizes.memory + report.sizes.images,
+        );
+        metrics::snapshot_bytes(metrics::BytesKind::Zero, report.sizes.zero);
+        metrics::snapshot_bytes(metrics::BytesKind::Stored, report.sizes.stored);
+        metrics::last_snapshot(report.generation, std::time::SystemTime::now());
+        tracing::info!(
+            generation = report.generation,
+            memory_bytes = report.sizes.memory,
+            zero_bytes = report.sizes.zero,
+            stored_bytes = report.sizes.stored,
+            frozen_ms = millis(report.frozen),
+            wall_ms = millis(report.wall),
+            left_ms = millis(report.left),
+            afterwards = ?afterwards,
+            "checkpoint is durable"
+        );
+        self.last_answer = Some(Outcome::Durable(Durable {
+            generation: report.generation,
+            bytes_stored: report.sizes.stored,
+            bytes_logical: report.sizes.memory + report.sizes.images,
+            frozen_ms: millis(report.frozen),
+            wall_ms: millis(report.wall),
+            left_running: afterwards == Afterwards::Continue,
+        }));
+        (Ended::Durable, CheckpointOutcome::Durable)
+    }
+
+    fn not_succeeded(&mut self, error: &CheckpointError) -> (Ended, CheckpointOutcome) {
+        self.failed += 1;
+        let reason = with_causes(error);
+        let remedy = error.remedy();
+        let fenced = matches!(error, CheckpointError::Commit(CatalogError::Fenced(_)));
+        let late = matches!(error, CheckpointError::Deadline { .. });
+        if fenced {
+            tracing::error!(
+                reason,
+                "another worker owns this job; our copy of it is stopped"
+            );
+        } else {
+            tracing::error!(
+                reason,
+                remedy,
+                "checkpoint failed; the job runs on and older snapshots stay as they are"
+            );
+        }
+        self.last_failure = Some(reason.clone());
+        self.last_answer = Some(if late {
+            Outcome::TimedOut
+        } else {
+            Outcome::Failed {
+                reason,
+                remedy: remedy.to_owned(),
+                job_runs_on: !fenced,
+            }
+        });
+        match (fenced, error) {
+            (true, _) => (Ended::Fenced, CheckpointOutcome::Fenced),
+            (_, CheckpointError::Orphans(_)) => (Ended::Failed, CheckpointOutcome::Refused),
+            _ if late => (Ended::Failed, CheckpointOutcome::TimedOut),
+            _ => (Ended::Failed, CheckpointOutcome::Failed),
+        }
+    }
+
+    /// Nothing has run on this host: whatever the boot had built is taken down, and the job is where it was.
+    async fn abort_boot(mut self, signals: &mut Signals) -> u8 {
+        tracing::info!(
+            "told to stop before the app ran; nothing is lost, run the same command again"
+        );
+        self.end_others(Duration::ZERO, signals).await;
+        if self.settings.store.is_some() {
+            self.settings.checkpointed_exit_code
+        } else {
+            128 + 15
+        }
+    }
+
+    async fn finish(mut self, finish: Finish, signals: &mut Signals) -> u8 {
+        match finish {
+            Finish::AppEnded => self.finish_ended(signals).await,
+            Finish::Checkpointed => self.finish_checkpointed(signals).await,
+            Finish::Fenced => self.finish_fenced(signals).await,
+        }
+    }
+
+    async fn finish_ended(&mut self, signals: &mut Signals) -> u8 {
+        let exit = self.exit.unwrap_or(Exit::Code(u8::MAX));
+        self.end_others(self.settings.stop_grace, signals).await;
+        self.finish_output().await;
+        tracing::info!(%exit, "the app ended");
+        let finished = Finished {
+            exit_code: exit.code(),
+            at_ms: host::wall_ms(),
+        };
+        self.say_goodbye(Some(finished)).await;
+        exit.code()
+    }
+
+    async fn finish_checkpointed(&mut self, signals: &mut Signals) -> u8 {
+        self.await_app(signals).await;
+        self.end_others(Duration::ZERO, signals).await;
+        if let Some(stdio) = self.app.take().and_then(|app| Arc::into_inner(app.stdio)) {
+            stdio.abandon();
+        }
+        self.say_goodbye(None).await;
+        let code = self.settings.checkpointed_exit_code;
+        tracing::info!(
+            exit_code = code,
+            "the job is stored and stopped; run the same command anywhere to resume it"
+        );
+        code
+    }
+
+    async fn finish_fenced(&mut self, signals: &mut Signals) -> u8 {
+        if let Some(app) = &self.app {
+            drop(sys::kill(-app.pid, libc::SIGKILL));
+        }
+        self.await_app(signals).await;
+        self.end_others(Duration::ZERO, signals).await;
+        ExitCode::Fenced.number()
+    }
+
+    async fn say_goodbye(&mut self, finished: Option<Finished>) {
+        let (Some(protection), Some(lease)) = (&self.protection, self.lease.take()) else {
+            return;
+        };
+        let deadline = Instant::now() + GOODBYE_LIMIT;
+        if let Err(error) = protection
+            .checkpointer
+            .catalog
+            .release(lease, finished, deadline)
+            .await
+        {
+            tracing::warn!(
+                reason = with_causes(&error),
+                "could not say goodbye in the store; the next owner will find out"
+            );
+        }
+    }
+
+    async fn finish_output(&mut self) {
+        let Some(stdio) = self.app.take().and_then(|app| Arc::into_inner(app.stdio)) else {
+            return;
+        };
+        // It waits for readers that may be slow, off the loop.
+        drop(tokio::task::spawn_blocking(move || stdio.finish(OUTPUT_LIMIT)).await);
+    }
+
+    /// The app was killed; its exit is ours to hear.
+    async fn await_app(&mut self, signals: &mut Signals) {
+        let Some(app) = &mut self.app else { return };
+        if self.exit.is_some() {
+            return;
+        }
+        let heard = async {
+            loop {
+                tokio::select! {
+                    exit = &mut app.exit => return exit,
+                    signal = signals.next() => if signal == libc::SIGCHLD { self.reaper.reap() },
+                }
+            }
+        };
+        if timeout(KILL_LIMIT, heard).await.is_err() {
+            tracing::error!(pid = app.pid, "the app does not end although it was killed");
+        }
+    }
+
+    /// Ends what is left of the job: TERM, a grace, then KILL.
+    async fn end_others(&mut self, grace: Duration, signals: &mut Signals) {
+        let own = nix::unistd::getpid().as_raw();
+        let deadline = Instant::now() + grace;
+        let mut told: Vec<i32> = Vec::new();
+        let mut killing_since = None;
+        loop {
+            self.reaper.reap();
+            let Ok(all) = proc::processes() else { return };
+            let roots = proc::other_children(&all, own, &[]);
+            if roots.is_empty() {
+                return;
+            }
+            let left = roots.iter().flat_map(|root| proc::tree(&all, root.pid));
+            let now = Instant::now();
+            if now >= deadline {
+                let since = *killing_since.get_or_insert(now);
+                if now - since > KILL_LIMIT {
+                    tracing::error!(
+                        left = roots.len(),
+                        "processes do not end although they were killed"
+                    );
+                    return;
+                }
+                left.for_each(|process| drop(sys::kill(process.pid, libc::SIGKILL)));
+            } else {
+                for process in left.filter(|process| process.state != 'Z') {
+                    if !told.contains(&process.pid) {
+                        tracing::info!(
+                            pid = process.pid,
+                            command = process.command,
+                            "left of the job; told to end"
+                        );
+                        drop(sys::kill(process.pid, libc::SIGTERM));
+                        drop(sys::kill(process.pid, libc::SIGCONT));
+                        told.push(process.pid);
+                    }
+                }
+            }
+            drop(timeout(LOOK_AGAIN, signals.next()).await);
+        }
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// An error and everything underneath it, on one line.
+pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        // A transparent error repeats its cause.
+        if !text.ends_with(&next) {
+            text.push_str(": ");
+            text.push_str(&next);
+        }
+        cause = error.source();
+    }
+    text
+}
+
+async fn ended(under_way: &mut Option<UnderWay>) -> Option<Box<Checkpointed>> {
+    match under_way {
+        Some(under_way) => (&mut under_way.task).await.ok().map(Box::new),
+        None => std::future::pending().await,
+    }
+}
+
+async fn exited(app: &mut Option<App>, known: Option<Exit>) -> Exit {
+    match app {
+        Some(app) if known.is_none() => (&mut app.exit).await.unwrap_or(Exit::Code(u8::MAX)),
+        _ => std::future::pending().await,
+    }
+}
+
+async fn finished(
+    boot: &mut Option<JoinHandle<Result<Booted, Failure>>>,
+) -> Result<Booted, Failure> {
+    let Some(task) = boot else {
+        return std::future::pending().await;
+    };
+    let booted = task.await;
+    *boot = None;
+    booted.unwrap_or_else(|error| {
+        Err(Failure::new(ExitCode::Internal, "the boot panicked")
+            .caused_by(error)
+            .remedy("please report this"))
+    })
+}

@@ -1,0 +1,240 @@
+//! Carries out the restore order: the newest snapshot first, the next older one when it cannot be used.
+//!
+//! CRIU builds the process tree while the snapshot is still being fetched and verified, and stops at its `post-restore`
+//! stage: every process is there, none has run. Only when every byte it was handed was sound does it go on. A snapshot
+//! that fails before that leaves nothing behind, so that the next one can be tried.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use reprieve_core::manifest::{self, HostFacts, Manifest};
+use reprieve_core::selection::Candidate;
+use tokio::time::{Instant as TokioInstant, sleep, timeout, timeout_at};
+
+use crate::catalog;
+use crate::engine::criu::{self, Criu, CriuError, RestoreOrder};
+use crate::engine::hook::Hooks;
+use crate::metrics::{self, RestorePhase};
+use crate::pages::load::{self, Snapshot, Unusable};
+use crate::pages::serve::{ImageServer, ServeError};
+use crate::store::Store;
+use crate::supervisor::checkpoint::HELD;
+use crate::supervisor::pids;
+use crate::supervisor::proc;
+use crate::supervisor::reaper::{Reaper, Watched};
+use crate::supervisor::stdio::{AppEnds, Held, Kind, Stdio, Streams};
+use crate::sys::{self, Exit};
+
+/// A process of somebody else that has a number which the app needs is usually gone a moment later.
+const COLLISION_TRIES: u32 = 20;
+
+/// Between two of those tries.
+const COLLISION_PAUSE: Duration = Duration::from_millis(50);
+
+/// How long CRIU may take to end after it was told to.
+const END_LIMIT: Duration = Duration::from_secs(5);
+
+/// Why one snapshot could not be resumed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum RestoreError {
+    #[error(transparent)]
+    Unusable(#[from] Unusable),
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+    #[error(transparent)]
+    Criu(#[from] CriuError),
+    #[error("it was not restored within the limit")]
+    Deadline,
+    #[error("this host has no room for it")]
+    Work(#[from] io::Error),
+}
+
+impl RestoreError {
+    /// Whether the trouble is the store's, so that nothing can be said about the snapshot.
+    pub(crate) fn is_stores(&self) -> bool {
+        matches!(
+            self,
+            Self::Unusable(Unusable::Store(_))
+                | Self::Serve(ServeError::Unusable(Unusable::Store(_)))
+        )
+    }
+}
+
+/// An app that runs again.
+#[derive(Debug)]
+pub(crate) struct Resumed {
+    pub watched: Watched,
+    pub stdio: Stdio,
+    pub manifest: Manifest,
+    pub took: Duration,
+}
+
+/// Restores snapshots of one job.
+#[derive(Debug)]
+pub(crate) struct Restorer {
+    pub criu: Criu,
+    pub store: Arc<dyn Store>,
+    /// The job's prefix, ending in `/`.
+    pub root: String,
+    pub reaper: Arc<Reaper>,
+    pub work: PathBuf,
+    pub host: HostFacts,
+}
+
+impl Restorer {
+    /// Resumes one snapshot.
+    pub(crate) async fn resume(
+        &self,
+        candidate: &Candidate,
+        deadline: TokioInstant,
+    ) -> Result<Resumed, RestoreError> {
+        let begun = Instant::now();
+        let snapshot =
+            Arc::new(load::load(&self.store, &self.root, candidate, &self.host, deadline).await?);
+        let held = held(&snapshot, deadline).await?;
+        metrics::restore_phase_lasted(RestorePhase::Select, begun.elapsed());
+        for attempt in 1.. {
+            let restoring = Instant::now();
+            match self.attempt(&snapshot, deadline).await {
+                Ok((watched, streams)) => {
+                    metrics::restore_phase_lasted(RestorePhase::Restore, restoring.elapsed());
+                    let stdio = streams.flow(held)?;
+                    let manifest = snapshot.manifest.clone();
+                    return Ok(Resumed {
+                        watched,
+                        stdio,
+                        manifest,
+                        took: begun.elapsed(),
+                    });
+                }
+                Err(RestoreError::Criu(error))
+                    if criu::is_pid_collision(&error) && attempt < COLLISION_TRIES =>
+                {
+                    tracing::warn!(%error, attempt, "another process has a number that the app needs; trying again");
+                    sleep(COLLISION_PAUSE).await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        unreachable!("the loop ends by returning")
+    }
+
+    async fn attempt(
+        &self,
+        snapshot: &Arc<Snapshot>,
+        deadline: TokioInstant,
+    ) -> Result<(Watched, Streams), RestoreError> {
+        let images = self.work.join(format!("restore-{}", catalog::nonce()));
+        std::fs::create_dir(&images)?;
+        let result = self.run_criu(snapshot, &images, deadline).await;
+        if result.is_err() {
+            drop(std::fs::copy(
+                images.join(criu::LOG),
+                self.work.join("last-failed-restore.log"),
+            ));
+        }
+        drop(std::fs::remove_dir_all(&images));
+        result
+    }
+
+    async fn run_criu(
+        &self,
+        snapshot: &Arc<Snapshot>,
+        images: &std::path::Path,
+        deadline: TokioInstant,
+    ) -> Result<(Watched, Streams), RestoreError> {
+        let app = &snapshot.manifest.app;
+        let kind = match app.stdio {
+            manifest::Stdio::Pipes { .. } => Kind::Pipes,
+            manifest::Stdio::Terminal { .. } => Kind::Terminal,
+        };
+        let (streams, ends) = Streams::open(kind)?;
+        let server = ImageServer::start(Arc::clone(snapshot), images, deadline)?;
+        let hooks = Hooks::bind(images.join("hook.sock"))?;
+        // The app becomes our child under the number it had; it must not end unheard.
+        let watched = self.reaper.expect(app.root_pid);
+        let order = RestoreOrder {
+            images,
+            stdio: &app.stdio,
+            ends: &ends,
+            hook: &hooks.path,
+        };
+        let mut criu = self.criu.start_restore(&self.reaper, &order)?;
+        let driven = timeout_at(deadline, drive(&mut criu, &hooks, &server, ends)).await;
+        let failure = match driven {
+            // It may have run on to its end already; then its exit was heard of.
+            Ok(Ok(Exit::Code(0))) => return Ok((watched, streams)),
+            Ok(Ok(exit)) => criu::complaint("restore", exit, images).into(),
+            Ok(Err(error)) => error,
+            Err(_) => RestoreError::Deadline,
+        };
+        // A script that still asks ends with a no.
+        drop(hooks);
+        self.clean_up(criu, app.root_pid).await;
+        Err(server.damage().await.map_or(failure, Into::into))
+    }
+
+    /// Ends CRIU and whatever it had built so far.
+    async fn clean_up(&self, criu: Watched, root_pid: i32) {
+        drop(sys::kill(criu.pid, nix::libc::SIGKILL));
+        drop(timeout(END_LIMIT, criu.exit).await);
+        let Ok(all) = proc::processes() else { return };
+        let own = nix::unistd::getpid().as_raw();
+        let is_ours = all
+            .iter()
+            .any(|process| process.pid == root_pid && process.parent == own);
+        if is_ours {
+            let gone = self.reaper.expect(root_pid);
+            for process in proc::tree(&all, root_pid) {
+                drop(sys::kill(process.pid, nix::libc::SIGKILL));
+            }
+            // A zombie under the number that the next attempt needs would be in its way.
+            drop(timeout(END_LIMIT, gone.exit).await);
+        }
+    }
+}
+
+/// Answers CRIU's questions until it ends.
+async fn drive(
+    criu: &mut Watched,
+    hooks: &Hooks,
+    server: &ImageServer,
+    ends: AppEnds,
+) -> Result<Exit, RestoreError> {
+    // CRIU has its own copies; with ours gone, the app's end will be seen as the end of its streams.
+    drop(ends);
+    loop {
+        tokio::select! {
+            biased;
+            asked = hooks.next() => {
+                let asked = asked?;
+                if asked.stage == "post-restore" {
+                    server.verdict()?;
+                    // The app's next processes must not get numbers that the next host's supervisor will have.
+                    pids::leave_reserved_range();
+                }
+                asked.go_on().await;
+            }
+            exit = &mut criu.exit => return Ok(exit.unwrap_or(Exit::Code(u8::MAX))),
+        }
+    }
+}
+
+/// What the standard streams held at the freeze.
+async fn held(snapshot: &Snapshot, deadline: TokioInstant) -> Result<Held, Unusable> {
+    let mut streams = [const { Vec::new() }; 3];
+    for (name, bytes) in HELD.into_iter().zip(&mut streams) {
+        if let Some(file) = snapshot.find(name) {
+            *bytes = snapshot.file(file, deadline).await?;
+        }
+    }
+    let [stdin, stdout, stderr] = streams;
+    Ok(Held {
+        stdin,
+        stdin_ended: snapshot.manifest.app.stdin_ended,
+        stdout,
+        stderr,
+    })
+}

@@ -1,0 +1,208 @@
+//! The few calls that no safe crate offers. The only module with `unsafe`; each block says why it is sound.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+
+use nix::libc;
+use nix::sys::signalfd::SignalFd;
+use tokio::io::unix::AsyncFd;
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    Code(u8),
+    Signal(i32),
+}
+
+impl Exit {
+    /// The exit code by which a shell would report it: the code itself, or 128 + signal.
+    pub fn code(self) -> u8 {
+        match self {
+            Self::Code(code) => code,
+            Self::Signal(signal) => u8::try_from(128 + signal).unwrap_or(u8::MAX),
+        }
+    }
+}
+
+impl std::fmt::Display for Exit {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Code(code) => write!(out, "exit code {code}"),
+            Self::Signal(signal) => write!(out, "signal {signal}"),
+        }
+    }
+}
+
+/// Takes one ended child off the process table, if there is one. Reports deaths by real-time signals too, which
+/// `nix::sys::wait` turns into an error after the child is gone.
+pub(crate) fn reap_one() -> io::Result<Option<(i32, Exit)>> {
+    let mut status = 0;
+    // SAFETY: `status` is a valid place for an int for the length of the call.
+    let pid = unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG | libc::__WALL) };
+    match pid {
+        -1 => match io::Error::last_os_error() {
+            error if error.raw_os_error() == Some(libc::ECHILD) => Ok(None),
+            error => Err(error),
+        },
+        0 => Ok(None),
+        pid if libc::WIFSIGNALED(status) => Ok(Some((pid, Exit::Signal(libc::WTERMSIG(status))))),
+        // Without WUNTRACED and WCONTINUED there is no third case.
+        pid => Ok(Some((
+            pid,
+            Exit::Code(u8::try_from(libc::WEXITSTATUS(status)).unwrap_or(u8::MAX)),
+        ))),
+    }
+}
+
+/// Sends any signal, real-time ones included. A negative pid means a process group, as in kill(2).
+pub fn kill(pid: i32, signal: i32) -> io::Result<()> {
+    // SAFETY: kill takes two integers and touches no memory of ours.
+    match unsafe { libc::kill(pid, signal) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Marks every descriptor from 3 upwards as not to be inherited: what our own parent left open is not the app's.
+pub fn keep_descriptors_private() -> io::Result<()> {
+    // SAFETY: close_range with CLOEXEC only sets a flag on descriptors; none is closed.
+    match unsafe {
+        libc::close_range(
+            3,
+            libc::c_uint::MAX,
+            libc::CLOSE_RANGE_CLOEXEC as libc::c_int,
+        )
+    } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Bytes that can be read from a pipe right now.
+pub(crate) fn readable_bytes(fd: BorrowedFd<'_>) -> io::Result<usize> {
+    let mut count: libc::c_int = 0;
+    // SAFETY: FIONREAD writes one int to the given place, which lives as long as the call.
+    match unsafe { libc::ioctl(fd.as_raw_fd(), libc::FIONREAD, &raw mut count) } {
+        0 => Ok(usize::try_from(count).unwrap_or(0)),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Copies the size of one terminal to another, so that full-screen programs draw right.
+pub(crate) fn copy_window_size(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<()> {
+    let mut size = libc::winsize {
+        ws_row: 0,
+        ws_col: 0,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    // SAFETY: TIOCGWINSZ fills one winsize and TIOCSWINSZ reads one; both point at `size`, which outlives the calls.
+    let done = unsafe {
+        libc::ioctl(from.as_raw_fd(), libc::TIOCGWINSZ, &raw mut size) == 0
+            && libc::ioctl(to.as_raw_fd(), libc::TIOCSWINSZ, &raw const size) == 0
+    };
+    if done {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Takes a descriptor over that was just received in a message and that nothing else knows of.
+pub(crate) fn own(received: RawFd) -> OwnedFd {
+    // SAFETY: the kernel made this descriptor for us when the message was received, and only the caller has its number.
+    unsafe { OwnedFd::from_raw_fd(received) }
+}
+
+/// Lets the runtime watch a descriptor.
+pub(crate) fn watch(descriptor: SignalFd) -> io::Result<AsyncFd<SignalFd>> {
+    // SAFETY: a SignalFd owns its descriptor and gives the same one for as long as it lives.
+    unsafe { AsyncFd::register(descriptor) }.map_err(io::Error::from)
+}
+
+/// What the new process gets of a terminal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Terminal {
+    None,
+    /// Its standard input becomes its controlling terminal.
+    Controlling,
+}
+
+/// Starts a program in a session of its own, with empty signal mask, default dispositions and nothing inherited but the three standard streams
+/// and `passed`: pairs of our descriptor and the number it gets there. Whoever calls is the parent and has to reap.
+pub(crate) fn spawn(
+    mut command: Command,
+    streams: [Stdio; 3],
+    terminal: Terminal,
+    passed: &[(&OwnedFd, RawFd)],
+) -> io::Result<i32> {
+    let [stdin, stdout, stderr] = streams;
+    command.stdin(stdin).stdout(stdout).stderr(stderr);
+    let passed: Vec<(RawFd, RawFd)> = passed
+        .iter()
+        .map(|(ours, theirs)| (ours.as_raw_fd(), *theirs))
+        .collect();
+    if let Some((ours, theirs)) = passed
+        .iter()
+        .find(|(ours, _)| passed.iter().any(|(_, theirs)| ours == theirs))
+    {
+        return Err(io::Error::other(format!(
+            "descriptor {ours} would be overwritten when {theirs} is passed on"
+        )));
+    }
+    // SAFETY: the closure runs between fork and exec and makes only async-signal-safe calls; `passed` was allocated
+    // before the fork and is only read.
+    unsafe {
+        command.pre_exec(move || prepare_child(terminal, &passed));
+    }
+    let child = command.spawn()?;
+    // Dropping a `Child` neither kills nor waits; the reaper does the waiting.
+    Ok(i32::try_from(child.id()).expect("Linux process ids fit an i32"))
+}
+
+fn prepare_child(terminal: Terminal, passed: &[(RawFd, RawFd)]) -> io::Result<()> {
+    let check = |result: libc::c_int| {
+        if result < 0 {
+            Err(io::Error::last_os_error())
+        } else {
+            Ok(())
+        }
+    };
+    // SAFETY: all of these are async-signal-safe system calls on integers and on local memory.
+    unsafe {
+        check(libc::setsid())?;
+        if terminal == Terminal::Controlling {
+            check(libc::ioctl(0, libc::TIOCSCTTY, 0))?;
+        }
+        for (ours, theirs) in passed {
+            // dup2 leaves the copy inheritable.
+            check(libc::dup2(*ours, *theirs))?;
+        }
+        for signal in 1..=libc::SIGRTMAX() {
+            // Fails for KILL, STOP and the two that the C library keeps to itself; those are as they should be.
+            libc::signal(signal, libc::SIG_DFL);
+        }
+        let mut none = std::mem::zeroed();
+        libc::sigemptyset(&raw mut none);
+        check(libc::sigprocmask(
+            libc::SIG_SETMASK,
+            &raw const none,
+            std::ptr::null_mut(),
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exits_are_reported_as_a_shell_would() {
+        assert_eq!(Exit::Code(7).code(), 7);
+        assert_eq!(Exit::Signal(9).code(), 137);
+        assert_eq!(Exit::Signal(64).code(), 192);
+    }
+}
