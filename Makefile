@@ -1,0 +1,34 @@
+# One command does what CI does: `make test`. Needs a Rust toolchain and root; everything else is installed by
+# infra/local/setup, which starts with saying so.
+
+.DEFAULT_GOAL := help
+.PHONY: help setup build test lint demo clean
+
+help: ## This text
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+setup: ## Install what is missing and make the root file systems of the test hosts (half a minute, once)
+	@infra/local/setup
+
+build: ## The static release binary, in target/x86_64-unknown-linux-gnu/release/reprieve
+	@echo "build: compiling the release binary"
+	@cargo build --release --locked --package reprieve
+
+lint: ## Formatting, clippy without warnings, licences and sources of dependencies
+	@echo "lint: formatting"
+	@cargo fmt --all --check
+	@echo "lint: clippy, where warnings are errors"
+	@cargo clippy --workspace --all-targets --locked -- -D warnings
+	@echo "lint: licences, sources and bans of dependencies"
+	@infra/local/licences
+
+test: setup lint ## All that CI checks: setup, lint and every test, end to end on real hosts
+	@echo "test: unit tests, contracts and end-to-end tests"
+	@cargo test --workspace --locked
+
+demo: setup build ## An eviction and a resume, to watch
+	@infra/local/demo
+
+clean: ## Remove what was built, downloaded and made
+	@echo "clean: removing target/"
+	@cargo clean
