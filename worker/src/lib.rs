@@ -5,6 +5,7 @@
 
 pub mod control;
 pub mod failure;
+pub mod logging;
 pub mod metrics;
 mod named;
 pub mod settings;
