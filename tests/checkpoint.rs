@@ -5,7 +5,6 @@ mod harness;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use harness::{Exit, Host, LIMIT, Stdio, wait_until};
 
@@ -31,7 +30,14 @@ impl Store {
     }
 
     fn host_with(&self, name: &str, options: &[&str], app: &[&str]) -> harness::Builder {
-        let always = ["--store", "file:///snapshots", "--job", "job", "--term-grace", "60s"];
+        let always = [
+            "--store",
+            "file:///snapshots",
+            "--job",
+            "job",
+            "--term-grace",
+            "60s",
+        ];
         Host::builder(name)
             .bind(self.path(), "/snapshots")
             .reprieve(always.iter().chain(options).copied(), app.iter().copied())
@@ -76,7 +82,9 @@ fn wait_for_output(host: &Host, wanted: &str) {
 fn numbers(text: &str) -> Vec<u64> {
     text.lines()
         .map(|line| {
-            let number = line.strip_prefix("line ").and_then(|number| number.parse().ok());
+            let number = line
+                .strip_prefix("line ")
+                .and_then(|number| number.parse().ok());
             number.unwrap_or_else(|| panic!("{line:?} is no line of the counter"))
         })
         .collect()
@@ -85,7 +93,9 @@ fn numbers(text: &str) -> Vec<u64> {
 #[track_caller]
 fn assert_counts(text: &str, last: Option<u64>) {
     let found = numbers(text);
-    let expected = (1..).zip(&found).find(|(expected, found)| expected != *found);
+    let expected = (1..)
+        .zip(&found)
+        .find(|(expected, found)| expected != *found);
     assert_eq!(expected, None, "a line is missing or repeated");
     if let Some(last) = last {
         assert_eq!(found.last(), Some(&last));
@@ -101,7 +111,9 @@ fn three_evictions_over_four_hosts_lose_and_repeat_no_line() {
     for name in ["first", "second", "third"] {
         let host = store.host(name, &app).start();
         let begun = host.stdout().mark();
-        wait_until(LIMIT, "ten thousand more lines", || host.stdout().mark() > begun + 100_000);
+        wait_until(LIMIT, "ten thousand more lines", || {
+            host.stdout().mark() > begun + 100_000
+        });
         evict(&host);
         output.push_str(&host.stdout().text());
     }
@@ -125,7 +137,9 @@ fn a_job_of_many_parts_goes_on_working() {
     evict(&second);
     let third = store.host("third", &app).start();
     wait_for_output(&third, "round 80 ok");
-    let all = [first, second, third].map(|host| host.stdout().text()).concat();
+    let all = [first, second, third]
+        .map(|host| host.stdout().text())
+        .concat();
     for (expected, line) in (1..).zip(all.lines().filter(|line| line.starts_with("round"))) {
         assert_eq!(line, format!("round {expected} ok"));
     }
@@ -155,7 +169,11 @@ fn the_apps_own_end_arrives_after_a_resume_as_it_would_have_without() {
 #[test]
 fn input_that_was_not_read_yet_is_read_after_the_resume() {
     let store = Store::new();
-    let app = ["bash", "-c", "echo ready; read a; echo got $a; read b; read c; echo got $b $c; cat"];
+    let app = [
+        "bash",
+        "-c",
+        "echo ready; read a; echo got $a; read b; read c; echo got $b $c; cat",
+    ];
     let first = store.host("first", &app).stdin(Stdio::Pipe).start();
     wait_for_output(&first, "ready");
     first.write("one\n");
@@ -223,26 +241,47 @@ fn a_job_that_was_left_running_goes_on_and_its_snapshot_goes_back_to_the_freeze(
     wait_for_output(&first, "line 20");
     checkpoint_ok(&first);
     let after = first.stdout().lines().len();
-    wait_until(LIMIT, "twenty more lines", || first.stdout().lines().len() > after + 20);
+    wait_until(LIMIT, "twenty more lines", || {
+        first.stdout().lines().len() > after + 20
+    });
     first.destroy();
     assert_counts(&first.stdout().text(), None);
     let second = store.host("second", COUNTER).start();
-    wait_until(LIMIT, "thirty lines", || second.stdout().lines().len() >= 30);
+    wait_until(LIMIT, "thirty lines", || {
+        second.stdout().lines().len() >= 30
+    });
     second.destroy();
     let resumed = numbers(&second.stdout().lines().join("\n"));
-    assert!((20..=after as u64 + 1).contains(&resumed[0]), "{}", resumed[0]);
-    assert!(resumed.windows(2).all(|pair| pair[0] + 1 == pair[1]), "{resumed:?}");
+    assert!(
+        (20..=after as u64 + 1).contains(&resumed[0]),
+        "{}",
+        resumed[0]
+    );
+    assert!(
+        resumed.windows(2).all(|pair| pair[0] + 1 == pair[1]),
+        "{resumed:?}"
+    );
 }
 
 #[test]
 fn the_kind_of_the_standard_streams_may_change_with_the_host() {
     let store = Store::new();
-    let app = ["python3", "/apps/counter.py", "--pace", "0.005", "--count", "400"];
+    let app = [
+        "python3",
+        "/apps/counter.py",
+        "--pace",
+        "0.005",
+        "--count",
+        "400",
+    ];
     let piped = store.host("piped", &app).start();
     wait_for_output(&piped, "line 50");
     evict(&piped);
     let file = store.path().join("output");
-    let filed = store.host("filed", &app).stdout(Stdio::File(file.clone())).start();
+    let filed = store
+        .host("filed", &app)
+        .stdout(Stdio::File(file.clone()))
+        .start();
     wait_until(LIMIT, "some lines in the file", || {
         fs::read_to_string(&file).is_ok_and(|text| text.lines().count() > 50)
     });
@@ -254,18 +293,31 @@ fn the_kind_of_the_standard_streams_may_change_with_the_host() {
         .wait_for_line("a line", LIMIT, |line| line.starts_with("line "));
     evict(&screen);
     let shown = screen.stdout().text().replace('\r', "");
-    let shown: Vec<&str> = shown.lines().filter(|line| line.starts_with("line ")).collect();
+    let shown: Vec<&str> = shown
+        .lines()
+        .filter(|line| line.starts_with("line "))
+        .collect();
     let unread = store.host("unread", &app).stdin(Stdio::Closed).start();
     assert_eq!(unread.wait_exit(LIMIT), Exit::Code(0));
     let filed = fs::read_to_string(&file).expect("it was read before");
-    let all = [piped.stdout().text(), filed, shown.join("\n") + "\n", unread.stdout().text()].concat();
+    let all = [
+        piped.stdout().text(),
+        filed,
+        shown.join("\n") + "\n",
+        unread.stdout().text(),
+    ]
+    .concat();
     assert_counts(&all, Some(400));
 }
 
 #[test]
 fn a_job_on_a_terminal_resumes_on_a_terminal_and_without_one() {
     let store = Store::new();
-    let app = ["bash", "-c", "echo ready; while read -r line; do echo got $line on $(tty); done"];
+    let app = [
+        "bash",
+        "-c",
+        "echo ready; while read -r line; do echo got $line on $(tty); done",
+    ];
     let first = store.host("first", &app).terminal(24, 80).start();
     wait_for_output(&first, "ready");
     evict(&first);
@@ -290,9 +342,16 @@ fn a_reader_that_does_not_read_neither_freezes_a_checkpoint_nor_loses_a_byte() {
     let fifo = store.path().join("fifo");
     nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).expect("the directory is ours");
     // Both ends are held here, so that it is open and full before anybody reads.
-    let reader = fs::File::options().read(true).write(true).open(&fifo).expect("just made");
+    let reader = fs::File::options()
+        .read(true)
+        .write(true)
+        .open(&fifo)
+        .expect("just made");
     let app = ["python3", "/apps/counter.py", "--count", "200000"];
-    let first = store.host("first", &app).stdout(Stdio::File(fifo.clone())).start();
+    let first = store
+        .host("first", &app)
+        .stdout(Stdio::File(fifo.clone()))
+        .start();
     wait_for_log(&first, "the app is started");
     let python = first.wait_for_process("python3", LIMIT).pid;
     wait_until(LIMIT, "the app waits for its reader", || {
@@ -309,8 +368,11 @@ fn a_reader_that_does_not_read_neither_freezes_a_checkpoint_nor_loses_a_byte() {
 /// Everything that lies in a pipe that nobody writes to any more.
 fn drain(pipe: &fs::File) -> String {
     use std::io::Read;
-    nix::fcntl::fcntl(pipe, nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK))
-        .expect("flags can be set");
+    nix::fcntl::fcntl(
+        pipe,
+        nix::fcntl::FcntlArg::F_SETFL(nix::fcntl::OFlag::O_NONBLOCK),
+    )
+    .expect("flags can be set");
     let mut bytes = Vec::new();
     let mut source = pipe;
     let mut buffer = [0; 65536];
@@ -324,7 +386,14 @@ fn drain(pipe: &fs::File) -> String {
 fn an_app_whose_output_nobody_takes_is_still_checkpointed() {
     let store = Store::new();
     let first = store
-        .host("first", &["bash", "-c", "python3 /apps/counter.py --count 100000; read go; exit 3"])
+        .host(
+            "first",
+            &[
+                "bash",
+                "-c",
+                "python3 /apps/counter.py --count 100000; read go; exit 3",
+            ],
+        )
         .stdin(Stdio::Pipe)
         .stdout(Stdio::BrokenPipe)
         .start();
@@ -339,7 +408,11 @@ fn an_app_whose_output_nobody_takes_is_still_checkpointed() {
 fn an_orphan_is_named_in_a_refusal_and_not_left_out() {
     let store = Store::new();
     // The subshell ends at once, so that `sleep` becomes the supervisor's.
-    let app = ["bash", "-c", "(sleep 1000 &); echo ready; read go; echo went on"];
+    let app = [
+        "bash",
+        "-c",
+        "(sleep 1000 &); echo ready; read go; echo went on",
+    ];
     let host = store.host("host", &app).stdin(Stdio::Pipe).start();
     wait_for_output(&host, "ready");
     let ran = checkpoint(&host);
@@ -379,7 +452,12 @@ fn sigterm_twice_is_one_checkpoint() {
     host.signal(libc::SIGTERM);
     host.signal(libc::SIGTERM);
     assert_eq!(host.wait_exit(LIMIT), Exit::Code(75));
-    let begun = host.stderr().lines().iter().filter(|line| line.contains("checkpoint begins")).count();
+    let begun = host
+        .stderr()
+        .lines()
+        .iter()
+        .filter(|line| line.contains("checkpoint begins"))
+        .count();
     assert_eq!(begun, 1);
     let second = store.host("second", COUNTER).start();
     wait_until(LIMIT, "more lines", || second.stdout().lines().len() > 20);
@@ -399,7 +477,12 @@ fn sigterm_during_a_checkpoint_that_leaves_running_is_carried_out_after_it() {
     host.signal(libc::SIGTERM);
     assert_eq!(host.wait_exit(LIMIT), Exit::Code(75));
     assert_eq!(request.wait(LIMIT).code, 0);
-    let durable = host.stderr().lines().iter().filter(|line| line.contains("checkpoint is durable")).count();
+    let durable = host
+        .stderr()
+        .lines()
+        .iter()
+        .filter(|line| line.contains("checkpoint is durable"))
+        .count();
     assert_eq!(durable, 2);
 }
 
@@ -413,7 +496,9 @@ fn sigterm_during_the_start_and_during_a_restore_loses_nothing() {
     assert_eq!(end, Exit::Code(75));
     early.destroy();
     let first = store.host("first", &app).start();
-    let digest = first.stdout().wait_for_line("digest", LIMIT, |line| line.starts_with("digest"));
+    let digest = first
+        .stdout()
+        .wait_for_line("digest", LIMIT, |line| line.starts_with("digest"));
     wait_for_output(&first, "ready");
     evict(&first);
     let interrupted = store.host("interrupted", &app).start();
@@ -425,7 +510,10 @@ fn sigterm_during_the_start_and_during_a_restore_loses_nothing() {
     let last = store.host("last", &app).start();
     let app = resumed(&last);
     last.signal_process(app.pid, libc::SIGUSR1);
-    assert_eq!(last.stdout().wait_for_line("digest", LIMIT, |_| true), digest);
+    assert_eq!(
+        last.stdout().wait_for_line("digest", LIMIT, |_| true),
+        digest
+    );
 }
 
 #[test]
@@ -446,7 +534,9 @@ fn other_processes_that_fork_without_pause_do_not_stand_in_the_way() {
             ])
             .start();
         let wanted = format!("round {} ok", 5 + 20 * round);
-        host.stdout().wait_for_line(&wanted, LIMIT, |line| line.starts_with("round") && line.ends_with("5 ok"));
+        host.stdout().wait_for_line(&wanted, LIMIT, |line| {
+            line.starts_with("round") && line.ends_with("5 ok")
+        });
     }
 }
 
@@ -457,8 +547,13 @@ fn the_app_that_is_no_child_of_pid_1_is_checkpointed_too() {
                python3 /apps/counter.py --pace 0.01 & echo started $!; wait $!; echo ended with $?";
     let mut all = String::new();
     for name in ["first", "second"] {
-        let host = Host::builder(name).bind(store.path(), "/snapshots").args(["bash", "-c", run]).start();
-        let started = host.stdout().wait_for_line("started", LIMIT, |line| line.starts_with("started"));
+        let host = Host::builder(name)
+            .bind(store.path(), "/snapshots")
+            .args(["bash", "-c", run])
+            .start();
+        let started = host
+            .stdout()
+            .wait_for_line("started", LIMIT, |line| line.starts_with("started"));
         let supervisor: i32 = started["started ".len()..].parse().expect("a process id");
         let mark = host.stdout().mark();
         wait_until(LIMIT, "some lines", || host.stdout().mark() > mark + 200);
@@ -466,7 +561,11 @@ fn the_app_that_is_no_child_of_pid_1_is_checkpointed_too() {
         assert_eq!(host.wait_exit(LIMIT), Exit::Code(0));
         let text = host.stdout().text();
         assert!(text.contains("ended with 75"), "{text}");
-        all.extend(text.lines().filter(|line| line.starts_with("line")).map(|line| format!("{line}\n")));
+        all.extend(
+            text.lines()
+                .filter(|line| line.starts_with("line"))
+                .map(|line| format!("{line}\n")),
+        );
     }
     assert_counts(&all, None);
 }
