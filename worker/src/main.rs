@@ -43,6 +43,14 @@ fn main() -> ExitCode {
 }
 
 fn invoke() -> Result<u8, Failure> {
+    if std::env::args_os()
+        .nth(1)
+        .is_some_and(|command| command == "run")
+    {
+        // First of all: for PID 1 a signal that is neither blocked nor handled is lost. And before the first thread,
+        // so that all inherit it.
+        signals::block_all().map_err(|error| before_ready("signals cannot be blocked", error))?;
+    }
     match cli::parse(std::env::args_os(), &ProcessEnvironment)? {
         Invocation::Run(settings, app) => run(*settings, app),
         Invocation::Checkpoint(request) => request.carry_out(&mut io::stdout()).map(|()| 0),
@@ -57,8 +65,6 @@ fn invoke() -> Result<u8, Failure> {
 
 fn run(settings: Settings, app: AppCommand) -> Result<u8, Failure> {
     let clock = Clock::start();
-    // Before the first thread, so that all inherit it.
-    signals::block_all().map_err(|error| before_ready("signals cannot be blocked", error))?;
     sys::keep_descriptors_private().map_err(|error| {
         before_ready("inherited descriptors cannot be closed to the app", error)
     })?;
