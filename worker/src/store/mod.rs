@@ -14,8 +14,10 @@ mod contract;
 mod directory;
 mod location;
 pub mod retry;
+mod s3;
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -23,6 +25,7 @@ use bytes::Bytes;
 
 pub use directory::DirectoryStore;
 pub use location::{AddressError, StoreAddress};
+pub use s3::{Addressing, S3Limits, S3Options, S3Store};
 
 /// What a store knows an object's present bytes by (an S3 ETag, or a digest in a directory).
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -194,6 +197,19 @@ pub trait Store: Send + Sync + fmt::Debug {
 
     /// Whether the store itself is there and may be read. Costs one request.
     async fn reach(&self) -> Result<(), StoreError>;
+}
+
+/// The store at an address. Whether it is there and may be used is for [`Store::reach`] to find out.
+pub async fn open(
+    address: &StoreAddress,
+    options: &S3Options,
+) -> Result<Arc<dyn Store>, StoreError> {
+    Ok(match address {
+        StoreAddress::Directory(path) => Arc::new(DirectoryStore::new(path)),
+        StoreAddress::S3 { bucket, prefix } => {
+            Arc::new(S3Store::open(bucket, prefix, options).await?)
+        }
+    })
 }
 
 /// The longest that one attempt may take before it is given up and counted as [`StoreErrorKind::Unavailable`].

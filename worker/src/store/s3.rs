@@ -1,0 +1,951 @@
+//! Keeps objects in an S3 bucket, or in anything that speaks its protocol and keeps its conditional writes.
+//!
+//! One attempt per call: the SDK's own retries are off, since they would work past deadlines and could report our own
+//! success as a failed condition. Every wait has a limit: connecting, the first byte of an answer, the time between two
+//! pieces of it, and the whole attempt. The SDK's protection against stalled streams is off, as it takes slow for stalled.
+//!
+//! Bodies are in memory and sent unsigned with our own CRC64NVME, which is signed and which S3 checks and keeps. Left to
+//! itself the SDK hashes each body with SHA-256, even over TLS, at half the speed.
+//!
+//! "Not found" is the answer that can cost a user's work, because "no snapshot yet" means starting over. It is therefore
+//! only given when the store says that this key is missing; a 404 that could also mean a missing bucket is looked into.
+//!
+//! Errors keep the text of their causes but not the SDK's values, whose debug form has whole responses in it, and those
+//! can repeat keys and session tokens.
+
+use std::error::Error;
+use std::fmt;
+use std::future::Future;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use aws_config::BehaviorVersion;
+use aws_config::environment::EnvironmentVariableRegionProvider;
+use aws_config::meta::region::RegionProviderChain;
+use aws_config::profile::ProfileFileRegionProvider;
+use aws_config::retry::RetryConfig;
+use aws_config::stalled_stream_protection::StalledStreamProtectionConfig;
+use aws_config::timeout::TimeoutConfig;
+use aws_credential_types::provider::error::CredentialsError;
+use aws_sdk_s3::Client;
+use aws_sdk_s3::config::http::HttpResponse;
+use aws_sdk_s3::config::{
+    Config, Credentials, Region, RequestChecksumCalculation, ResponseChecksumValidation,
+};
+use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_s3::operation::get_object::GetObjectOutput;
+use aws_sdk_s3::primitives::{ByteStream, SdkBody};
+use aws_sdk_s3::types::ChecksumMode;
+use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore, rustls_provider::CryptoMode};
+use aws_smithy_types::base64;
+use bytes::{Bytes, BytesMut};
+
+use super::{
+    ATTEMPT_LIMIT, Condition, Entry, Object, Store, StoreError, StoreErrorKind, Tag, check_key,
+    check_prefix,
+};
+
+/// An upload slower than this many bytes per second is taken for stalled, so that a small one is not waited for as long
+/// as a large one.
+const SLOWEST_UPLOAD: u64 = 256 * 1024;
+
+/// How requests name the bucket.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Addressing {
+    /// In the path with an endpoint of one's own, in the host name with AWS.
+    #[default]
+    Automatic,
+    /// `https://host/bucket/key`
+    Path,
+    /// `https://bucket.host/key`
+    VirtualHost,
+}
+
+/// How to talk to S3; the defaults are right for AWS with a role, a profile or variables in the environment.
+#[derive(Clone, Default)]
+pub struct S3Options {
+    /// The URL of a store other than AWS's.
+    pub endpoint: Option<String>,
+    /// Else the environment's, the profile's or the machine's; `us-east-1` with an endpoint of one's own.
+    pub region: Option<String>,
+    pub addressing: Addressing,
+    /// Else the usual chain: environment, profile, web identity, container, machine.
+    pub credentials: Option<Credentials>,
+    pub limits: S3Limits,
+}
+
+impl fmt::Debug for S3Options {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let endpoint = self.endpoint.as_deref().map(without_user_info);
+        f.debug_struct("S3Options")
+            .field("endpoint", &endpoint)
+            .field("region", &self.region)
+            .field("addressing", &self.addressing)
+            .field("credentials", &self.credentials.as_ref().map(|_| "given"))
+            .field("limits", &self.limits)
+            .finish()
+    }
+}
+
+/// How long each wait may be, and how much one request asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct S3Limits {
+    /// A whole attempt.
+    pub attempt: Duration,
+    /// A connection, with TLS.
+    pub connect: Duration,
+    /// The beginning of an answer, credentials included, and then each further piece. Uploads get the time that
+    /// [`SLOWEST_UPLOAD`] allows on top.
+    pub answer: Duration,
+    /// Keys in one page of a listing. S3 gives 1000 at most.
+    pub page: u16,
+}
+
+impl Default for S3Limits {
+    fn default() -> Self {
+        Self {
+            attempt: ATTEMPT_LIMIT,
+            connect: Duration::from_secs(5),
+            answer: Duration::from_secs(15),
+            page: 1000,
+        }
+    }
+}
+
+/// A store in a bucket, or in the part of one below a prefix.
+#[derive(Clone)]
+pub struct S3Store {
+    client: Client,
+    bucket: String,
+    /// With a `/` at the end, or empty.
+    prefix: String,
+    limits: S3Limits,
+}
+
+impl fmt::Debug for S3Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "S3Store({})", self.address())
+    }
+}
+
+impl S3Store {
+    /// Reads the SDK's settings; asks the network at most for the machine's region, and the bucket for nothing.
+    pub async fn open(bucket: &str, prefix: &str, options: &S3Options) -> Result<Self, StoreError> {
+        let prefix = match prefix {
+            "" => String::new(),
+            prefix => format!("{prefix}/"),
+        };
+        let address = format!("s3://{bucket}/{prefix}");
+        let refuse = |message: String| {
+            StoreError::new(StoreErrorKind::Other, "open", address.clone(), message)
+        };
+        if let Some(fault) = options.endpoint.as_deref().and_then(endpoint_fault) {
+            return Err(refuse(format!("the endpoint {fault}")));
+        }
+        let shared = tokio::time::timeout(options.limits.answer, Box::pin(sdk_config(options)))
+            .await
+            .map_err(|_| {
+                let message = "the machine's region could not be found out in time; set it";
+                let kind = StoreErrorKind::Unavailable;
+                StoreError::new(kind, "open", address.clone(), message)
+            })?;
+        if shared.region().is_none() {
+            return Err(refuse(
+                "no region is set; set AWS_REGION or the store's region".to_owned(),
+            ));
+        }
+        let by_path = match options.addressing {
+            Addressing::Automatic => shared.endpoint_url().is_some(),
+            Addressing::Path => true,
+            Addressing::VirtualHost => false,
+        };
+        let config = Config::from(&shared)
+            .to_builder()
+            .force_path_style(by_path)
+            .build();
+        Ok(Self::with_config(config, bucket, prefix, options.limits))
+    }
+
+    fn with_config(config: Config, bucket: &str, prefix: String, limits: S3Limits) -> Self {
+        Self {
+            client: Client::from_conf(config),
+            bucket: bucket.to_owned(),
+            prefix,
+            limits,
+        }
+    }
+
+    /// Waits for one request's answer, or for the headers of it, no longer than `limit`.
+    async fn send<T, E, F>(&self, call: &Call<'_>, limit: Duration, sent: F) -> Result<T, Refusal>
+    where
+        E: ProvideErrorMetadata + Error + Send + Sync + 'static,
+        F: Future<Output = Result<T, SdkError<E, HttpResponse>>> + Send,
+    {
+        // On the heap: the SDK's futures are large.
+        match tokio::time::timeout(limit, Box::pin(sent)).await {
+            Ok(Ok(output)) => Ok(output),
+            Ok(Err(error)) => Err(refusal(call, &error)),
+            Err(_) => Err(Refusal::Clear(call.no_answer(limit))),
+        }
+    }
+
+    /// The whole of a call under the attempt's limit.
+    async fn attempt<T, F>(&self, call: &Call<'_>, work: F) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, StoreError>> + Send,
+    {
+        match tokio::time::timeout(self.limits.attempt, Box::pin(work)).await {
+            Ok(result) => result,
+            Err(_) => Err(call.no_answer(self.limits.attempt)),
+        }
+    }
+
+    /// Settles a 404 that may be the key's or the bucket's, by asking for the bucket.
+    ///
+    /// With a listing rather than with `HeadBucket`: its errors have a body that says which, and policies that allow only
+    /// a prefix allow it. Refused for want of rights, the bucket at least exists; any other failure is the call's own,
+    /// since a store that cannot be asked must not pass for one without the object.
+    async fn settle(&self, refusal: Refusal, missing: StoreErrorKind) -> StoreError {
+        let mut error = match refusal {
+            Refusal::Clear(error) => return error,
+            Refusal::NoSuchKey(error) => StoreError {
+                kind: missing,
+                ..error
+            },
+            Refusal::SomethingMissing(error) => match self.reach().await {
+                Ok(()) => StoreError {
+                    kind: missing,
+                    ..error
+                },
+                Err(e) if e.kind == StoreErrorKind::Denied => StoreError {
+                    kind: missing,
+                    ..error
+                },
+                Err(e) => StoreError {
+                    operation: error.operation,
+                    key: error.key,
+                    ..e
+                },
+            },
+        };
+        if missing == StoreErrorKind::ConditionFailed {
+            error.message = format!("it is no longer there ({})", error.message);
+        }
+        error
+    }
+
+    async fn get_object(
+        &self,
+        call: &Call<'_>,
+        range: Option<String>,
+    ) -> Result<GetObjectOutput, StoreError> {
+        let checked = range.is_none().then_some(ChecksumMode::Enabled);
+        let request = self
+            .client
+            .get_object()
+            .bucket(&self.bucket)
+            .key(&call.full_key);
+        // A part has no checksum of its own, so S3 is asked for one with the whole only.
+        let sent = request.set_range(range).set_checksum_mode(checked).send();
+        match self.send(call, self.limits.answer, sent).await {
+            Ok(output) => Ok(output),
+            Err(refusal) => Err(self.settle(refusal, StoreErrorKind::NotFound).await),
+        }
+    }
+
+    /// All of a body, refused when it turns out to have more than `limit` bytes.
+    async fn read(
+        &self,
+        call: &Call<'_>,
+        mut body: ByteStream,
+        expected: u64,
+        limit: u64,
+    ) -> Result<Bytes, StoreError> {
+        let too_large = || {
+            call.error(
+                StoreErrorKind::BadSize,
+                format!("more than the {limit} bytes allowed"),
+            )
+        };
+        let capacity = usize::try_from(expected.min(limit)).map_err(|_| too_large())?;
+        let mut bytes = BytesMut::with_capacity(capacity);
+        loop {
+            match tokio::time::timeout(self.limits.answer, body.try_next()).await {
+                Ok(Ok(Some(piece))) if (bytes.len() + piece.len()) as u64 > limit => {
+                    return Err(too_large());
+                }
+                Ok(Ok(Some(piece))) => bytes.extend_from_slice(&piece),
+                Ok(Ok(None)) => return Ok(bytes.freeze()),
+                // Cut off, or not what its checksum says: either may go well another time.
+                Ok(Err(e)) => {
+                    let error = call.error(
+                        StoreErrorKind::Unavailable,
+                        "the answer broke off or is damaged",
+                    );
+                    return Err(error.because(Cause::of(&e)));
+                }
+                Err(_) => return Err(call.no_answer(self.limits.answer)),
+            }
+        }
+    }
+
+    async fn head(&self, call: &Call<'_>) -> Result<u64, StoreError> {
+        let sent = self
+            .client
+            .head_object()
+            .bucket(&self.bucket)
+            .key(&call.full_key)
+            .send();
+        match self.send(call, self.limits.answer, sent).await {
+            Ok(output) => call.content_length(output.content_length()),
+            Err(refusal) => Err(self.settle(refusal, StoreErrorKind::NotFound).await),
+        }
+    }
+
+    async fn whole(&self, call: &Call<'_>, limit: u64) -> Result<Object, StoreError> {
+        let output = self.get_object(call, None).await?;
+        let size = call.content_length(output.content_length())?;
+        if size > limit {
+            let message = format!("it has {size} bytes, more than the {limit} allowed");
+            return Err(call.error(StoreErrorKind::BadSize, message));
+        }
+        let tag = call.tag(output.e_tag())?;
+        Ok(Object {
+            bytes: self.read(call, output.body, size, limit).await?,
+            tag,
+        })
+    }
+
+    async fn part(&self, call: &Call<'_>, offset: u64, length: u64) -> Result<Bytes, StoreError> {
+        let outside = || {
+            let message = format!("{length} bytes from {offset} are not all inside it");
+            call.error(StoreErrorKind::BadSize, message)
+        };
+        let end = offset.checked_add(length).ok_or_else(outside)?;
+        if length == 0 {
+            // HTTP has no empty range.
+            return if end <= self.head(call).await? {
+                Ok(Bytes::new())
+            } else {
+                Err(outside())
+            };
+        }
+        let output = self
+            .get_object(call, Some(format!("bytes={offset}-{}", end - 1)))
+            .await?;
+        // A store that does not know ranges sends the whole object; one that ends earlier sends what there is.
+        let expected = format!("bytes {offset}-{}/", end - 1);
+        if !output
+            .content_range()
+            .is_some_and(|range| range.starts_with(&expected))
+        {
+            return Err(outside());
+        }
+        let bytes = self.read(call, output.body, length, length).await?;
+        if bytes.len() as u64 == length {
+            Ok(bytes)
+        } else {
+            Err(outside())
+        }
+    }
+
+    async fn upload(
+        &self,
+        call: &Call<'_>,
+        bytes: Bytes,
+        condition: &Condition,
+    ) -> Result<Tag, StoreError> {
+        let slack = Duration::from_secs(bytes.len() as u64 / SLOWEST_UPLOAD);
+        let limit = (self.limits.answer + slack).min(self.limits.attempt);
+        let request = self
+            .client
+            .put_object()
+            .bucket(&self.bucket)
+            .key(&call.full_key)
+            // With its value: naming the algorithm alone makes the SDK announce a checksum that it does not send.
+            .checksum_crc64_nvme(crc64_nvme(&bytes))
+            .body(ByteStream::new(SdkBody::from(bytes)));
+        let request = match condition {
+            Condition::Always => request,
+            Condition::Absent => request.if_none_match("*"),
+            Condition::Matches(tag) => request.if_match(&tag.0),
+        };
+        let sent = request.customize().disable_payload_signing().send();
+        match self.send(call, limit, sent).await {
+            Ok(output) => call.tag(output.e_tag()),
+            Err(refusal) => {
+                // AWS calls a condition on nothing "no such key"; without a condition a put has nothing to miss.
+                let missing = match condition {
+                    Condition::Matches(_) => StoreErrorKind::ConditionFailed,
+                    Condition::Always | Condition::Absent => StoreErrorKind::Other,
+                };
+                Err(self.settle(refusal, missing).await)
+            }
+        }
+    }
+
+    async fn pages(
+        &self,
+        call: &Call<'_>,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<Entry>, StoreError> {
+        let mut entries: Vec<Entry> = Vec::new();
+        let mut continuation = None;
+        while entries.len() < limit {
+            let page = usize::from(self.limits.page).min(limit - entries.len());
+            let sent = self
+                .client
+                .list_objects_v2()
+                .bucket(&self.bucket)
+                .prefix(&call.full_key)
+                .set_start_after(after.map(|after| format!("{}{after}", self.prefix)))
+                .set_continuation_token(continuation.take())
+                .max_keys(i32::try_from(page).unwrap_or(1000))
+                .send();
+            let output = match self.send(call, self.limits.answer, sent).await {
+                Ok(output) => output,
+                // There is no key in question, so what is missing is the bucket.
+                Err(refusal) => return Err(refusal.about_the_store()),
+            };
+            for object in output.contents() {
+                let entry = self.entry(call, object)?;
+                // "Folders" that consoles make are no objects of ours.
+                entries.extend(entry.filter(|entry| check_key(&entry.key).is_ok()));
+            }
+            if output.is_truncated() != Some(true) {
+                break;
+            }
+            continuation = output.next_continuation_token;
+            if continuation.is_none() {
+                // The rest would be missing without a word.
+                let message = "the listing is cut off, and the store does not say how to go on";
+                return Err(call.error(StoreErrorKind::Other, message));
+            }
+        }
+        entries.truncate(limit);
+        match entries.windows(2).find(|pair| pair[0].key >= pair[1].key) {
+            None => Ok(entries),
+            Some(pair) => {
+                let message = format!(
+                    "the store lists `{}` behind `{}`: it keeps no order",
+                    pair[1].key, pair[0].key
+                );
+                Err(call.error(StoreErrorKind::Other, message))
+            }
+        }
+    }
+
+    fn entry(
+        &self,
+        call: &Call<'_>,
+        object: &aws_sdk_s3::types::Object,
+    ) -> Result<Option<Entry>, StoreError> {
+        let odd = |what: &str| {
+            call.error(
+                StoreErrorKind::Other,
+                format!("the listing has an entry {what}"),
+            )
+        };
+        let full_key = object.key().ok_or_else(|| odd("without a key"))?;
+        let Some(key) = full_key.strip_prefix(&self.prefix) else {
+            return Err(odd("outside its prefix"));
+        };
+        let size = object.size().and_then(|size| u64::try_from(size).ok());
+        let modified = object
+            .last_modified()
+            .and_then(|time| time.to_millis().ok());
+        Ok(Some(Entry {
+            key: key.to_owned(),
+            size: size.ok_or_else(|| odd("without a size"))?,
+            modified_ms: modified
+                .and_then(|ms| u64::try_from(ms).ok())
+                .ok_or_else(|| odd("without a time"))?,
+        }))
+    }
+
+    fn call(&self, operation: &'static str, action: &'static str, key: &str) -> Call<'_> {
+        Call {
+            store: self,
+            operation,
+            action,
+            full_key: format!("{}{key}", self.prefix),
+        }
+    }
+
+    fn call_on(
+        &self,
+        operation: &'static str,
+        action: &'static str,
+        key: &str,
+    ) -> Result<Call<'_>, StoreError> {
+        let call = self.call(operation, action, key);
+        match check_key(key) {
+            Ok(()) => Ok(call),
+            Err(fault) => {
+                Err(call.error(StoreErrorKind::Other, format!("not a usable key: {fault}")))
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl Store for S3Store {
+    fn address(&self) -> String {
+        match self.prefix.trim_end_matches('/') {
+            "" => format!("s3://{}", self.bucket),
+            prefix => format!("s3://{}/{prefix}", self.bucket),
+        }
+    }
+
+    async fn get(&self, key: &str, limit: u64) -> Result<Object, StoreError> {
+        let call = self.call_on("get", "s3:GetObject", key)?;
+        self.attempt(&call, self.whole(&call, limit)).await
+    }
+
+    async fn get_range(&self, key: &str, offset: u64, length: u64) -> Result<Bytes, StoreError> {
+        let call = self.call_on("get_range", "s3:GetObject", key)?;
+        self.attempt(&call, self.part(&call, offset, length)).await
+    }
+
+    async fn size(&self, key: &str) -> Result<u64, StoreError> {
+        let call = self.call_on("size", "s3:GetObject", key)?;
+        self.attempt(&call, self.head(&call)).await
+    }
+
+    async fn put(&self, key: &str, bytes: Bytes, condition: Condition) -> Result<Tag, StoreError> {
+        let call = self.call_on("put", "s3:PutObject", key)?;
+        self.attempt(&call, self.upload(&call, bytes, &condition))
+            .await
+    }
+
+    async fn list(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<Entry>, StoreError> {
+        let call = self.call("list", "s3:ListBucket", prefix);
+        if let Err(fault) = check_prefix(prefix) {
+            return Err(call.error(
+                StoreErrorKind::Other,
+                format!("not a usable prefix: {fault}"),
+            ));
+        }
+        self.attempt(&call, self.pages(&call, after, limit)).await
+    }
+
+    async fn delete(&self, key: &str) -> Result<(), StoreError> {
+        let call = self.call_on("delete", "s3:DeleteObject", key)?;
+        let sent = self
+            .client
+            .delete_object()
+            .bucket(&self.bucket)
+            .key(&call.full_key)
+            .send();
+        self.attempt(&call, async {
+            match self.send(&call, self.limits.answer, sent).await {
+                Ok(_) => Ok(()),
+                Err(refusal) => match self.settle(refusal, StoreErrorKind::NotFound).await {
+                    // AWS does not mind; others say so.
+                    error if error.kind == StoreErrorKind::NotFound => Ok(()),
+                    error => Err(error),
+                },
+            }
+        })
+        .await
+    }
+
+    async fn reach(&self) -> Result<(), StoreError> {
+        let call = self.call("reach", "s3:ListBucket", "");
+        let request = self
+            .client
+            .list_objects_v2()
+            .bucket(&self.bucket)
+            .prefix(&self.prefix);
+        match self
+            .send(&call, self.limits.answer, request.max_keys(1).send())
+            .await
+        {
+            Ok(_) => Ok(()),
+            Err(refusal) => Err(refusal.about_the_store()),
+        }
+    }
+}
+
+/// What errors of one call have in common.
+struct Call<'a> {
+    store: &'a S3Store,
+    operation: &'static str,
+    /// The right it needs.
+    action: &'static str,
+    full_key: String,
+}
+
+impl Call<'_> {
+    fn error(&self, kind: StoreErrorKind, message: impl Into<String>) -> StoreError {
+        // Control characters in a refused key must not reach a terminal.
+        let key: String = self
+            .full_key
+            .chars()
+            .map(|c| if c.is_control() { '\u{fffd}' } else { c })
+            .collect();
+        StoreError::new(
+            kind,
+            self.operation,
+            format!("s3://{}/{key}", self.store.bucket),
+            message,
+        )
+    }
+
+    fn no_answer(&self, limit: Duration) -> StoreError {
+        self.error(
+            StoreErrorKind::Unavailable,
+            format!("no answer within {:.1} s", limit.as_secs_f64()),
+        )
+    }
+
+    fn tag(&self, tag: Option<&str>) -> Result<Tag, StoreError> {
+        match tag {
+            Some(tag) => Ok(Tag(tag.to_owned())),
+            None => Err(self.error(
+                StoreErrorKind::Other,
+                "the store gives no ETag, which conditional puts need",
+            )),
+        }
+    }
+
+    fn content_length(&self, length: Option<i64>) -> Result<u64, StoreError> {
+        length
+            .and_then(|length| u64::try_from(length).ok())
+            .ok_or_else(|| {
+                self.error(
+                    StoreErrorKind::Other,
+                    "the store does not say how large it is",
+                )
+            })
+    }
+}
+
+// ---- Errors
+
+/// A failed request, as far as its answer alone tells.
+enum Refusal {
+    Clear(StoreError),
+    /// The store says that it is the key which is missing.
+    NoSuchKey(StoreError),
+    /// 404, and no more.
+    SomethingMissing(StoreError),
+}
+
+impl Refusal {
+    /// For requests that name no key.
+    fn about_the_store(self) -> StoreError {
+        match self {
+            Self::Clear(error) => error,
+            Self::NoSuchKey(error) | Self::SomethingMissing(error) => StoreError {
+                kind: StoreErrorKind::NoSuchStore,
+                ..error
+            },
+        }
+    }
+}
+
+fn refusal<E>(call: &Call<'_>, error: &SdkError<E, HttpResponse>) -> Refusal
+where
+    E: ProvideErrorMetadata + Error + Send + Sync + 'static,
+{
+    match error {
+        SdkError::ServiceError(answer) => answered(
+            call,
+            answer.raw(),
+            answer.err().code(),
+            answer.err().message(),
+        ),
+        SdkError::ResponseError(answer) if answer.raw().status().is_success() => {
+            let damaged = call.error(
+                StoreErrorKind::Unavailable,
+                "the answer broke off or is not S3's",
+            );
+            Refusal::Clear(damaged.because(Cause::of(error)))
+        }
+        SdkError::ResponseError(answer) => answered(call, answer.raw(), None, None),
+        _ => {
+            let (kind, message) = unsent(error);
+            Refusal::Clear(call.error(kind, message).because(Cause::of(error)))
+        }
+    }
+}
+
+/// No answer at all: where it failed decides whether another attempt can help.
+fn unsent<E>(error: &SdkError<E, HttpResponse>) -> (StoreErrorKind, String)
+where
+    E: Error + Send + Sync + 'static,
+{
+    let mut cause: Option<&(dyn Error + 'static)> = Some(error);
+    while let Some(current) = cause {
+        match current.downcast_ref() {
+            Some(
+                CredentialsError::CredentialsNotLoaded(_)
+                | CredentialsError::InvalidConfiguration(_),
+            ) => {
+                let message = "no credentials were found: give this machine a role, or set a profile or \
+                               AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY";
+                return (StoreErrorKind::Denied, message.to_owned());
+            }
+            // Whoever hands them out may be back soon.
+            Some(_) => {
+                return (
+                    StoreErrorKind::Unavailable,
+                    "credentials could not be fetched".to_owned(),
+                );
+            }
+            None => cause = current.source(),
+        }
+    }
+    match error {
+        SdkError::ConstructionFailure(_) => (
+            StoreErrorKind::Other,
+            "the request could not be made".to_owned(),
+        ),
+        SdkError::TimeoutError(_) => (
+            StoreErrorKind::Unavailable,
+            "no connection in time".to_owned(),
+        ),
+        _ => (
+            StoreErrorKind::Unavailable,
+            format!("no answer: {}", Cause::of(error).innermost()),
+        ),
+    }
+}
+
+fn answered(
+    call: &Call<'_>,
+    response: &HttpResponse,
+    code: Option<&str>,
+    text: Option<&str>,
+) -> Refusal {
+    let status = response.status().as_u16();
+    let kind = kind_of(status, code);
+    let mut message = status.to_string();
+    if let Some(code) = code {
+        message += &format!(" {code}");
+    }
+    if let Some(text) = text {
+        // Stores write what they like; a message is for one line.
+        let line: String = text.chars().filter(|c| !c.is_control()).take(300).collect();
+        message += &format!(": {line}");
+    }
+    if let Some(hint) = hint(call, kind, code) {
+        message += &format!("; {hint}");
+    }
+    if let Some(region) = response.headers().get("x-amz-bucket-region")
+        && matches!(status, 301 | 307 | 400)
+    {
+        message += &format!("; the bucket is in {region}: set that region");
+    }
+    let error = call.error(kind, message);
+    match code {
+        Some("NoSuchKey") => Refusal::NoSuchKey(error),
+        _ if kind == StoreErrorKind::NotFound => Refusal::SomethingMissing(error),
+        _ => Refusal::Clear(error),
+    }
+}
+
+/// By the code where it says more than the status, as with expired credentials, which are a plain 400.
+fn kind_of(status: u16, code: Option<&str>) -> StoreErrorKind {
+    match code.unwrap_or_default() {
+        "NoSuchKey" => return StoreErrorKind::NotFound,
+        "NoSuchBucket" => return StoreErrorKind::NoSuchStore,
+        "AccessDenied"
+        | "AllAccessDisabled"
+        | "AccountProblem"
+        | "AuthorizationQueryParametersError"
+        | "ExpiredToken"
+        | "ExpiredTokenException"
+        | "InvalidAccessKeyId"
+        | "InvalidSecurity"
+        | "InvalidToken"
+        | "NotSignedUp"
+        | "RequestExpired"
+        | "RequestTimeTooSkewed"
+        | "SignatureDoesNotMatch"
+        | "TokenRefreshRequired"
+        | "UnauthorizedAccess" => return StoreErrorKind::Denied,
+        // Moved to an archive: forbidden by status, but no right is missing.
+        "InvalidObjectState" => return StoreErrorKind::Other,
+        "PreconditionFailed" => return StoreErrorKind::ConditionFailed,
+        "ConditionalRequestConflict" | "OperationAborted" => return StoreErrorKind::Conflict,
+        "SlowDown"
+        | "SlowDownRead"
+        | "SlowDownWrite"
+        | "BandwidthLimitExceeded"
+        | "RequestLimitExceeded"
+        | "RequestThrottled"
+        | "Throttling"
+        | "ThrottlingException"
+        | "TooManyRequests"
+        | "TooManyRequestsException" => return StoreErrorKind::Throttled,
+        // Damaged on the way, or cut off.
+        "BadDigest"
+        | "InvalidDigest"
+        | "IncompleteBody"
+        | "RequestTimeout"
+        | "XAmzContentChecksumMismatch"
+        | "InternalError" => return StoreErrorKind::Unavailable,
+        "EntityTooLarge" | "InvalidRange" => return StoreErrorKind::BadSize,
+        "InsufficientStorage"
+        | "QuotaExceeded"
+        | "XMinioStorageFull"
+        | "XMinioAdminBucketQuotaExceeded" => return StoreErrorKind::Full,
+        _ => {}
+    }
+    match status {
+        401 | 403 => StoreErrorKind::Denied,
+        404 => StoreErrorKind::NotFound,
+        409 => StoreErrorKind::Conflict,
+        412 => StoreErrorKind::ConditionFailed,
+        416 => StoreErrorKind::BadSize,
+        429 | 503 => StoreErrorKind::Throttled,
+        507 => StoreErrorKind::Full,
+        408 | 500..=599 => StoreErrorKind::Unavailable,
+        _ => StoreErrorKind::Other,
+    }
+}
+
+/// What to do about it, where the answer alone does not tell.
+fn hint(call: &Call<'_>, kind: StoreErrorKind, code: Option<&str>) -> Option<String> {
+    match code.unwrap_or_default() {
+        "ExpiredToken" | "ExpiredTokenException" | "TokenRefreshRequired" | "RequestExpired" => {
+            Some("the credentials have expired".to_owned())
+        }
+        "InvalidAccessKeyId" | "InvalidToken" => Some("this store does not know the credentials".to_owned()),
+        "SignatureDoesNotMatch" => Some("the secret key is wrong, or a proxy changes requests".to_owned()),
+        "RequestTimeTooSkewed" => Some("this machine's clock is wrong".to_owned()),
+        _ if kind != StoreErrorKind::Denied => None,
+        // Without the right to list, S3 hides whether an object exists.
+        _ if call.action == "s3:GetObject" => Some(
+            "allow s3:GetObject on the objects and s3:ListBucket on the bucket, without which a missing object looks \
+             the same"
+                .to_owned(),
+        ),
+        _ => Some(format!("allow {}", call.action)),
+    }
+}
+
+/// The text of an SDK error and of what caused it, without their values.
+#[derive(Debug)]
+struct Cause {
+    text: String,
+    source: Option<Box<Cause>>,
+}
+
+impl Cause {
+    fn of(error: &(dyn Error + 'static)) -> Self {
+        Self {
+            text: error.to_string(),
+            source: error.source().map(|source| Box::new(Self::of(source))),
+        }
+    }
+
+    fn innermost(&self) -> &str {
+        self.source
+            .as_ref()
+            .map_or(&self.text, |source| source.innermost())
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl Error for Cause {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.source.as_ref().map(|source| source.as_ref() as _)
+    }
+}
+
+// ---- Settings of the SDK
+
+async fn sdk_config(options: &S3Options) -> aws_config::SdkConfig {
+    let region = RegionProviderChain::first_try(options.region.clone().map(Region::new));
+    let region = match options.endpoint {
+        // Not AWS: the region is a formality, and there is no machine service to ask for it.
+        Some(_) => region
+            .or_else(EnvironmentVariableRegionProvider::new())
+            .or_else(ProfileFileRegionProvider::new())
+            .or_else(Region::from_static("us-east-1")),
+        None => region.or_default_provider(),
+    };
+    let context = TlsContext::builder()
+        .with_trust_store(trust_store())
+        .build();
+    let http = aws_smithy_http_client::Builder::new()
+        .tls_provider(Provider::Rustls(CryptoMode::Ring))
+        .tls_context(context.expect("a trust store is all it needs"))
+        .build_https();
+    let mut loader = aws_config::defaults(BehaviorVersion::v2026_01_12())
+        .http_client(http)
+        .region(region)
+        .retry_config(RetryConfig::disabled())
+        .timeout_config(
+            TimeoutConfig::builder()
+                .connect_timeout(options.limits.connect)
+                .build(),
+        )
+        .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
+        .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
+        .response_checksum_validation(ResponseChecksumValidation::WhenRequired);
+    if let Some(endpoint) = &options.endpoint {
+        loader = loader.endpoint_url(endpoint);
+    }
+    if let Some(credentials) = &options.credentials {
+        loader = loader.credentials_provider(credentials.clone());
+    }
+    loader.load().await
+}
+
+/// The system's certificates (or `SSL_CERT_FILE`'s), and Mozilla's where there are none: we run inside the user's own
+/// image, and the common small ones come without.
+fn trust_store() -> TrustStore {
+    if !rustls_native_certs::load_native_certs().certs.is_empty() {
+        return TrustStore::default();
+    }
+    let mut bundled = TrustStore::empty();
+    for certificate in webpki_root_certs::TLS_SERVER_ROOT_CERTS {
+        let body = base64::encode(certificate);
+        bundled.add_pem_certificate(format!(
+            "-----BEGIN CERTIFICATE-----\n{body}\n-----END CERTIFICATE-----\n"
+        ));
+    }
+    bundled
+}
+
+/// What is wrong with an endpoint, which is never repeated: it may hold a password.
+fn endpoint_fault(endpoint: &str) -> Option<&'static str> {
+    match url::Url::parse(endpoint) {
+        Err(_) => Some("is not a URL; write http://host:port or https://host"),
+        Ok(url) if !matches!(url.scheme(), "http" | "https") => {
+            Some("is not an HTTP URL; write http://host:port or https://host")
+        }
+        Ok(url) if !url.username().is_empty() || url.password().is_some() => Some(
+            "has credentials in it; they come from the environment, a profile or the machine's role",
+        ),
+        Ok(_) => None,
+    }
+}
+
+fn without_user_info(endpoint: &str) -> String {
+    match (endpoint.split_once("://"), endpoint.rsplit_once('@')) {
+        (Some((scheme, _)), Some((_, host))) => format!("{scheme}://{host}"),
+        (None, Some((_, host))) => host.to_owned(),
+        (_, None) => endpoint.to_owned(),
+    }
+}
+
+fn crc64_nvme(bytes: &[u8]) -> String {
+    let checksum = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Nvme, bytes);
+    base64::encode(checksum.to_be_bytes())
+}
