@@ -83,6 +83,12 @@ fn parse_with(
         {
             return Ok(Invocation::Print(error.render().to_string()));
         }
+        Err(error) if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            return Err(
+                Failure::new(ExitCode::SettingsInvalid, "no command is given")
+                    .remedy("begin with `reprieve run -- APP`; `reprieve --help` says more"),
+            );
+        }
         Err(error) => return Err(usage_failure(&error.render().to_string())),
     };
     let layers = |file: Option<PathBuf>, flags: Vec<FlagValue>| Layers {
@@ -303,7 +309,7 @@ mod tests {
     #[test]
     fn complaints_are_settings_failures_with_suggestions() {
         for (line, part) in [
-            ("", "COMMAND"),
+            ("", "no command is given"),
             (
                 "chekpoint",
                 "unrecognized subcommand 'chekpoint'\n  - tip: a similar subcommand exists: 'checkpoint'",
