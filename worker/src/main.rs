@@ -102,7 +102,7 @@ fn runtime() -> io::Result<Runtime> {
 async fn supervise(settings: Settings, app: AppCommand, clock: Clock) -> Result<u8, Failure> {
     let signals =
         Signals::receive().map_err(|error| before_ready("signals cannot be received", error))?;
-    let exporter = serve_metrics(&settings).await?;
+    serve_metrics(&settings).await?;
     let (sender, requests) = mpsc::channel(REQUESTS);
     let callers = listen(&settings, sender);
     let argv = std::iter::once(app.program).chain(app.arguments).collect();
@@ -111,13 +111,12 @@ async fn supervise(settings: Settings, app: AppCommand, clock: Clock) -> Result<
     if let Some(callers) = callers {
         callers.served(LAST_WORDS).await;
     }
-    drop(exporter);
     ended
 }
 
-async fn serve_metrics(settings: &Settings) -> Result<Option<std::net::SocketAddr>, Failure> {
+async fn serve_metrics(settings: &Settings) -> Result<(), Failure> {
     let Some(address) = settings.metrics_listen else {
-        return Ok(None);
+        return Ok(());
     };
     let failed = |error| {
         Failure::new(
@@ -130,7 +129,7 @@ async fn serve_metrics(settings: &Settings) -> Result<Option<std::net::SocketAdd
     let exporter = Exporter::install().map_err(failed)?;
     let bound = exporter.serve(address).await.map_err(failed)?;
     tracing::info!(%bound, "metrics are served");
-    Ok(Some(bound))
+    Ok(())
 }
 
 /// Without a control socket the job is as safe as before: it must not fail for that.
