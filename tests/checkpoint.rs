@@ -2,105 +2,15 @@
 //! of them in other containers that share nothing with the first but the store.
 
 mod harness;
+mod job;
 
 use std::fs;
-use std::path::{Path, PathBuf};
 
 use harness::{Exit, Host, LIMIT, Stdio, wait_until};
-
-/// A directory for snapshots, removed with the test.
-struct Store {
-    directory: tempfile::TempDir,
-}
-
-impl Store {
-    fn new() -> Self {
-        Self {
-            directory: tempfile::tempdir().expect("a temporary directory can be made"),
-        }
-    }
-
-    fn path(&self) -> &Path {
-        self.directory.path()
-    }
-
-    /// A host that runs `app` from this store, as the machine called `name`.
-    fn host(&self, name: &str, app: &[&str]) -> harness::Builder {
-        self.host_with(name, &[], app)
-    }
-
-    fn host_with(&self, name: &str, options: &[&str], app: &[&str]) -> harness::Builder {
-        let always = [
-            "--store",
-            "file:///snapshots",
-            "--job",
-            "job",
-            "--term-grace",
-            "60s",
-        ];
-        Host::builder(name)
-            .bind(self.path(), "/snapshots")
-            .reprieve(always.iter().chain(options).copied(), app.iter().copied())
-    }
-
-    /// Every object of the job, relative to the store.
-    fn objects(&self) -> Vec<PathBuf> {
-        let mut found = Vec::new();
-        let mut directories = vec![self.path().join("job")];
-        while let Some(directory) = directories.pop() {
-            for entry in fs::read_dir(directory).expect("the store can be read") {
-                let path = entry.expect("the store can be read").path();
-                match path.is_dir() {
-                    true => directories.push(path),
-                    false => found.push(path),
-                }
-            }
-        }
-        found.sort();
-        found
-    }
-}
-
-const COUNTER: &[&str] = &["python3", "/apps/counter.py", "--pace", "0.01"];
-
-/// Evicts a host: SIGTERM, as a platform sends it, and then the machine is gone.
-#[track_caller]
-fn evict(host: &Host) {
-    host.signal(libc::SIGTERM);
-    assert_eq!(host.wait_exit(LIMIT), Exit::Code(75));
-    host.destroy();
-}
-
-#[track_caller]
-fn wait_for_output(host: &Host, wanted: &str) {
-    host.stdout()
-        .wait_for_line(wanted, LIMIT, |line| line.contains(wanted));
-}
-
-/// The numbers of complete `line N` lines, which have to be the whole text.
-#[track_caller]
-fn numbers(text: &str) -> Vec<u64> {
-    text.lines()
-        .map(|line| {
-            let number = line
-                .strip_prefix("line ")
-                .and_then(|number| number.parse().ok());
-            number.unwrap_or_else(|| panic!("{line:?} is no line of the counter"))
-        })
-        .collect()
-}
-
-#[track_caller]
-fn assert_counts(text: &str, last: Option<u64>) {
-    let found = numbers(text);
-    let expected = (1..)
-        .zip(&found)
-        .find(|(expected, found)| expected != *found);
-    assert_eq!(expected, None, "a line is missing or repeated");
-    if let Some(last) = last {
-        assert_eq!(found.last(), Some(&last));
-    }
-}
+use job::{
+    COUNTER, Store, assert_counts, checkpoint, checkpoint_ok, evict, numbers, resumed, wait_for_log,
+    wait_for_output,
+};
 
 #[test]
 fn three_evictions_over_four_hosts_lose_and_repeat_no_line() {
@@ -187,33 +97,6 @@ fn input_that_was_not_read_yet_is_read_after_the_resume() {
     second.close_stdin();
     assert_eq!(second.wait_exit(LIMIT), Exit::Code(0));
     assert_eq!(second.stdout().text(), "got two and more three\nrest\n");
-}
-
-/// Waits until the app runs again, and returns it.
-#[track_caller]
-fn resumed(host: &Host) -> harness::Process {
-    wait_for_log(host, "the job is resumed");
-    host.processes()
-        .into_iter()
-        .find(|process| process.parent == 1 && process.pid > 300)
-        .expect("the app is a child of the supervisor")
-}
-
-#[track_caller]
-fn wait_for_log(host: &Host, wanted: &str) -> String {
-    host.stderr()
-        .wait_for_line(wanted, LIMIT, |line| line.contains(wanted))
-}
-
-#[track_caller]
-fn checkpoint(host: &Host) -> harness::Ran {
-    host.exec(["reprieve", "checkpoint", "--leave-running"])
-}
-
-#[track_caller]
-fn checkpoint_ok(host: &Host) {
-    let ran = checkpoint(host);
-    assert_eq!(ran.code, 0, "{}{}", ran.stdout, ran.stderr);
 }
 
 #[test]

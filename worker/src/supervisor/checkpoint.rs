@@ -597,6 +597,9 @@ fn prefer(failure: CheckpointError, transfer: Option<CaptureError>) -> Checkpoin
 
 /// Waits for CRIU's end, with rising insistence.
 async fn wait_for(mut criu: Running) {
+    if criu.exit.is_terminated() {
+        return;
+    }
     for signal in [nix::libc::SIGTERM, nix::libc::SIGKILL] {
         if timeout(CURE_LIMIT, &mut criu.exit).await.is_ok() {
             return;
