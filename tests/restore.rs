@@ -46,7 +46,8 @@ fn damage_to_any_object_of_the_newest_snapshot_leads_to_the_one_before_it() {
     let newest = store.objects_of_newest();
     // A part, the index and the manifest.
     assert!(newest.len() >= 3, "{newest:?}");
-    let damages: [(&str, fn(&mut Vec<u8>)); 4] = [
+    type Damage = fn(&mut Vec<u8>);
+    let damages: [(&str, Damage); 4] = [
         ("first byte", |bytes| bytes[0] ^= 1),
         ("middle byte", |bytes| {
             let middle = bytes.len() / 2;
