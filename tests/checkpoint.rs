@@ -8,8 +8,8 @@ use std::fs;
 
 use harness::{Exit, Host, LIMIT, Stdio, wait_until};
 use job::{
-    COUNTER, Store, assert_counts, checkpoint, checkpoint_ok, evict, numbers, resumed, wait_for_log,
-    wait_for_output,
+    COUNTER, Store, assert_counts, checkpoint, checkpoint_ok, evict, numbers, resumed,
+    wait_for_log, wait_for_output,
 };
 
 #[test]
@@ -146,6 +146,56 @@ fn a_job_that_was_left_running_goes_on_and_its_snapshot_goes_back_to_the_freeze(
     );
 }
 
+/// A number from the log line that tells of the newest checkpoint.
+#[track_caller]
+fn told(host: &Host, figure: &str) -> u64 {
+    let lines = host.stderr().lines();
+    let line = lines
+        .iter()
+        .rfind(|line| line.contains("checkpoint is durable"))
+        .expect("there was a checkpoint");
+    let line: serde_json::Value = serde_json::from_str(line).expect("the log is JSON");
+    line[figure].as_u64().expect("it is a number")
+}
+
+#[test]
+fn only_pages_that_changed_are_stored_again_and_every_byte_comes_back() {
+    let store = Store::new();
+    let app = ["python3", "/apps/memory.py", "96", "5"];
+    let mut host = store.host("host-0", &app).start();
+    let digest = host
+        .stdout()
+        .wait_for_line("digest", LIMIT, |line| line.starts_with("digest"));
+    wait_for_output(&host, "ready");
+    checkpoint_ok(&host);
+    let whole = told(&host, "stored_bytes");
+    assert_eq!(told(&host, "unchanged_bytes"), 0);
+    assert!(whole > 96 << 20, "{whole}");
+    // Several generations, each begun from the one before, on a host of its own or on the same.
+    for round in 1..=4 {
+        checkpoint_ok(&host);
+        assert!(
+            told(&host, "stored_bytes") < whole / 10,
+            "{}",
+            told(&host, "stored_bytes")
+        );
+        assert!(told(&host, "unchanged_bytes") > 96 << 20);
+        host.destroy();
+        host = store.host(&format!("host-{round}"), &app).start();
+        let app = resumed(&host);
+        host.signal_process(app.pid, libc::SIGUSR1);
+        let found = host
+            .stdout()
+            .wait_for_line("digest", LIMIT, |line| line.starts_with("digest"));
+        assert_eq!(found, digest, "round {round}");
+    }
+    // The first snapshot has gone from the head by now; what later ones need of it has not.
+    let first = fs::read_dir(store.path().join("job/data"))
+        .expect("it is there")
+        .count();
+    assert!(first > 1);
+}
+
 #[test]
 fn the_kind_of_the_standard_streams_may_change_with_the_host() {
     let store = Store::new();
@@ -231,10 +281,7 @@ fn a_reader_that_does_not_read_neither_freezes_a_checkpoint_nor_loses_a_byte() {
         .open(&fifo)
         .expect("just made");
     let app = ["python3", "/apps/counter.py", "--count", "200000"];
-    let first = store
-        .host("first", &app)
-        .stdout(Stdio::File(fifo.clone()))
-        .start();
+    let first = store.host("first", &app).stdout(Stdio::File(fifo)).start();
     wait_for_log(&first, "the app is started");
     let python = first.wait_for_process("python3", LIMIT).pid;
     wait_until(LIMIT, "the app waits for its reader", || {

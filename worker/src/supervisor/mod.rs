@@ -472,6 +472,7 @@ impl Supervisor {
             generation = report.generation,
             memory_bytes = report.sizes.memory,
             zero_bytes = report.sizes.zero,
+            unchanged_bytes = report.sizes.unchanged,
             stored_bytes = report.sizes.stored,
             frozen_ms = millis(report.frozen),
             wall_ms = millis(report.wall),

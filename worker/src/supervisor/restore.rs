@@ -68,6 +68,7 @@ pub(crate) struct Resumed {
     pub watched: Watched,
     pub stdio: Stdio,
     pub manifest: Manifest,
+    pub candidate: Candidate,
     pub took: Duration,
 }
 
@@ -106,6 +107,7 @@ impl Restorer {
                         watched,
                         stdio,
                         manifest,
+                        candidate: candidate.clone(),
                         took: begun.elapsed(),
                     });
                 }
