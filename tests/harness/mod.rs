@@ -21,7 +21,7 @@ mod process;
 mod workshop;
 
 pub(crate) use bundle::Rootfs;
-pub(crate) use host::{Builder, Guest, Host, Stdio};
+pub(crate) use host::{Builder, Guest, Host, Ran, Stdio};
 pub(crate) use output::Output;
 pub(crate) use process::{Exit, Process};
 

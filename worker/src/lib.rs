@@ -4,15 +4,16 @@
 //! into an exit code. Decisions live in `reprieve_core`, event sources in `reprieve_hooks`.
 
 pub mod catalog;
+pub mod cli;
 pub mod control;
 pub mod engine;
 pub mod failure;
 mod host;
+pub mod logging;
 pub mod metrics;
 mod named;
 pub mod pages;
 pub mod settings;
-pub mod signals;
 pub mod store;
 #[cfg(test)]
 mod stored;

@@ -1,73 +1,152 @@
 //! The binary: reads settings, builds the parts, runs, turns the outcome into an exit code.
-use std::ffi::OsString;
-use std::path::Path;
+
+use std::io;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
+use reprieve::cli::{self, AppCommand, Invocation};
+use reprieve::control::server::{self, Callers};
 use reprieve::engine::hook;
-use reprieve::settings::{FlagValue, Layers, ProcessEnvironment, Settings};
-use reprieve::signals::{self, Signals};
+use reprieve::failure::{self, Failure};
+use reprieve::logging::Logging;
+use reprieve::metrics::Exporter;
+use reprieve::settings::{ProcessEnvironment, Settings};
 use reprieve::supervisor::reaper::Reaper;
 use reprieve::supervisor::{Clock, Supervisor};
 use reprieve::sys;
+use reprieve_hooks::signals::{self, Signals};
+use tokio::runtime::Runtime;
+use tokio::sync::mpsc;
+
+/// Requests that wait for the supervisor, at most.
+const REQUESTS: usize = 32;
+
+/// How long the last log lines, and callers that take their answers, may hold up the end.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// Threads for calls that block. They stay once started: a thread takes a process id, and a restore needs those of its
+/// app to be free.
+const BLOCKING_THREADS: usize = 8;
 
 fn main() -> ExitCode {
     if let Some(code) = hook::run_if_called(|name| std::env::var_os(name)) {
-        return ExitCode::from(code);
+        return code.into();
     }
-    tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .init();
-    let mut flags = Vec::new();
-    let mut args = std::env::args_os().skip(2);
-    let mut argv: Vec<OsString> = Vec::new();
-    while let Some(arg) = args.next() {
-        if arg == "--" {
-            argv = args.collect();
-            break;
+    match failure::catch(invoke) {
+        Ok(code) => code.into(),
+        Err(failure) => {
+            failure.print();
+            failure.code().into()
         }
-        let name = arg.to_string_lossy().trim_start_matches("--").to_owned();
-        let setting = reprieve::settings::TABLE
-            .iter()
-            .find(|s| s.name == name)
-            .expect("known")
-            .name;
-        flags.push(FlagValue {
-            setting,
-            flag: format!("--{name}"),
-            value: args.next().expect("value"),
-        });
     }
-    let layers = Layers {
-        flags,
-        file: None,
-        default_file: Path::new("/etc/reprieve.toml"),
-        environment: &ProcessEnvironment,
-    };
-    let settings = Settings::load(&layers, &argv).unwrap_or_else(|f| panic!("{f:?}"));
-    signals::block_all().expect("block");
-    sys::keep_descriptors_private().expect("cloexec");
-    nix::sys::prctl::set_child_subreaper(true).expect("subreaper");
-    let runtime = tokio::runtime::Builder::new_multi_thread()
+}
+
+fn invoke() -> Result<u8, Failure> {
+    if std::env::args_os()
+        .nth(1)
+        .is_some_and(|command| command == "run")
+    {
+        // First of all: for PID 1 a signal that is neither blocked nor handled is lost. And before the first thread,
+        // so that all inherit it.
+        signals::block_all().map_err(|error| before_ready("signals cannot be blocked", error))?;
+    }
+    match cli::parse(std::env::args_os(), &ProcessEnvironment)? {
+        Invocation::Run(settings, app) => run(*settings, app),
+        Invocation::Checkpoint(request) => request.carry_out(&mut io::stdout()).map(|()| 0),
+        Invocation::Status(request) => request.carry_out(&mut io::stdout()).map(|()| 0),
+        Invocation::Print(text) => {
+            // Whoever asked and does not read has nothing to be told.
+            let _ = io::Write::write_all(&mut io::stdout(), text.as_bytes());
+            Ok(0)
+        }
+    }
+}
+
+fn run(settings: Settings, app: AppCommand) -> Result<u8, Failure> {
+    let clock = Clock::start();
+    sys::keep_descriptors_private().map_err(|error| {
+        before_ready("inherited descriptors cannot be closed to the app", error)
+    })?;
+    nix::sys::prctl::set_child_subreaper(true)
+        .map_err(|error| before_ready("orphans cannot be taken in", error.into()))?;
+    let logging = Logging::set_up(&settings.log).map_err(|error| {
+        Failure::new(
+            failure::ExitCode::FailedBeforeReady,
+            "the log cannot be set up",
+        )
+        .caused_by(error)
+    })?;
+    failure::report_panics();
+    for warning in &settings.warnings {
+        tracing::warn!("{warning}");
+    }
+    let runtime =
+        runtime().map_err(|error| before_ready("the runtime cannot be started", error))?;
+    let ended = runtime.block_on(supervise(settings, app, clock));
+    // A store call that hangs must not hold up the end.
+    runtime.shutdown_background();
+    logging.flush(LAST_WORDS);
+    ended
+}
+
+fn runtime() -> io::Result<Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
-        .max_blocking_threads(8)
-        .thread_keep_alive(std::time::Duration::from_secs(1 << 30))
+        .max_blocking_threads(BLOCKING_THREADS)
+        .thread_keep_alive(Duration::MAX)
         .enable_all()
         .build()
-        .expect("rt");
-    let result = runtime.block_on(async {
-        let signals = Signals::receive().expect("signals");
-        let (_tx, rx) = tokio::sync::mpsc::channel(8);
-        Supervisor::new(settings, argv, Arc::new(Reaper::default()), Clock::start())
-            .run(signals, rx)
-            .await
-    });
-    runtime.shutdown_background();
-    match result {
-        Ok(code) => ExitCode::from(code),
-        Err(f) => {
-            f.print();
-            ExitCode::from(f.code().number())
+}
+
+async fn supervise(settings: Settings, app: AppCommand, clock: Clock) -> Result<u8, Failure> {
+    let signals =
+        Signals::receive().map_err(|error| before_ready("signals cannot be received", error))?;
+    serve_metrics(&settings).await?;
+    let (sender, requests) = mpsc::channel(REQUESTS);
+    let callers = listen(&settings, sender);
+    let argv = std::iter::once(app.program).chain(app.arguments).collect();
+    let supervisor = Supervisor::new(settings, argv, Arc::new(Reaper::default()), clock);
+    let ended = supervisor.run(signals, requests).await;
+    if let Some(callers) = callers {
+        callers.served(LAST_WORDS).await;
+    }
+    ended
+}
+
+async fn serve_metrics(settings: &Settings) -> Result<(), Failure> {
+    let Some(address) = settings.metrics_listen else {
+        return Ok(());
+    };
+    let failed = |error| {
+        Failure::new(
+            failure::ExitCode::FailedBeforeReady,
+            format!("metrics cannot be served at {address}"),
+        )
+        .caused_by(error)
+        .remedy("choose another address with --metrics-listen, or leave it out")
+    };
+    let exporter = Exporter::install().map_err(failed)?;
+    let bound = exporter.serve(address).await.map_err(failed)?;
+    tracing::info!(%bound, "metrics are served");
+    Ok(())
+}
+
+/// Without a control socket the job is as safe as before: it must not fail for that.
+fn listen(
+    settings: &Settings,
+    requests: mpsc::Sender<reprieve::supervisor::Request>,
+) -> Option<Callers> {
+    match server::listen(&settings.control_socket, requests) {
+        Ok(callers) => Some(callers),
+        Err(error) => {
+            let path = settings.control_socket.display();
+            tracing::warn!(%path, %error, "no control socket: `reprieve checkpoint` and `status` will not work here");
+            None
         }
     }
+}
+
+fn before_ready(what: &str, error: io::Error) -> Failure {
+    Failure::new(failure::ExitCode::FailedBeforeReady, what).caused_by(error)
 }

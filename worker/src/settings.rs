@@ -1263,7 +1263,7 @@ fn check_log_filter(text: &str) -> Result<Checked, Problem> {
 }
 
 /// What a value of this kind looks like, to complete "write ...".
-fn expected(kind: Kind) -> String {
+pub(crate) fn expected(kind: Kind) -> String {
     let duration = |duration: Duration| match duration {
         Duration::ZERO => "0s".to_string(),
         DAY => "24h".to_string(),

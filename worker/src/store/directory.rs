@@ -958,34 +958,42 @@ mod tests {
         };
         let lock = call.lock().expect("free");
 
-        // Given up by its caller, a waiting change must not happen once the lock is free.
-        let waiting = store.put(
-            "x",
-            Bytes::from_static(b"late"),
-            Condition::Matches(tag_of(b"")),
-        );
+        // Given up by its caller, a change stops waiting while the lock is still held, and takes its file with it.
+        let late = Bytes::from_static(b"late");
+        let waiting = store.put("x", late.clone(), Condition::Matches(tag_of(b"")));
         tokio::time::timeout(Duration::from_millis(50), waiting)
             .await
             .expect_err("the lock is held");
+        let deadline = Instant::now() + LOCK_LIMIT / 2;
+        while files_below(root.path()) != ["x"] {
+            assert!(Instant::now() < deadline, "it still waits");
+            tokio::task::yield_now().await;
+        }
+
         store
             .put("x", Bytes::from_static(b"a"), Condition::Always)
             .await
             .expect("needs no lock");
-        store
-            .put("x", Bytes::new(), Condition::Always)
-            .await
-            .expect("needs no lock");
         drop(lock);
-        // Whoever waited is gone or refused now: the lock is free, and stays so.
+        let matches = Condition::Matches(tag_of(b"a"));
         store
-            .put(
-                "x",
-                Bytes::from_static(b"in time"),
-                Condition::Matches(tag_of(b"")),
-            )
+            .put("x", Bytes::from_static(b"b"), matches)
             .await
-            .expect("free again");
-        assert_eq!(store.get("x", 10).await.expect("get").bytes, "in time");
+            .expect("the lock is free");
+
+        // Nor does it happen when it is given up at the last moment, with or without a lock.
+        call.given_up.store(true, Ordering::Relaxed);
+        for condition in [
+            Condition::Always,
+            Condition::Absent,
+            Condition::Matches(tag_of(b"b")),
+        ] {
+            let error = call
+                .put(&late, &condition)
+                .expect_err("nobody waits for it");
+            assert_eq!(error.kind, StoreErrorKind::Unavailable);
+        }
+        assert_eq!(store.get("x", 10).await.expect("get").bytes, "b");
     }
 
     /// Two processes add to one number; a lost update would show in the sum.

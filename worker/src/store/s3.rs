@@ -142,13 +142,16 @@ impl S3Store {
         if let Some(fault) = options.endpoint.as_deref().and_then(endpoint_fault) {
             return Err(refuse(format!("the endpoint {fault}")));
         }
-        let shared = tokio::time::timeout(options.limits.answer, Box::pin(sdk_config(options)))
-            .await
-            .map_err(|_| {
-                let message = "the machine's region could not be found out in time; set it";
-                let kind = StoreErrorKind::Unavailable;
-                StoreError::new(kind, "open", address.clone(), message)
-            })?;
+        let shared = tokio::time::timeout(
+            options.limits.answer,
+            Box::pin(sdk_config(options, trust_store())),
+        )
+        .await
+        .map_err(|_| {
+            let message = "the machine's region could not be found out in time; set it";
+            let kind = StoreErrorKind::Unavailable;
+            StoreError::new(kind, "open", address.clone(), message)
+        })?;
         if shared.region().is_none() {
             return Err(refuse(
                 "no region is set; set AWS_REGION or the store's region".to_owned(),
@@ -869,7 +872,7 @@ impl Error for Cause {
 
 // ---- Settings of the SDK
 
-async fn sdk_config(options: &S3Options) -> aws_config::SdkConfig {
+async fn sdk_config(options: &S3Options, trusted: TrustStore) -> aws_config::SdkConfig {
     let region = RegionProviderChain::first_try(options.region.clone().map(Region::new));
     let region = match options.endpoint {
         // Not AWS: the region is a formality, and there is no machine service to ask for it.
@@ -879,9 +882,7 @@ async fn sdk_config(options: &S3Options) -> aws_config::SdkConfig {
             .or_else(Region::from_static("us-east-1")),
         None => region.or_default_provider(),
     };
-    let context = TlsContext::builder()
-        .with_trust_store(trust_store())
-        .build();
+    let context = TlsContext::builder().with_trust_store(trusted).build();
     let http = aws_smithy_http_client::Builder::new()
         .tls_provider(Provider::Rustls(CryptoMode::Ring))
         .tls_context(context.expect("a trust store is all it needs"))
@@ -913,6 +914,10 @@ fn trust_store() -> TrustStore {
     if !rustls_native_certs::load_native_certs().certs.is_empty() {
         return TrustStore::default();
     }
+    bundled_roots()
+}
+
+fn bundled_roots() -> TrustStore {
     let mut bundled = TrustStore::empty();
     for certificate in webpki_root_certs::TLS_SERVER_ROOT_CERTS {
         let body = base64::encode(certificate);
@@ -948,4 +953,105 @@ fn without_user_info(endpoint: &str) -> String {
 fn crc64_nvme(bytes: &[u8]) -> String {
     let checksum = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Nvme, bytes);
     base64::encode(checksum.to_be_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use aws_credential_types::provider::{ProvideCredentials, future};
+
+    use super::*;
+
+    fn options(endpoint: &str) -> S3Options {
+        let credentials = Credentials::new("id", "secret", None, None, "test");
+        S3Options {
+            endpoint: Some(endpoint.to_owned()),
+            credentials: Some(credentials),
+            ..S3Options::default()
+        }
+    }
+
+    fn store(config: Config) -> S3Store {
+        S3Store::with_config(config, "bucket", String::new(), S3Limits::default())
+    }
+
+    /// A chain of providers that ends this way.
+    #[derive(Debug)]
+    struct Fails(fn() -> CredentialsError);
+
+    impl ProvideCredentials for Fails {
+        fn provide_credentials<'a>(&'a self) -> future::ProvideCredentials<'a>
+        where
+            Self: 'a,
+        {
+            future::ProvideCredentials::ready(Err(self.0()))
+        }
+    }
+
+    #[tokio::test]
+    async fn missing_credentials_are_a_denial_and_unreachable_ones_are_not() {
+        let shared = sdk_config(&options("http://127.0.0.1:9"), trust_store()).await;
+        let cases: [(fn() -> CredentialsError, _); 4] = [
+            (
+                || CredentialsError::not_loaded("none"),
+                StoreErrorKind::Denied,
+            ),
+            (
+                || CredentialsError::invalid_configuration("a loop"),
+                StoreErrorKind::Denied,
+            ),
+            (
+                || CredentialsError::provider_error("503"),
+                StoreErrorKind::Unavailable,
+            ),
+            (
+                || CredentialsError::provider_timed_out(Duration::ZERO),
+                StoreErrorKind::Unavailable,
+            ),
+        ];
+        for (fails, kind) in cases {
+            let config = Config::from(&shared)
+                .to_builder()
+                .credentials_provider(Fails(fails))
+                .build();
+            let error = store(config).reach().await.expect_err("no credentials");
+            assert_eq!(error.kind, kind, "{error}");
+            assert!(error.message.contains("credentials"), "{error}");
+        }
+    }
+
+    /// The SDK panics over certificates that it cannot read.
+    #[tokio::test]
+    async fn the_certificates_built_in_are_usable() {
+        let shared = sdk_config(&options("https://127.0.0.1:9"), bundled_roots()).await;
+        let error = store(Config::from(&shared))
+            .reach()
+            .await
+            .expect_err("nobody listens");
+        assert_eq!(error.kind, StoreErrorKind::Unavailable, "{error}");
+    }
+
+    #[test]
+    fn each_status_has_its_kind_unless_a_code_says_more() {
+        for (status, code, kind) in [
+            (400, Some("ExpiredToken"), StoreErrorKind::Denied),
+            (403, None, StoreErrorKind::Denied),
+            (404, Some("NoSuchBucket"), StoreErrorKind::NoSuchStore),
+            (404, None, StoreErrorKind::NotFound),
+            (409, None, StoreErrorKind::Conflict),
+            (412, None, StoreErrorKind::ConditionFailed),
+            (416, None, StoreErrorKind::BadSize),
+            (429, None, StoreErrorKind::Throttled),
+            (503, None, StoreErrorKind::Throttled),
+            (504, None, StoreErrorKind::Unavailable),
+            (418, None, StoreErrorKind::Other),
+        ] {
+            assert_eq!(kind_of(status, code), kind, "{status} {code:?}");
+        }
+    }
+
+    #[test]
+    fn the_checksum_is_the_one_that_s3_computes() {
+        // The check value of CRC-64/NVME, 0xAE8B14860A799888.
+        assert_eq!(crc64_nvme(b"123456789"), "rosUhgp5mIg=");
+    }
 }

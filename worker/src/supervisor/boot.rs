@@ -26,11 +26,11 @@ use crate::settings::{Compression, OnNoValidSnapshot, PathStyle, Settings};
 use crate::store::{self, Addressing, S3Options, Store, StoreAddress, StoreError, StoreErrorKind};
 use crate::supervisor::checkpoint::Checkpointer;
 use crate::supervisor::child;
-use crate::supervisor::pids;
 use crate::supervisor::reaper::{Reaper, Watched};
 use crate::supervisor::restore::{RestoreError, Restorer, Resumed};
 use crate::supervisor::stdio::{Held, Kind, Stdio, Streams};
 use crate::supervisor::{LastSnapshot, with_causes};
+use crate::supervisor::{pids, proc};
 
 /// What of the memory budget is not for parts on their way: buffers between the threads, the part being filled, CRIU
 /// itself (11 MiB) and the program.
@@ -178,6 +178,7 @@ struct Prepared {
     criu: Criu,
     work: PathBuf,
     host: HostFacts,
+    strangers: Vec<i32>,
 }
 
 async fn prepare(settings: &Settings, address: &str, reaper: &Reaper) -> Result<Prepared, Failure> {
@@ -200,6 +201,11 @@ async fn prepare(settings: &Settings, address: &str, reaper: &Reaper) -> Result<
                 .caused_by(error)
                 .remedy("install CRIU 4.2 or later in the image, or set --criu to its path")
         })?;
+    // An entry point may have started something of its own before it became us.
+    let strangers = proc::processes()
+        .map(|all| proc::other_children(&all, nix::unistd::getpid().as_raw(), &[]))
+        .unwrap_or_default();
+    let strangers = strangers.iter().map(|process| process.pid).collect();
     let store = open(settings, address).await?;
     let host = host::facts(&criu.version);
     let catalog = Catalog::new(Arc::clone(&store), &settings.job);
@@ -209,6 +215,7 @@ async fn prepare(settings: &Settings, address: &str, reaper: &Reaper) -> Result<
         criu,
         work,
         host,
+        strangers,
     })
 }
 
@@ -275,6 +282,7 @@ impl Prepared {
                 workers,
                 ghost_limit: u64::from(settings.ghost_limit_bytes),
                 keep: settings.keep_generations as usize,
+                strangers: self.strangers,
             }),
         }
     }

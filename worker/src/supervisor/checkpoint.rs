@@ -143,6 +143,8 @@ pub(crate) struct Checkpointer {
     /// Bytes.
     pub ghost_limit: u64,
     pub keep: usize,
+    /// Children that we had before there was an app: not the app's.
+    pub strangers: Vec<i32>,
 }
 
 /// One attempt: everything it has to give back.
@@ -199,6 +201,7 @@ impl Checkpointer {
         let all = proc::processes()?;
         let mut known = self.reaper.watched();
         known.push(subject.root_pid);
+        known.extend(&self.strangers);
         let orphans = proc::other_children(&all, own_pid(), &known);
         if orphans.is_empty() {
             Ok(proc::tree(&all, subject.root_pid))
@@ -594,6 +597,9 @@ fn prefer(failure: CheckpointError, transfer: Option<CaptureError>) -> Checkpoin
 
 /// Waits for CRIU's end, with rising insistence.
 async fn wait_for(mut criu: Running) {
+    if criu.exit.is_terminated() {
+        return;
+    }
     for signal in [nix::libc::SIGTERM, nix::libc::SIGKILL] {
         if timeout(CURE_LIMIT, &mut criu.exit).await.is_ok() {
             return;

@@ -178,8 +178,10 @@ impl Restorer {
 
     /// Ends CRIU and whatever it had built so far.
     async fn clean_up(&self, criu: Watched, root_pid: i32) {
-        drop(sys::kill(criu.pid, nix::libc::SIGKILL));
-        drop(timeout(END_LIMIT, criu.exit).await);
+        if !criu.exit.is_terminated() {
+            drop(sys::kill(criu.pid, nix::libc::SIGKILL));
+            drop(timeout(END_LIMIT, criu.exit).await);
+        }
         let Ok(all) = proc::processes() else { return };
         let own = nix::unistd::getpid().as_raw();
         let is_ours = all
