@@ -26,7 +26,7 @@ test: setup lint ## All that CI checks: setup, lint and every test, end to end o
 	@echo "test: unit tests, contracts and end-to-end tests"
 	@cargo test --workspace --locked
 
-demo: setup build ## An eviction and a resume, to watch
+demo: setup build ## An eviction and a resume, to watch (ten seconds; the first build takes four minutes on two cores)
 	@infra/local/demo
 
 clean: ## Remove what was built, downloaded and made
