@@ -267,26 +267,74 @@ fn a_full_store_fails_the_checkpoint_and_nothing_else() {
 }
 
 #[test]
-fn whoever_claims_the_job_last_owns_it_and_the_other_stops_its_copy() {
+fn a_job_that_is_taken_over_is_stopped_where_it_ran() {
     let store = Store::new();
-    let first = store.host("first", COUNTER).start();
+    let first = store
+        .host_with("first", &["--lease-term", "1s"], COUNTER)
+        .start();
     wait_for_output(&first, "line 10");
     checkpoint_ok(&first);
     let second = store.host("second", COUNTER).start();
     resumed(&second);
-    let ran = checkpoint(&first);
-    assert_ne!(ran.code, 0, "{}{}", ran.stdout, ran.stderr);
+    // Nobody asks the first for anything: it finds out by its own sign of life.
     assert_eq!(first.wait_exit(LIMIT), Exit::Code(172));
-    assert!(
-        first
-            .stderr()
-            .text()
-            .contains("another worker owns this job"),
-        "{}",
-        first.stderr().text()
-    );
+    let said = first.stderr().text();
+    assert!(said.contains("another worker owns the job"), "{said}");
     checkpoint_ok(&second);
     evict(&second);
+}
+
+#[test]
+fn a_second_worker_waits_for_a_goodbye_and_then_goes_on_at_once() {
+    let store = Store::new();
+    let first = store.host("first", COUNTER).start();
+    wait_for_output(&first, "line 10");
+    // Longer than this test: only the goodbye can be what it hears.
+    let patient = ["--on-other-owner", "wait", "--lease-term", "2m"];
+    let second = store.host_with("second", &patient, COUNTER).start();
+    let told = wait_for_log(&second, "another worker owns the job; waiting");
+    assert!(told.contains("first"), "{told}");
+    evict(&first);
+    resumed(&second);
+    wait_until(LIMIT, "more lines", || second.stdout().lines().len() > 10);
+    second.destroy();
+    assert_counts(
+        &(first.stdout().text() + &second.stdout().lines().join("\n")),
+        None,
+    );
+}
+
+#[test]
+fn an_owner_that_died_without_a_goodbye_is_followed_after_the_term() {
+    let store = Store::new();
+    let first = store.host("first", COUNTER).start();
+    wait_for_output(&first, "line 10");
+    checkpoint_ok(&first);
+    first.destroy();
+    let second = store
+        .host_with(
+            "second",
+            &["--on-other-owner", "wait", "--lease-term", "1s"],
+            COUNTER,
+        )
+        .start();
+    wait_for_log(&second, "the owner of the job is silent");
+    resumed(&second);
+}
+
+#[test]
+fn a_worker_may_be_told_to_leave_a_job_that_has_an_owner() {
+    let store = Store::new();
+    let first = store.host("first", COUNTER).start();
+    wait_for_output(&first, "line 10");
+    let second = store
+        .host_with("second", &["--on-other-owner", "leave"], COUNTER)
+        .start();
+    assert_eq!(second.wait_exit(LIMIT), Exit::Code(172));
+    assert_eq!(second.stdout().text(), "");
+    let said = second.stderr().text();
+    assert!(said.contains("is owned by worker"), "{said}");
+    checkpoint_ok(&first);
 }
 
 #[test]

@@ -30,7 +30,7 @@ impl Store {
     }
 
     pub(crate) fn host_with(&self, name: &str, options: &[&str], app: &[&str]) -> harness::Builder {
-        let always = [
+        let mut all = vec![
             "--store",
             "file:///snapshots",
             "--job",
@@ -38,9 +38,14 @@ impl Store {
             "--term-grace",
             "60s",
         ];
+        if !options.contains(&"--on-other-owner") {
+            // Hosts are destroyed here without a goodbye; what waiting means has tests of its own.
+            all.extend(["--on-other-owner", "take-over"]);
+        }
+        all.extend(options);
         Host::builder(name)
             .bind(self.path(), "/snapshots")
-            .reprieve(always.iter().chain(options).copied(), app.iter().copied())
+            .reprieve(all, app.iter().copied())
     }
 
     /// Every object of the job, relative to the store.

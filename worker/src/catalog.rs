@@ -50,10 +50,17 @@ pub struct Catalog {
 #[derive(Debug)]
 pub struct Found {
     head: Option<Head>,
-    tag: Option<Tag>,
+    pub tag: Option<Tag>,
     pub contents: Contents,
     /// Why the head could not be used, when there was one.
     pub damage: Option<DocumentError>,
+}
+
+impl Found {
+    /// Who owns the job, unless they said goodbye.
+    pub fn owner(&self) -> Option<&Owner> {
+        self.head.as_ref().and_then(|head| head.owner.as_ref())
+    }
 }
 
 /// The right to commit: the head as we last wrote it.
@@ -170,29 +177,57 @@ impl Catalog {
             taken_at_ms: manifest.taken_at_ms,
             stored_bytes: manifest.sizes.stored,
         };
-        let write = async |lease: &Lease| {
-            let dropped = retention::superseded(&lease.head.generations, keep);
-            let head = lease.head.committed(generation.clone(), &dropped, nonce());
-            self.replace(Some(lease.tag.clone()), head, deadline).await
+        self.update(lease, deadline, |head| {
+            let dropped = retention::superseded(&head.generations, keep);
+            head.committed(generation.clone(), &dropped, nonce())
+        })
+        .await
+    }
+
+    /// Gives a sign of life. Fails with [`CatalogError::Fenced`] when another worker owns the job.
+    pub async fn beat(&self, lease: &mut Lease, deadline: Instant) -> Result<(), CatalogError> {
+        self.update(lease, deadline, |head| head.beaten(nonce()))
+            .await
+    }
+
+    /// Replaces the head by a change of it. It may have been replaced under the same ownership: by an earlier write of
+    /// ours whose fate was unknown, or by an operator's command; then the change is made to that one.
+    async fn update(
+        &self,
+        lease: &mut Lease,
+        deadline: Instant,
+        change: impl Fn(&Head) -> Head,
+    ) -> Result<(), CatalogError> {
+        let written = self
+            .replace(Some(lease.tag.clone()), change(&lease.head), deadline)
+            .await;
+        *lease = match written {
+            Err(CatalogError::Fenced(by)) => {
+                let present = self.present(deadline).await?;
+                if !present.head.has_same_owner(&lease.head) {
+                    return Err(CatalogError::Fenced(by));
+                }
+                self.replace(Some(present.tag), change(&present.head), deadline)
+                    .await?
+            }
+            other => other?,
         };
-        let written = match write(lease).await {
-            // An earlier write of ours whose fate was unknown has taken place after all.
-            Err(CatalogError::Fenced(by)) => match self.still_ours(lease, deadline).await? {
-                Some(present) => write(&present).await,
-                None => Err(CatalogError::Fenced(by)),
-            },
-            other => other,
-        };
-        *lease = written?;
         Ok(())
     }
 
-    /// The head as it is now, if it is still one that this owner wrote in this epoch.
-    async fn still_ours(
-        &self,
-        lease: &Lease,
-        deadline: Instant,
-    ) -> Result<Option<Lease>, CatalogError> {
+    /// Looks the head up again: fails with [`CatalogError::Fenced`] when another worker owns the job, and takes over
+    /// what an earlier write of ours may have left there.
+    pub async fn refresh(&self, lease: &mut Lease, deadline: Instant) -> Result<(), CatalogError> {
+        let present = self.present(deadline).await?;
+        if !present.head.has_same_owner(&lease.head) {
+            let by = describe(present.head.owner.as_ref(), present.head.epoch);
+            return Err(CatalogError::Fenced(by));
+        }
+        *lease = present;
+        Ok(())
+    }
+
+    async fn present(&self, deadline: Instant) -> Result<Lease, CatalogError> {
         let key = self.key(head::KEY);
         let present = retry::retry(deadline, "get", || {
             self.store.get(&key, document::SIZE_LIMIT)
@@ -200,11 +235,10 @@ impl Catalog {
         .await?;
         let head = Head::from_bytes(&present.bytes)
             .map_err(|source| CatalogError::Head { key, source })?;
-        let ours = head.epoch == lease.head.epoch && head.owner == lease.head.owner;
-        Ok(ours.then_some(Lease {
+        Ok(Lease {
             head,
             tag: present.tag,
-        }))
+        })
     }
 
     async fn put_manifest(
@@ -238,17 +272,12 @@ impl Catalog {
     /// Says goodbye, and how the job ended if it did, so that the next owner need not wonder.
     pub async fn release(
         &self,
-        lease: Lease,
+        lease: &mut Lease,
         finished: Option<Finished>,
         deadline: Instant,
     ) -> Result<(), CatalogError> {
-        self.replace(
-            Some(lease.tag),
-            lease.head.released(finished, nonce()),
-            deadline,
-        )
-        .await
-        .map(drop)
+        self.update(lease, deadline, |head| head.released(finished, nonce()))
+            .await
     }
 
     async fn replace(

@@ -279,6 +279,24 @@ pub const TABLE: &[Setting] = &[
         meaning: "How long restoring one snapshot may take before the next older one is tried.",
     },
     Setting {
+        name: "on-other-owner",
+        section: BOOT,
+        kind: Kind::Choice(OnOtherOwner::NAMES),
+        default: Some("wait"),
+        unset: "",
+        meaning: "When another worker runs the job: wait until it says goodbye or is silent for lease-term, take the job \
+                  over at once (the other one then stops its copy), or leave with exit code 172.",
+    },
+    Setting {
+        name: "lease-term",
+        section: BOOT,
+        kind: Kind::Duration(Duration::from_secs(1), DAY),
+        default: Some("30s"),
+        unset: "",
+        meaning: "An owner of the job gives a sign of life in the store three times in this time; one that is silent for \
+                  as long is taken for dead.",
+    },
+    Setting {
         name: "on-no-valid-snapshot",
         section: BOOT,
         kind: Kind::Choice(OnNoValidSnapshot::NAMES),
@@ -355,6 +373,11 @@ named! {
 }
 
 named! {
+    /// What to do when another worker owns the job.
+    pub enum OnOtherOwner { Wait = "wait", TakeOver = "take-over", Leave = "leave", }
+}
+
+named! {
     /// What becomes of a SIGTERM whose checkpoint failed.
     pub enum OnCheckpointFailure { RunOn = "run-on", Forward = "forward", }
 }
@@ -399,6 +422,8 @@ pub struct Settings {
     pub signal_target: SignalTarget,
     pub boot_timeout: Duration,
     pub restore_timeout: Duration,
+    pub on_other_owner: OnOtherOwner,
+    pub lease_term: Duration,
     pub on_no_valid_snapshot: OnNoValidSnapshot,
     /// Absolute, or a bare name to look up in PATH.
     pub criu: PathBuf,
@@ -555,6 +580,8 @@ impl Settings {
             signal_target: merged.need("signal-target", Checked::choice(SignalTarget::from_name)),
             boot_timeout: merged.need("boot-timeout", Checked::duration),
             restore_timeout: merged.need("restore-timeout", Checked::duration),
+            on_other_owner: merged.need("on-other-owner", Checked::choice(OnOtherOwner::from_name)),
+            lease_term: merged.need("lease-term", Checked::duration),
             on_no_valid_snapshot: merged.need(
                 "on-no-valid-snapshot",
                 Checked::choice(OnNoValidSnapshot::from_name),
@@ -1567,6 +1594,8 @@ mod tests {
                 signal_target: SignalTarget::Group,
                 boot_timeout: Duration::from_secs(60),
                 restore_timeout: Duration::from_secs(600),
+                on_other_owner: OnOtherOwner::Wait,
+                lease_term: Duration::from_secs(30),
                 on_no_valid_snapshot: OnNoValidSnapshot::Fail,
                 criu: "criu".into(),
                 work_dir: None,
@@ -1604,6 +1633,8 @@ mod tests {
         ("signal-target", "child"),
         ("boot-timeout", "10s"),
         ("restore-timeout", "1h"),
+        ("on-other-owner", "leave"),
+        ("lease-term", "1m"),
         ("on-no-valid-snapshot", "start"),
         ("criu", "/opt/criu"),
         ("work-dir", "/scratch"),
@@ -1667,6 +1698,8 @@ mod tests {
             signal_target: SignalTarget::Child,
             boot_timeout: Duration::from_secs(10),
             restore_timeout: Duration::from_secs(3600),
+            on_other_owner: OnOtherOwner::Leave,
+            lease_term: Duration::from_secs(60),
             on_no_valid_snapshot: OnNoValidSnapshot::Start,
             criu: "/opt/criu".into(),
             work_dir: Some("/scratch".into()),

@@ -24,6 +24,9 @@ pub struct Owner {
     pub host: String,
     /// Wall clock of the owner, in milliseconds since the Unix epoch.
     pub since_ms: u64,
+    /// Counts its signs of life. Others watch whether it moves, by their own clock.
+    #[serde(default)]
+    pub beat: u64,
 }
 
 /// One snapshot that counts.
@@ -110,6 +113,26 @@ impl Head {
         }
     }
 
+    /// The head after its owner gave a sign of life.
+    #[must_use]
+    pub fn beaten(&self, nonce: String) -> Self {
+        let beat = |owner: &Owner| Owner {
+            beat: owner.beat + 1,
+            ..owner.clone()
+        };
+        Self {
+            nonce,
+            owner: self.owner.as_ref().map(beat),
+            ..self.clone()
+        }
+    }
+
+    /// Whether both were written by the same owner in the same epoch.
+    pub fn has_same_owner(&self, other: &Self) -> bool {
+        let worker = |head: &Self| head.owner.as_ref().map(|owner| owner.worker.clone());
+        self.epoch == other.epoch && worker(self) == worker(other)
+    }
+
     /// The head after its owner said goodbye, and how the job ended if it did.
     #[must_use]
     pub fn released(&self, finished: Option<Finished>, nonce: String) -> Self {
@@ -159,6 +182,7 @@ mod tests {
             worker: "w".into(),
             host: "h".into(),
             since_ms: 1,
+            beat: 0,
         };
         let head = Head::new("job").committed(generation(1), &[], "a".into());
         let claimed = head.claimed(owner.clone(), "b".into());

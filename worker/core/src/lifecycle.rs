@@ -64,6 +64,8 @@ pub enum Event {
     AppReady,
     AppEnded,
     CheckpointEnded(Ended),
+    /// Another worker owns the job now.
+    Fenced,
 }
 
 /// What to do.
@@ -127,6 +129,7 @@ struct Run {
     /// A wish to stop that this run does not satisfy.
     next: Option<(Notice, Vec<RequestId>)>,
     app_ended: bool,
+    fenced: bool,
 }
 
 #[derive(Debug)]
@@ -184,6 +187,7 @@ impl Lifecycle {
             Event::AppReady => self.ready(),
             Event::AppEnded => self.app_ended(),
             Event::CheckpointEnded(how) => self.checkpoint_ended(how, now),
+            Event::Fenced => self.fenced(),
         }
     }
 
@@ -300,12 +304,32 @@ impl Lifecycle {
         }
     }
 
+    fn fenced(&mut self) -> Vec<Effect> {
+        match &mut self.state {
+            State::Checkpointing(run) => {
+                // It cannot be committed any more; when it has ended, the frozen app is let go and can be stopped.
+                run.fenced = true;
+                Vec::new()
+            }
+            State::Running => {
+                self.state = State::Over;
+                vec![Effect::Finish(Finish::Fenced)]
+            }
+            State::Booting { .. } | State::Over => Vec::new(),
+        }
+    }
+
     fn checkpoint_ended(&mut self, how: Ended, now: Moment) -> Vec<Effect> {
         let State::Checkpointing(run) = std::mem::replace(&mut self.state, State::Running) else {
             return Vec::new();
         };
         let mut effects: Vec<Effect> = run.waiting.into_iter().map(Effect::Answer).collect();
         let stopped = how == Ended::Durable && run.notice.afterwards == Afterwards::Stop;
+        let how = if run.fenced && !stopped {
+            Ended::Fenced
+        } else {
+            how
+        };
         if let Some(finish) = finish(how, stopped, run.app_ended) {
             self.state = State::Over;
             let unserved = run.next.into_iter().flat_map(|(_, waiting)| waiting);
@@ -337,6 +361,7 @@ impl Lifecycle {
                     held: Vec::new(),
                     next: None,
                     app_ended: false,
+                    fenced: false,
                 });
                 vec![Effect::Begin { notice, budget }]
             }
@@ -513,6 +538,22 @@ mod tests {
     }
 
     #[test]
+    fn a_fenced_job_ends_at_once_or_when_its_checkpoint_has() {
+        let mut life = running(POLICY);
+        assert_eq!(
+            life.handle(Event::Fenced, T0),
+            [Effect::Finish(Finish::Fenced)]
+        );
+        let mut life = running(POLICY);
+        life.handle(request(1, Afterwards::Continue), T0);
+        assert_eq!(life.handle(Event::Fenced, T0), []);
+        assert_eq!(
+            life.handle(Event::CheckpointEnded(Ended::Failed), T0),
+            [Effect::Answer(RequestId(1)), Effect::Finish(Finish::Fenced)]
+        );
+    }
+
+    #[test]
     fn a_deadline_that_leaves_no_time_is_told_and_the_job_runs_on() {
         let mut life = running(Policy {
             term_grace_ms: 100,
@@ -526,7 +567,7 @@ mod tests {
     }
 
     fn any_event() -> impl Strategy<Value = u8> {
-        0u8..9
+        0u8..10
     }
 
     proptest! {
@@ -554,7 +595,8 @@ mod tests {
                     5 => Event::AppEnded,
                     6 => Event::CheckpointEnded(Ended::Durable),
                     7 => Event::CheckpointEnded(Ended::Failed),
-                    _ => Event::CheckpointEnded(Ended::Fenced),
+                    8 => Event::CheckpointEnded(Ended::Fenced),
+                    _ => Event::Fenced,
                 };
                 if matches!(event, Event::CheckpointEnded(_)) {
                     if under_way == 0 { continue }

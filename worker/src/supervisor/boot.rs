@@ -12,9 +12,9 @@ use reprieve_core::document;
 use reprieve_core::head::{Generation, Owner};
 use reprieve_core::manifest::HostFacts;
 use reprieve_core::selection::{Candidate, Contents};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
-use crate::catalog::{self, Catalog, CatalogError, Found, Lease};
+use crate::catalog::{self, Catalog, CatalogError, Found};
 use crate::engine::criu::Criu;
 use crate::failure::{ExitCode, Failure};
 use crate::host;
@@ -22,10 +22,11 @@ use crate::metrics::{self, RestoreOutcome, StartedHow};
 use crate::pages::codec::Effort;
 use crate::pages::load;
 use crate::pages::parts::PART;
-use crate::settings::{Compression, OnNoValidSnapshot, PathStyle, Settings};
+use crate::settings::{Compression, OnNoValidSnapshot, OnOtherOwner, PathStyle, Settings};
 use crate::store::{self, Addressing, S3Options, Store, StoreAddress, StoreError, StoreErrorKind};
 use crate::supervisor::checkpoint::Checkpointer;
 use crate::supervisor::child;
+use crate::supervisor::ownership::Ownership;
 use crate::supervisor::reaper::{Reaper, Watched};
 use crate::supervisor::restore::{RestoreError, Restorer, Resumed};
 use crate::supervisor::stdio::{Held, Kind, Stdio, Streams};
@@ -35,6 +36,9 @@ use crate::supervisor::{pids, proc};
 /// What of the memory budget is not for parts on their way: buffers between the threads, the part being filled, CRIU
 /// itself (11 MiB) and the program.
 const FIXED_BYTES: u64 = 40 << 20;
+
+/// Signs of life in a lease's term.
+pub(crate) const BEATS: u32 = 3;
 
 /// How the app came to run.
 #[derive(Clone, Copy, Debug)]
@@ -90,7 +94,6 @@ pub struct Booted {
     pub(crate) stdio: Stdio,
     pub(crate) origin: Origin,
     pub(crate) protection: Option<Protection>,
-    pub(crate) lease: Option<Lease>,
 }
 
 /// Boots.
@@ -99,44 +102,129 @@ pub(crate) async fn boot(
     argv: Vec<OsString>,
     reaper: Arc<Reaper>,
     gate: Arc<Gate>,
+    owned: Arc<OnceLock<Arc<Ownership>>>,
 ) -> Result<Booted, Failure> {
     let Some(address) = settings.store.clone() else {
         tracing::warn!("no store is set: the app runs without checkpoints");
-        return start(&reaper, &gate, &argv, None, None).await;
+        return start(&reaper, &gate, &argv, None).await;
     };
     let prepared = prepare(&settings, &address, &reaper).await?;
-    let deadline = Instant::now() + settings.boot_timeout;
-    let found = prepared
-        .catalog
-        .find(deadline)
-        .await
-        .map_err(|error| unreadable(&address, error))?;
-    tell(&found);
-    let candidates = candidates(&found.contents);
-    let listed = match &found.contents {
-        Contents::Recovered(candidates) => recovered(&prepared, candidates, deadline).await,
-        _ => Vec::new(),
-    };
-    let lease = prepared
-        .catalog
-        .claim(&found, owner(), listed, deadline)
-        .await;
-    let lease = lease.map_err(|error| unclaimed(&address, error))?;
-    tracing::info!(
-        job = settings.job,
-        epoch = lease.head.epoch,
-        "this worker owns the job"
-    );
+    let (candidates, ownership) = own(&prepared, &settings, &address).await?;
+    owned.set(Arc::clone(&ownership)).expect("a boot owns once");
     let restorer = prepared.restorer(&reaper, &gate);
     let resumed = resume(&restorer, &candidates, &settings).await?;
-    let protection = Some(prepared.protection(&settings, &reaper));
+    let protection = Some(prepared.protection(&settings, &reaper, ownership));
     match resumed {
-        Some(resumed) => Ok(running(resumed, protection, lease)),
-        None => start(&reaper, &gate, &argv, protection, Some(lease)).await,
+        Some(resumed) => Ok(running(resumed, protection)),
+        None => start(&reaper, &gate, &argv, protection).await,
     }
 }
 
-fn running(resumed: Resumed, protection: Option<Protection>, lease: Lease) -> Booted {
+/// Takes the job over when its turn has come, and says what there is to resume.
+async fn own(
+    prepared: &Prepared,
+    settings: &Settings,
+    address: &str,
+) -> Result<(Vec<Candidate>, Arc<Ownership>), Failure> {
+    loop {
+        let found = turn(&prepared.catalog, settings, address).await?;
+        let deadline = Instant::now() + settings.boot_timeout;
+        let candidates = candidates(&found.contents);
+        let listed = match &found.contents {
+            Contents::Recovered(candidates) => recovered(prepared, candidates, deadline).await,
+            _ => Vec::new(),
+        };
+        match prepared
+            .catalog
+            .claim(&found, owner(), listed, deadline)
+            .await
+        {
+            Ok(lease) => {
+                tell(&found);
+                tracing::info!(
+                    job = settings.job,
+                    epoch = lease.head.epoch,
+                    "this worker owns the job"
+                );
+                let ownership =
+                    Ownership::begin(prepared.catalog.clone(), lease, settings.lease_term);
+                return Ok((candidates, ownership));
+            }
+            Err(CatalogError::Fenced(by)) if settings.on_other_owner == OnOtherOwner::Wait => {
+                tracing::info!(by, "another worker took the job at the same moment");
+            }
+            Err(error) => return Err(unclaimed(address, error)),
+        }
+    }
+}
+
+/// Waits until the job may be claimed: it has no owner, or one that is silent, or the settings say not to wait.
+///
+/// Whether an owner is silent is judged by our own clock only: its sign of life does not change for as long as it
+/// should have given three.
+async fn turn(catalog: &Catalog, settings: &Settings, address: &str) -> Result<Found, Failure> {
+    let find = async || {
+        let deadline = Instant::now() + settings.boot_timeout;
+        let found = catalog.find(deadline).await;
+        found.map_err(|error| unreadable(address, error))
+    };
+    let mut found = find().await?;
+    let mut unchanged_since = Instant::now();
+    let mut told = false;
+    while let Some(owner) = found.owner() {
+        match settings.on_other_owner {
+            OnOtherOwner::TakeOver => {
+                tracing::warn!(
+                    owner = owner.worker,
+                    host = owner.host,
+                    "the job is taken over from its owner"
+                );
+                break;
+            }
+            OnOtherOwner::Leave => return Err(has_owner(settings, owner)),
+            OnOtherOwner::Wait => {}
+        }
+        if unchanged_since.elapsed() >= settings.lease_term {
+            tracing::warn!(
+                owner = owner.worker,
+                host = owner.host,
+                "the owner of the job is silent; it died without a goodbye, and the job is taken over"
+            );
+            break;
+        }
+        if !told {
+            let age_ms = host::wall_ms().saturating_sub(owner.since_ms);
+            tracing::info!(
+                owner = owner.worker,
+                host = owner.host,
+                since_ms_ago = age_ms,
+                term = ?settings.lease_term,
+                "another worker owns the job; waiting until it says goodbye or is silent"
+            );
+            told = true;
+        }
+        sleep(settings.lease_term / BEATS / 2).await;
+        let before = found.tag.clone();
+        found = find().await?;
+        if found.tag != before {
+            unchanged_since = Instant::now();
+        }
+    }
+    Ok(found)
+}
+
+fn has_owner(settings: &Settings, owner: &Owner) -> Failure {
+    let what = format!(
+        "job {} is owned by worker {} on {}",
+        settings.job, owner.worker, owner.host
+    );
+    Failure::new(ExitCode::Fenced, what).remedy(
+        "nothing was started; wait for it (--on-other-owner wait), take the job over (--on-other-owner take-over), or \
+         give this one another name (--job)",
+    )
+}
+
+fn running(resumed: Resumed, protection: Option<Protection>) -> Booted {
     let Resumed {
         watched,
         stdio,
@@ -166,7 +254,6 @@ fn running(resumed: Resumed, protection: Option<Protection>, lease: Lease) -> Bo
         stdio,
         origin: Origin::Resumed { snapshot, took },
         protection,
-        lease: Some(lease),
     }
 }
 
@@ -175,7 +262,6 @@ async fn start(
     gate: &Gate,
     argv: &[OsString],
     protection: Option<Protection>,
-    lease: Option<Lease>,
 ) -> Result<Booted, Failure> {
     // Before the first process of the app: every one of them will need its number again.
     pids::leave_reserved_range();
@@ -200,7 +286,6 @@ async fn start(
         stdio,
         origin: Origin::Scratch,
         protection,
-        lease,
     })
 }
 
@@ -292,7 +377,12 @@ impl Prepared {
         }
     }
 
-    fn protection(self, settings: &Settings, reaper: &Arc<Reaper>) -> Protection {
+    fn protection(
+        self,
+        settings: &Settings,
+        reaper: &Arc<Reaper>,
+        ownership: Arc<Ownership>,
+    ) -> Protection {
         let for_parts = settings.memory_budget_bytes.saturating_sub(FIXED_BYTES) / PART as u64;
         let workers = std::thread::available_parallelism()
             .map_or(1, usize::from)
@@ -301,6 +391,7 @@ impl Prepared {
             checkpointer: Arc::new(Checkpointer {
                 criu: self.criu,
                 catalog: self.catalog,
+                ownership,
                 reaper: Arc::clone(reaper),
                 work: self.work,
                 host: self.host,
@@ -327,6 +418,7 @@ fn owner() -> Owner {
         worker: catalog::nonce(),
         host: host::hostname(),
         since_ms: host::wall_ms(),
+        beat: 0,
     }
 }
 

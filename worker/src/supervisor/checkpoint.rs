@@ -23,7 +23,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant as TokioInstant, sleep_until, timeout};
 
-use crate::catalog::{self, Catalog, CatalogError, Lease};
+use crate::catalog::{self, Catalog, CatalogError};
 use crate::engine::criu::{self, Criu, CriuError, DumpOrder};
 use crate::engine::hook::{Asked, Hooks};
 use crate::host;
@@ -35,6 +35,7 @@ use crate::pages::known::{self, Assembled, Known};
 use crate::pages::load;
 use crate::pages::parts::{self, Destination, Stored};
 use crate::store::StoreError;
+use crate::supervisor::ownership::Ownership;
 use crate::supervisor::proc::{self, Process};
 use crate::supervisor::reaper::Reaper;
 use crate::supervisor::stdio::{CutError, Held, Stdio};
@@ -137,6 +138,7 @@ impl CheckpointError {
 pub(crate) struct Checkpointer {
     pub criu: Criu,
     pub catalog: Catalog,
+    pub ownership: Arc<Ownership>,
     pub reaper: Arc<Reaper>,
     pub work: PathBuf,
     pub host: HostFacts,
@@ -186,10 +188,9 @@ struct Running {
 }
 
 impl Checkpointer {
-    /// Takes one. `lease` is the right to commit and is renewed by it.
+    /// Takes one.
     pub(crate) async fn run(
         &self,
-        lease: &mut Lease,
         subject: &Subject,
         notice: Notice,
         limits: watch::Receiver<Limits>,
@@ -205,7 +206,7 @@ impl Checkpointer {
             limits,
             begun: Instant::now(),
         };
-        let result = attempt.run(lease, notice).await;
+        let result = attempt.run(notice).await;
         keep_log(&self.work, &images, result.is_err());
         result
     }
@@ -254,17 +255,19 @@ async fn blocking<T: Send + 'static>(
 }
 
 impl Attempt<'_> {
-    async fn run(mut self, lease: &mut Lease, notice: Notice) -> Result<Report, CheckpointError> {
+    async fn run(mut self, notice: Notice) -> Result<Report, CheckpointError> {
         self.of.refuse_orphans(self.subject)?;
-        // While the app still runs: what the store has of it already.
+        // While the app still runs: whether it is still ours to commit, and what the store has of it already.
+        let deadline = self.limits.borrow().stored_by;
+        self.of.ownership.refresh(deadline).await?;
         let known = Arc::new(self.known().await?);
         metrics::checkpoint_phase_lasted(CheckpointPhase::Prepare, self.begun.elapsed());
         let dumping = Instant::now();
         let frozen = self.freeze(&known).await?;
         metrics::checkpoint_phase_lasted(CheckpointPhase::Dump, dumping.elapsed());
         match notice.afterwards {
-            Afterwards::Stop => self.store_and_stop(lease, notice, frozen).await,
-            Afterwards::Continue => self.thaw_and_store(lease, notice, frozen).await,
+            Afterwards::Stop => self.store_and_stop(notice, frozen).await,
+            Afterwards::Continue => self.thaw_and_store(notice, frozen).await,
         }
     }
 
@@ -408,7 +411,6 @@ impl Attempt<'_> {
 
     async fn store_and_stop(
         &mut self,
-        lease: &mut Lease,
         notice: Notice,
         frozen: Frozen,
     ) -> Result<Report, CheckpointError> {
@@ -422,8 +424,8 @@ impl Attempt<'_> {
             result = async {
                 let tree = self.of.refuse_orphans(self.subject)?;
                 let held = self.cut().await?;
-                let manifest = self.store(lease, notice, &tree, held, transfer).await?;
-                self.commit(lease, &manifest).await?;
+                let manifest = self.store(notice, &tree, held, transfer).await?;
+                self.commit(&manifest).await?;
                 Ok((manifest, tree))
             } => result,
             // It should wait for our answer; if it does not, the app is no longer frozen.
@@ -452,7 +454,6 @@ impl Attempt<'_> {
 
     async fn thaw_and_store(
         &mut self,
-        lease: &mut Lease,
         notice: Notice,
         frozen: Frozen,
     ) -> Result<Report, CheckpointError> {
@@ -472,8 +473,8 @@ impl Attempt<'_> {
         let result = match cut {
             Ok((tree, held)) => {
                 async {
-                    let manifest = self.store(lease, notice, &tree, held, transfer).await?;
-                    self.commit(lease, &manifest).await?;
+                    let manifest = self.store(notice, &tree, held, transfer).await?;
+                    self.commit(&manifest).await?;
                     Ok(self.report(&manifest, frozen_for))
                 }
                 .await
@@ -496,7 +497,6 @@ impl Attempt<'_> {
     /// Stores everything but the manifest.
     async fn store(
         &mut self,
-        lease: &Lease,
         notice: Notice,
         tree: &[Process],
         held: Held,
@@ -557,16 +557,13 @@ impl Attempt<'_> {
         };
         parts.push(index);
         metrics::checkpoint_phase_lasted(CheckpointPhase::Upload, begun.elapsed());
+        let head = self.of.ownership.head().await;
         Ok(Manifest {
-            job: lease.head.job.clone(),
-            generation: lease.head.next_generation,
-            epoch: lease.head.epoch,
+            job: head.job,
+            generation: head.next_generation,
+            epoch: head.epoch,
             attempt: self.name.clone(),
-            parent: lease
-                .head
-                .generations
-                .first()
-                .map(|newest| newest.generation),
+            parent: head.generations.first().map(|newest| newest.generation),
             taken_at_ms: host::wall_ms(),
             trigger: notice.trigger,
             afterwards: notice.afterwards,
@@ -585,18 +582,12 @@ impl Attempt<'_> {
         })
     }
 
-    async fn commit(
-        &mut self,
-        lease: &mut Lease,
-        manifest: &Manifest,
-    ) -> Result<(), CheckpointError> {
+    async fn commit(&mut self, manifest: &Manifest) -> Result<(), CheckpointError> {
         let begun = Instant::now();
         let deadline = self.limits.borrow().committed_by;
-        self.of
-            .catalog
-            .commit(lease, manifest, self.of.keep, deadline)
-            .await?;
-        if let Some(newest) = lease.head.generations.first() {
+        let ownership = &self.of.ownership;
+        let head = ownership.commit(manifest, self.of.keep, deadline).await?;
+        if let Some(newest) = head.generations.first() {
             self.of.build_upon(newest.into());
         }
         metrics::checkpoint_phase_lasted(CheckpointPhase::Commit, begun.elapsed());

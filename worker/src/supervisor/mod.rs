@@ -8,6 +8,7 @@
 pub mod boot;
 mod checkpoint;
 mod child;
+mod ownership;
 mod pids;
 mod proc;
 mod pump;
@@ -17,14 +18,14 @@ pub(crate) mod stdio;
 
 use std::collections::HashMap;
 use std::ffi::OsString;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use nix::libc;
 use reprieve_core::deadline::Budget;
 use reprieve_core::head::Finished;
 use reprieve_core::lifecycle::{
-    self, Effect, Ended, Event, Finish, Lifecycle, OnFailure, Policy, RequestId,
+    self, Effect, Ended, Event, Finish, Lifecycle, OnFailure, Phase, Policy, RequestId,
 };
 use reprieve_core::notice::{Afterwards, Moment, Notice};
 use reprieve_hooks::signals::Signals;
@@ -34,7 +35,7 @@ use tokio::time::{Instant, timeout};
 
 pub use checkpoint::{CheckpointError, Report};
 
-use crate::catalog::{CatalogError, Lease};
+use crate::catalog::CatalogError;
 use crate::control::protocol::{Durable, Outcome, Status};
 use crate::failure::{ExitCode, Failure};
 use crate::host;
@@ -42,6 +43,7 @@ use crate::metrics::{self, CheckpointOutcome, NoticeKind, NoticeSource};
 use crate::settings::{OnCheckpointFailure, Settings, SignalTarget};
 use crate::supervisor::boot::{Booted, Gate, Origin, Protection};
 use crate::supervisor::checkpoint::{Limits, Subject};
+use crate::supervisor::ownership::Ownership;
 use crate::supervisor::reaper::Reaper;
 use crate::supervisor::stdio::Stdio;
 use crate::sys::{self, Exit};
@@ -107,12 +109,10 @@ struct App {
     stdio: Arc<Stdio>,
 }
 
-type Checkpointed = (Lease, Result<Report, CheckpointError>);
-
 struct UnderWay {
     notice: Notice,
     limits: watch::Sender<Limits>,
-    task: JoinHandle<Checkpointed>,
+    task: JoinHandle<Result<Report, CheckpointError>>,
 }
 
 /// Runs one job from boot to end.
@@ -126,8 +126,8 @@ pub struct Supervisor {
     exit: Option<Exit>,
     origin: Option<Origin>,
     protection: Option<Protection>,
-    /// Not here while a checkpoint uses it.
-    lease: Option<Lease>,
+    /// Set by the boot as soon as the job is ours.
+    owned: Arc<OnceLock<Arc<Ownership>>>,
     under_way: Option<UnderWay>,
     /// What to tell those who wait for the checkpoint that just ended.
     last_answer: Option<Outcome>,
@@ -137,14 +137,14 @@ pub struct Supervisor {
     durable: u64,
     failed: u64,
     last_failure: Option<String>,
-    epoch: Option<u64>,
 }
 
 enum Happened {
     Signal(i32),
     Booted(Box<Result<Booted, Failure>>),
     AppEnded(Exit),
-    CheckpointEnded(Option<Box<Checkpointed>>),
+    CheckpointEnded(Result<Report, CheckpointError>),
+    Fenced,
     Asked(Request),
 }
 
@@ -170,7 +170,7 @@ impl Supervisor {
             exit: None,
             origin: None,
             protection: None,
-            lease: None,
+            owned: Arc::default(),
             under_way: None,
             last_answer: None,
             waiting: HashMap::new(),
@@ -179,7 +179,6 @@ impl Supervisor {
             durable: 0,
             failed: 0,
             last_failure: None,
-            epoch: None,
         }
     }
 
@@ -196,6 +195,7 @@ impl Supervisor {
             self.argv.clone(),
             Arc::clone(&self.reaper),
             Arc::clone(&gate),
+            Arc::clone(&self.owned),
         );
         let mut boot = Some(tokio::spawn(boot));
         loop {
@@ -214,12 +214,19 @@ impl Supervisor {
                     effects.extend(self.signalled(signal));
                     effects
                 }
-                Happened::Booted(booted) => self.booted((*booted)?),
+                Happened::Booted(booted) => match *booted {
+                    Ok(booted) => self.booted(booted),
+                    Err(failure) => {
+                        self.say_goodbye(None).await;
+                        return Err(failure);
+                    }
+                },
                 Happened::AppEnded(exit) => {
                     self.exit = Some(exit);
                     self.life.handle(Event::AppEnded, self.clock.now())
                 }
-                Happened::CheckpointEnded(ended) => self.checkpoint_ended(ended),
+                Happened::CheckpointEnded(result) => self.checkpoint_ended(&result),
+                Happened::Fenced => self.life.handle(Event::Fenced, self.clock.now()),
                 Happened::Asked(request) => self.asked(request),
             };
             self.tell_state();
@@ -250,6 +257,7 @@ impl Supervisor {
             signal = signals.next() => Happened::Signal(signal),
             ended = ended(&mut self.under_way) => Happened::CheckpointEnded(ended),
             exit = exited(&mut self.app, self.exit) => Happened::AppEnded(exit),
+            () = fenced(&self.owned, self.life.phase()) => Happened::Fenced,
             booted = finished(boot) => Happened::Booted(Box::new(booted)),
             Some(request) = requests.recv() => Happened::Asked(request),
         }
@@ -278,7 +286,6 @@ impl Supervisor {
             stdio,
             origin,
             protection,
-            lease,
         } = booted;
         if let Some(snapshot) = origin.snapshot() {
             self.last_snapshot = Some(snapshot);
@@ -292,8 +299,6 @@ impl Supervisor {
         });
         self.origin = Some(origin);
         self.protection = protection;
-        self.epoch = lease.as_ref().map(|lease| lease.head.epoch);
-        self.lease = lease;
         self.life.handle(Event::AppReady, self.clock.now())
     }
 
@@ -346,7 +351,7 @@ impl Supervisor {
             checkpoints_failed: self.failed,
             last_failure: self.last_failure.clone(),
             resumed_from: resumed_from.map(|snapshot| snapshot.generation),
-            owner_epoch: self.epoch,
+            owner_epoch: self.owned.get().map(|ownership| ownership.epoch),
             uptime_ms: millis(self.clock.start.elapsed()),
         }
     }
@@ -425,22 +430,13 @@ impl Supervisor {
         };
         let (limits, watched) = watch::channel(self.limits(budget));
         let checkpointer = Arc::clone(&protection.checkpointer);
-        let mut lease = self
-            .lease
-            .take()
-            .expect("it comes back with the end of each checkpoint");
         tracing::info!(
             trigger = notice.trigger.as_str(),
             afterwards = ?notice.afterwards,
             budget_ms = self.clock.now().ms_until(budget.committed_by),
             "checkpoint begins"
         );
-        let task = tokio::spawn(async move {
-            let result = checkpointer
-                .run(&mut lease, &subject, notice, watched)
-                .await;
-            (lease, result)
-        });
+        let task = tokio::spawn(async move { checkpointer.run(&subject, notice, watched).await });
         self.under_way = Some(UnderWay {
             notice,
             limits,
@@ -448,16 +444,9 @@ impl Supervisor {
         });
     }
 
-    fn checkpoint_ended(&mut self, ended: Option<Box<Checkpointed>>) -> Vec<Effect> {
+    fn checkpoint_ended(&mut self, result: &Result<Report, CheckpointError>) -> Vec<Effect> {
         let UnderWay { notice, .. } = self.under_way.take().expect("it was under way until now");
-        let result = match ended {
-            Some(ended) => {
-                self.lease = Some(ended.0);
-                ended.1
-            }
-            None => Err(CheckpointError::Panicked),
-        };
-        let (how, outcome) = match &result {
+        let (how, outcome) = match result {
             Ok(report) => self.succeeded(report, notice.afterwards),
             Err(error) => self.not_succeeded(error),
         };
@@ -545,6 +534,7 @@ impl Supervisor {
             "told to stop before the app ran; nothing is lost, run the same command again"
         );
         self.end_others(Duration::ZERO, signals).await;
+        self.say_goodbye(None).await;
         if self.settings.store.is_some() {
             self.settings.checkpointed_exit_code
         } else {
@@ -597,21 +587,11 @@ impl Supervisor {
         ExitCode::Fenced.number()
     }
 
-    async fn say_goodbye(&mut self, finished: Option<Finished>) {
-        let (Some(protection), Some(lease)) = (&self.protection, self.lease.take()) else {
-            return;
-        };
-        let deadline = Instant::now() + GOODBYE_LIMIT;
-        if let Err(error) = protection
-            .checkpointer
-            .catalog
-            .release(lease, finished, deadline)
-            .await
-        {
-            tracing::warn!(
-                reason = with_causes(&error),
-                "could not say goodbye in the store; the next owner will find out"
-            );
+    async fn say_goodbye(&self, finished: Option<Finished>) {
+        if let Some(ownership) = self.owned.get() {
+            ownership
+                .release(finished, Instant::now() + GOODBYE_LIMIT)
+                .await;
         }
     }
 
@@ -706,10 +686,20 @@ pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
     text
 }
 
-async fn ended(under_way: &mut Option<UnderWay>) -> Option<Box<Checkpointed>> {
+async fn ended(under_way: &mut Option<UnderWay>) -> Result<Report, CheckpointError> {
     match under_way {
-        Some(under_way) => (&mut under_way.task).await.ok().map(Box::new),
+        Some(under_way) => (&mut under_way.task)
+            .await
+            .unwrap_or(Err(CheckpointError::Panicked)),
         None => std::future::pending().await,
+    }
+}
+
+/// A boot looks after itself, and what is over cannot be fenced.
+async fn fenced(owned: &OnceLock<Arc<Ownership>>, phase: Phase) {
+    match owned.get() {
+        Some(ownership) if phase == Phase::Running => ownership.fenced().await,
+        _ => std::future::pending().await,
     }
 }
 
