@@ -2,105 +2,15 @@
 //! of them in other containers that share nothing with the first but the store.
 
 mod harness;
+mod job;
 
 use std::fs;
-use std::path::{Path, PathBuf};
 
 use harness::{Exit, Host, LIMIT, Stdio, wait_until};
-
-/// A directory for snapshots, removed with the test.
-struct Store {
-    directory: tempfile::TempDir,
-}
-
-impl Store {
-    fn new() -> Self {
-        Self {
-            directory: tempfile::tempdir().expect("a temporary directory can be made"),
-        }
-    }
-
-    fn path(&self) -> &Path {
-        self.directory.path()
-    }
-
-    /// A host that runs `app` from this store, as the machine called `name`.
-    fn host(&self, name: &str, app: &[&str]) -> harness::Builder {
-        self.host_with(name, &[], app)
-    }
-
-    fn host_with(&self, name: &str, options: &[&str], app: &[&str]) -> harness::Builder {
-        let always = [
-            "--store",
-            "file:///snapshots",
-            "--job",
-            "job",
-            "--term-grace",
-            "60s",
-        ];
-        Host::builder(name)
-            .bind(self.path(), "/snapshots")
-            .reprieve(always.iter().chain(options).copied(), app.iter().copied())
-    }
-
-    /// Every object of the job, relative to the store.
-    fn objects(&self) -> Vec<PathBuf> {
-        let mut found = Vec::new();
-        let mut directories = vec![self.path().join("job")];
-        while let Some(directory) = directories.pop() {
-            for entry in fs::read_dir(directory).expect("the store can be read") {
-                let path = entry.expect("the store can be read").path();
-                match path.is_dir() {
-                    true => directories.push(path),
-                    false => found.push(path),
-                }
-            }
-        }
-        found.sort();
-        found
-    }
-}
-
-const COUNTER: &[&str] = &["python3", "/apps/counter.py", "--pace", "0.01"];
-
-/// Evicts a host: SIGTERM, as a platform sends it, and then the machine is gone.
-#[track_caller]
-fn evict(host: &Host) {
-    host.signal(libc::SIGTERM);
-    assert_eq!(host.wait_exit(LIMIT), Exit::Code(75));
-    host.destroy();
-}
-
-#[track_caller]
-fn wait_for_output(host: &Host, wanted: &str) {
-    host.stdout()
-        .wait_for_line(wanted, LIMIT, |line| line.contains(wanted));
-}
-
-/// The numbers of complete `line N` lines, which have to be the whole text.
-#[track_caller]
-fn numbers(text: &str) -> Vec<u64> {
-    text.lines()
-        .map(|line| {
-            let number = line
-                .strip_prefix("line ")
-                .and_then(|number| number.parse().ok());
-            number.unwrap_or_else(|| panic!("{line:?} is no line of the counter"))
-        })
-        .collect()
-}
-
-#[track_caller]
-fn assert_counts(text: &str, last: Option<u64>) {
-    let found = numbers(text);
-    let expected = (1..)
-        .zip(&found)
-        .find(|(expected, found)| expected != *found);
-    assert_eq!(expected, None, "a line is missing or repeated");
-    if let Some(last) = last {
-        assert_eq!(found.last(), Some(&last));
-    }
-}
+use job::{
+    COUNTER, Store, assert_counts, checkpoint, checkpoint_ok, evict, numbers, resumed,
+    wait_for_log, wait_for_output,
+};
 
 #[test]
 fn three_evictions_over_four_hosts_lose_and_repeat_no_line() {
@@ -189,33 +99,6 @@ fn input_that_was_not_read_yet_is_read_after_the_resume() {
     assert_eq!(second.stdout().text(), "got two and more three\nrest\n");
 }
 
-/// Waits until the app runs again, and returns it.
-#[track_caller]
-fn resumed(host: &Host) -> harness::Process {
-    wait_for_log(host, "the job is resumed");
-    host.processes()
-        .into_iter()
-        .find(|process| process.parent == 1 && process.pid > 300)
-        .expect("the app is a child of the supervisor")
-}
-
-#[track_caller]
-fn wait_for_log(host: &Host, wanted: &str) -> String {
-    host.stderr()
-        .wait_for_line(wanted, LIMIT, |line| line.contains(wanted))
-}
-
-#[track_caller]
-fn checkpoint(host: &Host) -> harness::Ran {
-    host.exec(["reprieve", "checkpoint", "--leave-running"])
-}
-
-#[track_caller]
-fn checkpoint_ok(host: &Host) {
-    let ran = checkpoint(host);
-    assert_eq!(ran.code, 0, "{}{}", ran.stdout, ran.stderr);
-}
-
 #[test]
 fn a_snapshot_that_leaves_the_app_running_is_the_moment_of_the_freeze() {
     let store = Store::new();
@@ -261,6 +144,56 @@ fn a_job_that_was_left_running_goes_on_and_its_snapshot_goes_back_to_the_freeze(
         resumed.windows(2).all(|pair| pair[0] + 1 == pair[1]),
         "{resumed:?}"
     );
+}
+
+/// A number from the log line that tells of the newest checkpoint.
+#[track_caller]
+fn told(host: &Host, figure: &str) -> u64 {
+    let lines = host.stderr().lines();
+    let line = lines
+        .iter()
+        .rfind(|line| line.contains("checkpoint is durable"))
+        .expect("there was a checkpoint");
+    let line: serde_json::Value = serde_json::from_str(line).expect("the log is JSON");
+    line[figure].as_u64().expect("it is a number")
+}
+
+#[test]
+fn only_pages_that_changed_are_stored_again_and_every_byte_comes_back() {
+    let store = Store::new();
+    let app = ["python3", "/apps/memory.py", "96", "5"];
+    let mut host = store.host("host-0", &app).start();
+    let digest = host
+        .stdout()
+        .wait_for_line("digest", LIMIT, |line| line.starts_with("digest"));
+    wait_for_output(&host, "ready");
+    checkpoint_ok(&host);
+    let whole = told(&host, "stored_bytes");
+    assert_eq!(told(&host, "unchanged_bytes"), 0);
+    assert!(whole > 96 << 20, "{whole}");
+    // Several generations, each begun from the one before, on a host of its own or on the same.
+    for round in 1..=4 {
+        checkpoint_ok(&host);
+        assert!(
+            told(&host, "stored_bytes") < whole / 10,
+            "{}",
+            told(&host, "stored_bytes")
+        );
+        assert!(told(&host, "unchanged_bytes") > 96 << 20);
+        host.destroy();
+        host = store.host(&format!("host-{round}"), &app).start();
+        let app = resumed(&host);
+        host.signal_process(app.pid, libc::SIGUSR1);
+        let found = host
+            .stdout()
+            .wait_for_line("digest", LIMIT, |line| line.starts_with("digest"));
+        assert_eq!(found, digest, "round {round}");
+    }
+    // The first snapshot has gone from the head by now; what later ones need of it has not.
+    let first = fs::read_dir(store.path().join("job/data"))
+        .expect("it is there")
+        .count();
+    assert!(first > 1);
 }
 
 #[test]
@@ -348,10 +281,7 @@ fn a_reader_that_does_not_read_neither_freezes_a_checkpoint_nor_loses_a_byte() {
         .open(&fifo)
         .expect("just made");
     let app = ["python3", "/apps/counter.py", "--count", "200000"];
-    let first = store
-        .host("first", &app)
-        .stdout(Stdio::File(fifo.clone()))
-        .start();
+    let first = store.host("first", &app).stdout(Stdio::File(fifo)).start();
     wait_for_log(&first, "the app is started");
     let python = first.wait_for_process("python3", LIMIT).pid;
     wait_until(LIMIT, "the app waits for its reader", || {

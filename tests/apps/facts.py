@@ -10,6 +10,11 @@ def status():
         return dict((part.strip() for part in line.split(":", 1)) for line in lines if ":" in line)
 
 
+def command_of(pid):
+    with open(f"/proc/{pid}/cmdline") as line:
+        return line.read().rstrip("\0").split("\0")
+
+
 def descriptors():
     found = {}
     for name in os.listdir("/proc/self/fd"):
@@ -42,6 +47,7 @@ fields = status()
 facts = {
     "pid": os.getpid(),
     "parent": os.getppid(),
+    "parent_command": command_of(os.getppid()),
     "group": os.getpgrp(),
     "session": os.getsid(0),
     "blocked": int(fields["SigBlk"], 16),

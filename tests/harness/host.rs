@@ -21,7 +21,8 @@ use super::workshop::workshop;
 use super::{LIMIT, Rootfs, project_path, wait_for};
 
 /// Makes the writable layer and starts the container, all in a mount namespace that only the container inherits:
-/// when its last process ends, the layer and every mount are gone.
+/// when its last process ends, the layer and every mount are gone. Signals that whoever runs the tests ignores (nohup,
+/// some shells) are not handed down.
 const START: &str = r#"
 set -e
 cd "$1"; lower=$2; shift 2
@@ -30,7 +31,7 @@ mount --bind "$lower" lower
 mount -t tmpfs -o mode=755 writable writable
 mkdir writable/upper writable/work
 mount -t overlay -o lowerdir=lower,upperdir=writable/upper,workdir=writable/work overlay rootfs
-exec runc "$@"
+exec env --default-signal runc "$@"
 "#;
 
 /// What one of the first process's three standard streams is connected to.

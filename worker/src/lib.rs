@@ -14,7 +14,6 @@ pub mod metrics;
 mod named;
 pub mod pages;
 pub mod settings;
-pub mod signals;
 pub mod store;
 #[cfg(test)]
 mod stored;

@@ -12,10 +12,10 @@ use reprieve::failure::{self, Failure};
 use reprieve::logging::Logging;
 use reprieve::metrics::Exporter;
 use reprieve::settings::{ProcessEnvironment, Settings};
-use reprieve::signals::{self, Signals};
 use reprieve::supervisor::reaper::Reaper;
 use reprieve::supervisor::{Clock, Supervisor};
 use reprieve::sys;
+use reprieve_hooks::signals::{self, Signals};
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 

@@ -979,6 +979,7 @@ mod tests {
                 let answer = ask(address, &format!("{line}\r\nhost: x\r\n\r\n")).await;
                 assert!(answer.starts_with(status), "{line}: {answer}");
                 assert!(answer.contains(part), "{line}: {answer}");
+                assert!(answer.contains("connection: close"), "{line}: {answer}");
             }
             let head = ask(address, "HEAD /healthz HTTP/1.1\r\nhost: x\r\n\r\n").await;
             assert!(head.ends_with("\r\n\r\n"), "{head}");

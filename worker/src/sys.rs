@@ -7,8 +7,6 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
 use nix::libc;
-use nix::sys::signalfd::SignalFd;
-use tokio::io::unix::AsyncFd;
 
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,12 +113,6 @@ pub(crate) fn copy_window_size(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::
 pub(crate) fn own(received: RawFd) -> OwnedFd {
     // SAFETY: the kernel made this descriptor for us when the message was received, and only the caller has its number.
     unsafe { OwnedFd::from_raw_fd(received) }
-}
-
-/// Lets the runtime watch a descriptor.
-pub(crate) fn watch(descriptor: SignalFd) -> io::Result<AsyncFd<SignalFd>> {
-    // SAFETY: a SignalFd owns its descriptor and gives the same one for as long as it lives.
-    unsafe { AsyncFd::register(descriptor) }.map_err(io::Error::from)
 }
 
 /// What the new process gets of a terminal.

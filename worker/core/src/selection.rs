@@ -40,16 +40,18 @@ pub fn contents(head: Option<&Head>, manifest_keys: &[String]) -> Contents {
         {
             Contents::Completed
         }
-        Some(head) => Contents::Known(head.generations.iter().map(known).collect()),
+        Some(head) => Contents::Known(head.generations.iter().map(Candidate::from).collect()),
         None if manifest_keys.is_empty() => Contents::Nothing,
         None => Contents::Recovered(listed(manifest_keys)),
     }
 }
 
-fn known(generation: &Generation) -> Candidate {
-    Candidate {
-        manifest: generation.manifest.clone(),
-        digest: Some(generation.digest.clone()),
+impl From<&Generation> for Candidate {
+    fn from(generation: &Generation) -> Self {
+        Self {
+            manifest: generation.manifest.clone(),
+            digest: Some(generation.digest.clone()),
+        }
     }
 }
 

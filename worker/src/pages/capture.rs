@@ -8,7 +8,6 @@
 //! The protocol is CRIU's own and undocumented; this is its form in 4.2 (criu/page-xfer.c). Whatever is not exactly as
 //! expected ends the dump, and with it nothing is lost: CRIU lets the app go on.
 
-use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -22,6 +21,7 @@ use tokio::sync::mpsc;
 
 use crate::pages::codec::{Effort, Packer};
 use crate::pages::index::{File, Memory, MemoryKind, Segment};
+use crate::pages::known::{self, Known, PageHash};
 use crate::pages::parts::Numbered;
 use crate::pages::{BLOCK, BLOCK_PAGES, PAGE};
 
@@ -59,6 +59,10 @@ pub(crate) struct Captured {
     pub pages: u64,
     /// Of them, pages of zeros.
     pub zero_pages: u64,
+    /// Of them, pages that are in the store already.
+    pub unchanged_pages: u64,
+    /// The hashes of each memory's pages that are not zero, in order.
+    pub hashes: Vec<Vec<u8>>,
 }
 
 /// A page server that serves one dump.
@@ -67,7 +71,8 @@ pub(crate) struct PageServer {
     pub socket: Option<OwnedFd>,
     hang_up: UnixStream,
     reader: JoinHandle<Result<Vec<(MemoryKind, u64)>, CaptureError>>,
-    workers: Vec<JoinHandle<Result<Vec<Seen>, CaptureError>>>,
+    workers: Vec<JoinHandle<Result<Found, CaptureError>>>,
+    known: Arc<Known>,
 }
 
 /// What packs blocks and numbers them.
@@ -79,9 +84,11 @@ pub(crate) struct Blocks {
 }
 
 impl Blocks {
-    pub(crate) fn new(sender: mpsc::Sender<Numbered>, effort: Effort) -> Self {
+    /// Numbers go on behind the first `known` ones, which are taken.
+    pub(crate) fn new(sender: mpsc::Sender<Numbered>, effort: Effort, known: usize) -> Self {
+        let known = u32::try_from(known).expect("blocks have 32-bit numbers");
         Self {
-            next: Arc::default(),
+            next: Arc::new(AtomicU32::new(known)),
             sender,
             effort,
         }
@@ -162,8 +169,8 @@ fn read_full(from: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
 }
 
 impl PageServer {
-    /// Starts the reader and `workers` workers, which send blocks to `blocks`.
-    pub(crate) fn start(blocks: &Blocks, workers: usize) -> io::Result<Self> {
+    /// Starts the reader and `workers` workers, which send blocks to `blocks`, apart from pages that are known.
+    pub(crate) fn start(blocks: &Blocks, known: &Arc<Known>, workers: usize) -> io::Result<Self> {
         let (ours, theirs) = UnixStream::pair()?;
         let hang_up = ours.try_clone()?;
         let (full, filled) = sync_channel(SLABS);
@@ -176,7 +183,12 @@ impl PageServer {
         let filled = Arc::new(Mutex::new(filled));
         let workers = (0..workers.max(1))
             .map(|number| {
-                let worker = Worker::new(blocks.clone(), Arc::clone(&filled), empty.clone())?;
+                let worker = Worker::new(
+                    blocks.clone(),
+                    Arc::clone(known),
+                    Arc::clone(&filled),
+                    empty.clone(),
+                )?;
                 std::thread::Builder::new()
                     .name(format!("pack-{number}"))
                     .spawn(move || worker.run())
@@ -197,6 +209,7 @@ impl PageServer {
             hang_up,
             reader,
             workers,
+            known: Arc::clone(known),
         })
     }
 
@@ -210,17 +223,17 @@ impl PageServer {
     pub(crate) fn finish(self) -> Result<Captured, CaptureError> {
         drop(self.socket);
         let read = self.reader.join().expect("the reader does not panic");
-        let mut seen = Vec::new();
+        let mut found = Vec::new();
         let mut packed = Ok(());
         for worker in self.workers {
             match worker.join().expect("a worker does not panic") {
-                Ok(part) => seen.extend(part),
+                Ok(part) => found.push(part),
                 Err(error) => packed = Err(error),
             }
         }
         // A worker that failed starves the reader; its reason is the telling one.
         packed?;
-        Ok(assemble(read?, seen))
+        Ok(assemble(&read?, found, &self.known))
     }
 }
 
@@ -238,6 +251,7 @@ struct Slab {
 struct Span {
     /// Position of the image in the order of opening.
     image: usize,
+    memory: (MemoryKind, u64),
     /// Position of the span in the whole transfer.
     sequence: u64,
     vaddr: u64,
@@ -387,6 +401,7 @@ impl Reader {
                 .map_err(CaptureError::EndedEarly)?;
             slab.spans.push(Span {
                 image,
+                memory: self.order[image],
                 sequence,
                 vaddr,
                 pages,
@@ -427,6 +442,16 @@ struct Seen {
     image: usize,
     sequence: u64,
     segment: Segment,
+    /// Of the first page, in the worker's hashes; meaningful for pages that it stored.
+    hash: usize,
+}
+
+/// Everything a worker found out.
+#[derive(Default)]
+struct Found {
+    seen: Vec<Seen>,
+    /// Of the pages that it stored, in its order.
+    hashes: Vec<PageHash>,
 }
 
 struct Worker {
@@ -437,12 +462,14 @@ struct Worker {
     /// The block being filled, and its number.
     block: Vec<u8>,
     number: u32,
-    seen: Vec<Seen>,
+    known: Arc<Known>,
+    found: Found,
 }
 
 impl Worker {
     fn new(
         blocks: Blocks,
+        known: Arc<Known>,
         filled: Arc<Mutex<Receiver<Slab>>>,
         empty: SyncSender<Slab>,
     ) -> io::Result<Self> {
@@ -456,11 +483,12 @@ impl Worker {
             empty,
             block,
             number,
-            seen: Vec::new(),
+            known,
+            found: Found::default(),
         })
     }
 
-    fn run(mut self) -> Result<Vec<Seen>, CaptureError> {
+    fn run(mut self) -> Result<Found, CaptureError> {
         loop {
             let next = self
                 .filled
@@ -475,7 +503,7 @@ impl Worker {
             drop(self.empty.send(slab));
         }
         self.close_block()?;
-        Ok(self.seen)
+        Ok(self.found)
     }
 
     fn look_at(&mut self, slab: &Slab) -> Result<(), CaptureError> {
@@ -491,6 +519,7 @@ impl Worker {
     }
 
     fn look_at_page(&mut self, page: &[u8], span: &Span, vaddr: u64) -> Result<(), CaptureError> {
+        let hash = self.found.hashes.len();
         let segment = if is_zero(page) {
             Segment {
                 vaddr,
@@ -499,29 +528,39 @@ impl Worker {
                 first: 0,
             }
         } else {
-            let first = u32::try_from(self.block.len() / PAGE).expect("a block has few pages");
-            self.block.extend_from_slice(page);
-            Segment {
-                vaddr,
-                pages: 1,
-                source: self.number + 1,
-                first,
+            let now = known::hash(&self.known.key, page);
+            match self.known.find(span.memory, vaddr, &now) {
+                Some(segment) => segment,
+                None => self.store(page, vaddr, now),
             }
         };
-        match self.seen.last_mut() {
+        match self.found.seen.last_mut() {
             Some(last) if last.sequence == span.sequence && last.segment.continues_as(&segment) => {
                 last.segment.pages += 1;
             }
-            _ => self.seen.push(Seen {
+            _ => self.found.seen.push(Seen {
                 image: span.image,
                 sequence: span.sequence,
                 segment,
+                hash,
             }),
         }
         if self.block.len() == BLOCK {
             self.close_block()
         } else {
             Ok(())
+        }
+    }
+
+    fn store(&mut self, page: &[u8], vaddr: u64, hash: PageHash) -> Segment {
+        let first = u32::try_from(self.block.len() / PAGE).expect("a block has few pages");
+        self.block.extend_from_slice(page);
+        self.found.hashes.push(hash);
+        Segment {
+            vaddr,
+            pages: 1,
+            source: self.number + 1,
+            first,
         }
     }
 
@@ -546,41 +585,58 @@ fn is_zero(page: &[u8]) -> bool {
 }
 
 /// Puts what the workers saw back into the order in which CRIU sent it.
-fn assemble(order: Vec<(MemoryKind, u64)>, mut seen: Vec<Seen>) -> Captured {
-    seen.sort_by_key(|seen| (seen.image, seen.sequence, seen.segment.vaddr));
-    let mut captured = Captured::default();
-    let mut memories: BTreeMap<usize, Memory> = BTreeMap::new();
-    for (position, (kind, id)) in order.into_iter().enumerate() {
-        memories.insert(
-            position,
-            Memory {
-                kind: kind.into(),
-                id,
-                segments: Vec::new(),
-            },
-        );
+fn assemble(order: &[(MemoryKind, u64)], found: Vec<Found>, known: &Known) -> Captured {
+    let mut seen: Vec<(usize, Seen)> = Vec::new();
+    let mut hashes = Vec::new();
+    for (worker, found) in found.into_iter().enumerate() {
+        seen.extend(found.seen.into_iter().map(|seen| (worker, seen)));
+        hashes.push(found.hashes);
     }
-    for Seen { image, segment, .. } in seen {
+    seen.sort_unstable_by_key(|(_, seen)| (seen.image, seen.sequence, seen.segment.vaddr));
+    let mut captured = Captured {
+        hashes: vec![Vec::new(); order.len()],
+        ..Captured::default()
+    };
+    let memory = |&(kind, id): &(MemoryKind, u64)| Memory {
+        kind: kind.into(),
+        id,
+        segments: Vec::new(),
+    };
+    captured.memories = order.iter().map(memory).collect();
+    for (worker, seen) in seen {
+        let Seen {
+            image,
+            segment,
+            hash,
+            ..
+        } = seen;
         captured.pages += u64::from(segment.pages);
-        if segment.block().is_none() {
-            captured.zero_pages += u64::from(segment.pages);
+        let into = &mut captured.hashes[image];
+        match segment.block() {
+            None => captured.zero_pages += u64::from(segment.pages),
+            Some(block) if block < known.blocks.len() => {
+                captured.unchanged_pages += u64::from(segment.pages);
+                known.copy_hashes(order[image], &segment, into);
+            }
+            Some(_) => {
+                let stored = &hashes[worker][hash..hash + segment.pages as usize];
+                into.extend(stored.iter().flatten());
+            }
         }
-        let segments = &mut memories
-            .get_mut(&image)
-            .expect("every image was opened")
-            .segments;
+        let segments = &mut captured.memories[image].segments;
         match segments.last_mut() {
             Some(last) if last.continues_as(&segment) => last.pages += segment.pages,
             _ => segments.push(segment),
         }
     }
-    captured.memories = memories.into_values().collect();
     captured
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeMap;
+
     use crate::pages::codec::unpack;
 
     fn header(command: u32, flags: u32, pages: u64, vaddr: u64, image: u64) -> Vec<u8> {
@@ -638,7 +694,10 @@ mod tests {
 
     fn start() -> (PageServer, JoinHandle<BTreeMap<usize, Vec<u8>>>) {
         let (sender, receiver) = mpsc::channel(4);
-        let server = PageServer::start(&Blocks::new(sender, Effort::Zstd(1)), 3).expect("threads");
+        let known = Arc::new(Known::nothing([1; 32]));
+        let blocks = Blocks::new(sender, Effort::Zstd(1), 0);
+        let server = PageServer::start(&blocks, &known, 3).expect("threads");
+        drop(blocks);
         (server, collect(receiver))
     }
 

@@ -111,6 +111,10 @@ pub struct Index {
     pub files: Vec<File>,
     #[prost(message, repeated, tag = "3")]
     pub memories: Vec<Memory>,
+    /// The key of the page hashes in `reprieve-hashes-N`, N being a position in `memories`: for each page that is not
+    /// zero, in order, the first 12 bytes of its keyed BLAKE3.
+    #[prost(bytes = "vec", tag = "4")]
+    pub page_key: Vec<u8>,
 }
 
 /// Why an index cannot be used although its digest is right.
@@ -260,6 +264,7 @@ mod tests {
                     first: 1,
                 }],
             }],
+            page_key: vec![3; 32],
         }
     }
 

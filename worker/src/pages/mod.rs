@@ -16,6 +16,7 @@
 pub mod capture;
 pub mod codec;
 pub mod index;
+pub(crate) mod known;
 pub mod load;
 pub mod parts;
 pub mod serve;

@@ -5,7 +5,7 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use reprieve_core::document;
@@ -118,8 +118,12 @@ fn running(resumed: Resumed, protection: Option<Protection>, lease: Lease) -> Bo
         watched,
         stdio,
         manifest,
+        candidate,
         took,
     } = resumed;
+    if let Some(protection) = &protection {
+        protection.checkpointer.build_upon(candidate);
+    }
     metrics::restore_ended(RestoreOutcome::Resumed);
     metrics::app_started(StartedHow::Resume);
     tracing::info!(
@@ -283,6 +287,7 @@ impl Prepared {
                 ghost_limit: u64::from(settings.ghost_limit_bytes),
                 keep: settings.keep_generations as usize,
                 strangers: self.strangers,
+                base: Mutex::new(None),
             }),
         }
     }

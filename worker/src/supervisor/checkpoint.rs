@@ -13,11 +13,12 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use reprieve_core::manifest::{AppFacts, HostFacts, Manifest, Sizes};
-use reprieve_core::notice::{Afterwards, Notice, Trigger};
+use reprieve_core::notice::{Afterwards, Notice};
+use reprieve_core::selection::Candidate;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant as TokioInstant, sleep_until, timeout};
@@ -30,11 +31,14 @@ use crate::metrics::{self, CheckpointPhase};
 use crate::pages::capture::{Blocks, CaptureError, Captured, PageServer};
 use crate::pages::codec::Effort;
 use crate::pages::index::{File, Index};
+use crate::pages::known::{self, Assembled, Known};
+use crate::pages::load;
 use crate::pages::parts::{self, Destination, Stored};
 use crate::store::StoreError;
 use crate::supervisor::proc::{self, Process};
 use crate::supervisor::reaper::Reaper;
 use crate::supervisor::stdio::{CutError, Held, Stdio};
+use crate::supervisor::with_causes;
 use crate::sys::{self, Exit};
 
 /// How long CRIU may take to let the app go after a transfer was hung up.
@@ -145,6 +149,9 @@ pub(crate) struct Checkpointer {
     pub keep: usize,
     /// Children that we had before there was an app: not the app's.
     pub strangers: Vec<i32>,
+    /// The newest snapshot that is known to be sound, because it was resumed or made here: what the next one may refer
+    /// to.
+    pub base: Mutex<Option<Candidate>>,
 }
 
 /// One attempt: everything it has to give back.
@@ -161,10 +168,16 @@ struct Attempt<'a> {
 struct Frozen {
     asked: Asked,
     criu: Running,
+    transfer: Transfer,
+    since: Instant,
+}
+
+/// The app's memory on its way from CRIU to the store.
+struct Transfer {
     server: PageServer,
     blocks: Blocks,
     writer: JoinHandle<Result<Stored, StoreError>>,
-    since: Instant,
+    known: Arc<Known>,
 }
 
 struct Running {
@@ -195,6 +208,11 @@ impl Checkpointer {
         let result = attempt.run(lease, notice).await;
         keep_log(&self.work, &images, result.is_err());
         result
+    }
+
+    /// This snapshot is sound, and what the app's memory began from.
+    pub(crate) fn build_upon(&self, snapshot: Candidate) {
+        *self.base.lock().expect("no holder of this lock panics") = Some(snapshot);
     }
 
     fn refuse_orphans(&self, subject: &Subject) -> Result<Vec<Process>, CheckpointError> {
@@ -238,11 +256,15 @@ async fn blocking<T: Send + 'static>(
 impl Attempt<'_> {
     async fn run(mut self, lease: &mut Lease, notice: Notice) -> Result<Report, CheckpointError> {
         self.of.refuse_orphans(self.subject)?;
-        let frozen = self.freeze().await?;
-        metrics::checkpoint_phase_lasted(CheckpointPhase::Dump, self.begun.elapsed());
+        // While the app still runs: what the store has of it already.
+        let known = Arc::new(self.known().await?);
+        metrics::checkpoint_phase_lasted(CheckpointPhase::Prepare, self.begun.elapsed());
+        let dumping = Instant::now();
+        let frozen = self.freeze(&known).await?;
+        metrics::checkpoint_phase_lasted(CheckpointPhase::Dump, dumping.elapsed());
         match notice.afterwards {
-            Afterwards::Stop => self.store_and_stop(lease, notice.trigger, frozen).await,
-            Afterwards::Continue => self.thaw_and_store(lease, notice.trigger, frozen).await,
+            Afterwards::Stop => self.store_and_stop(lease, notice, frozen).await,
+            Afterwards::Continue => self.thaw_and_store(lease, notice, frozen).await,
         }
     }
 
@@ -256,11 +278,69 @@ impl Attempt<'_> {
         }
     }
 
+    /// What this snapshot need not store again. Anything in the way of knowing it costs time later and nothing else.
+    async fn known(&self) -> Result<Known, CheckpointError> {
+        let base = self
+            .of
+            .base
+            .lock()
+            .expect("no holder of this lock panics")
+            .clone();
+        if let Some(base) = base {
+            let mut limits = self.limits.clone();
+            let loaded = tokio::select! {
+                loaded = self.load(&base) => loaded,
+                () = expired(&mut limits, |limits| limits.stored_by) => {
+                    return Err(CheckpointError::Deadline { step: "the snapshot before was being read" });
+                }
+            };
+            match loaded {
+                Ok(Some(known)) => return Ok(known),
+                Ok(None) => {}
+                Err(error) => {
+                    let reason = with_causes(&*error);
+                    tracing::warn!(
+                        snapshot = base.manifest,
+                        reason,
+                        "the snapshot before cannot be built upon; this one is stored whole"
+                    );
+                }
+            }
+        }
+        Ok(Known::nothing(known::fresh_key()?))
+    }
+
+    async fn load(
+        &self,
+        base: &Candidate,
+    ) -> Result<Option<Known>, Box<dyn std::error::Error + Send + Sync>> {
+        let (store, root) = (self.of.catalog.store(), self.of.catalog.root());
+        let deadline = self.limits.borrow().stored_by;
+        let manifest = load::manifest(store, &root, base, deadline).await?;
+        if !Known::is_worth_it(&manifest.parts) {
+            return Ok(None);
+        }
+        // Also makes sure that every part that may be referred to is there.
+        let snapshot = load::load(store, &root, base, &self.of.host, deadline).await?;
+        let Some(files) = Known::files(&snapshot.index) else {
+            return Ok(None);
+        };
+        let mut hashes = Vec::new();
+        for file in files {
+            hashes.push(snapshot.file(file, deadline).await?);
+        }
+        Ok(Some(Known::new(
+            &snapshot.index,
+            &snapshot.manifest.parts,
+            hashes,
+        )?))
+    }
+
     /// Dumps until CRIU asks whether to go on, with the app frozen.
-    async fn freeze(&mut self) -> Result<Frozen, CheckpointError> {
+    async fn freeze(&mut self, known: &Arc<Known>) -> Result<Frozen, CheckpointError> {
         let (sender, mut writer) = parts::start(self.destination());
-        let blocks = Blocks::new(sender, self.of.effort);
-        let mut server = PageServer::start(&blocks, self.of.workers)?;
+        let blocks = Blocks::new(sender, self.of.effort, known.blocks.len());
+        let mut server = PageServer::start(&blocks, known, self.of.workers)?;
         let hooks = Hooks::bind(self.images.join("hook.sock"))?;
         let socket = server.socket.take().expect("taken only here");
         let order = DumpOrder {
@@ -284,7 +364,8 @@ impl Attempt<'_> {
                 biased;
                 asked = hooks.next() => match asked {
                     Ok(asked) if asked.stage == "post-dump" => {
-                        return Ok(Frozen { asked, criu, server, blocks, writer, since });
+                        let transfer = Transfer { server, blocks, writer, known: Arc::clone(known) };
+                        return Ok(Frozen { asked, criu, transfer, since });
                     }
                     Ok(asked) => {
                         if asked.stage == "pre-dump" {
@@ -328,22 +409,20 @@ impl Attempt<'_> {
     async fn store_and_stop(
         &mut self,
         lease: &mut Lease,
-        trigger: Trigger,
+        notice: Notice,
         frozen: Frozen,
     ) -> Result<Report, CheckpointError> {
         let Frozen {
             asked,
             mut criu,
-            server,
-            blocks,
-            writer,
+            transfer,
             since,
         } = frozen;
         let result = tokio::select! {
             result = async {
                 let tree = self.of.refuse_orphans(self.subject)?;
                 let held = self.cut().await?;
-                let manifest = self.store(lease, trigger, Afterwards::Stop, &tree, held, blocks, server, writer).await?;
+                let manifest = self.store(lease, notice, &tree, held, transfer).await?;
                 self.commit(lease, &manifest).await?;
                 Ok((manifest, tree))
             } => result,
@@ -374,15 +453,13 @@ impl Attempt<'_> {
     async fn thaw_and_store(
         &mut self,
         lease: &mut Lease,
-        trigger: Trigger,
+        notice: Notice,
         frozen: Frozen,
     ) -> Result<Report, CheckpointError> {
         let Frozen {
             asked,
             criu,
-            server,
-            blocks,
-            writer,
+            transfer,
             since,
         } = frozen;
         let cut = match self.of.refuse_orphans(self.subject) {
@@ -395,26 +472,15 @@ impl Attempt<'_> {
         let result = match cut {
             Ok((tree, held)) => {
                 async {
-                    let manifest = self
-                        .store(
-                            lease,
-                            trigger,
-                            Afterwards::Continue,
-                            &tree,
-                            held,
-                            blocks,
-                            server,
-                            writer,
-                        )
-                        .await?;
+                    let manifest = self.store(lease, notice, &tree, held, transfer).await?;
                     self.commit(lease, &manifest).await?;
                     Ok(self.report(&manifest, frozen_for))
                 }
                 .await
             }
             Err(error) => {
-                writer.abort();
-                server.hang_up();
+                transfer.writer.abort();
+                transfer.server.hang_up();
                 Err(error)
             }
         };
@@ -428,21 +494,20 @@ impl Attempt<'_> {
     }
 
     /// Stores everything but the manifest.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "each is one thing that the freeze produced and this consumes"
-    )]
     async fn store(
         &mut self,
         lease: &Lease,
-        trigger: Trigger,
-        afterwards: Afterwards,
+        notice: Notice,
         tree: &[Process],
         held: Held,
-        blocks: Blocks,
-        server: PageServer,
-        writer: JoinHandle<Result<Stored, StoreError>>,
+        transfer: Transfer,
     ) -> Result<Manifest, CheckpointError> {
+        let Transfer {
+            server,
+            blocks,
+            writer,
+            known,
+        } = transfer;
         let begun = Instant::now();
         let stdin_ended = held.stdin_ended;
         let images = self.images.clone();
@@ -465,26 +530,33 @@ impl Attempt<'_> {
             }
         };
         let (captured, files) = gathered?;
-        let Stored { mut parts, blocks } = stored;
+        let Stored { parts, blocks } = stored;
+        let pages = |count: u64| count * crate::pages::PAGE as u64;
         let sizes = Sizes {
-            memory: captured.pages * crate::pages::PAGE as u64,
-            zero: captured.zero_pages * crate::pages::PAGE as u64,
-            unchanged: 0,
+            memory: pages(captured.pages),
+            zero: pages(captured.zero_pages),
+            unchanged: pages(captured.unchanged_pages),
             images: files.iter().map(|file| file.size).sum(),
-            stored: 0,
+            stored: parts.iter().map(|part| part.bytes).sum(),
         };
         let index = Index {
-            blocks,
+            blocks: Vec::new(),
             files,
             memories: captured.memories,
+            page_key: known.key.to_vec(),
         };
-        let index = blocking(move || index.to_bytes()).await??;
-        parts.push(self.destination().put("index", index.into()).await?);
-        metrics::checkpoint_phase_lasted(CheckpointPhase::Upload, begun.elapsed());
+        let (index, mut parts) = blocking(move || {
+            let Assembled { index, parts } = known::assemble(&known, parts, blocks, index);
+            index.to_bytes().map(|bytes| (bytes, parts))
+        })
+        .await??;
+        let index = self.destination().put("index", index.into()).await?;
         let sizes = Sizes {
-            stored: parts.iter().map(|part| part.bytes).sum(),
+            stored: sizes.stored + index.bytes,
             ..sizes
         };
+        parts.push(index);
+        metrics::checkpoint_phase_lasted(CheckpointPhase::Upload, begun.elapsed());
         Ok(Manifest {
             job: lease.head.job.clone(),
             generation: lease.head.next_generation,
@@ -496,8 +568,8 @@ impl Attempt<'_> {
                 .first()
                 .map(|newest| newest.generation),
             taken_at_ms: host::wall_ms(),
-            trigger,
-            afterwards,
+            trigger: notice.trigger,
+            afterwards: notice.afterwards,
             app: AppFacts {
                 argv: self.subject.argv.clone(),
                 root_pid: self.subject.root_pid,
@@ -524,6 +596,9 @@ impl Attempt<'_> {
             .catalog
             .commit(lease, manifest, self.of.keep, deadline)
             .await?;
+        if let Some(newest) = lease.head.generations.first() {
+            self.of.build_upon(newest.into());
+        }
         metrics::checkpoint_phase_lasted(CheckpointPhase::Commit, begun.elapsed());
         Ok(())
     }
@@ -569,9 +644,13 @@ fn gather(images: &Path, held: &Held, blocks: Blocks, server: PageServer) -> Gat
     {
         files.push(blocks.add(name, bytes.as_slice())?);
     }
-    // The last sender but the workers' own: with theirs gone, the writer knows that this was all.
+    let captured = server.finish()?;
+    for (memory, hashes) in captured.hashes.iter().enumerate() {
+        files.push(blocks.add(&known::hashes_name(memory), hashes.as_slice())?);
+    }
+    // With the last sender gone, the writer knows that this was all.
     drop(blocks);
-    Ok((server.finish()?, files))
+    Ok((captured, files))
 }
 
 /// Ends a dump that is not wanted any more, so that the app goes on. Returns why the transfer of memory ended.
@@ -597,6 +676,9 @@ fn prefer(failure: CheckpointError, transfer: Option<CaptureError>) -> Checkpoin
 
 /// Waits for CRIU's end, with rising insistence.
 async fn wait_for(mut criu: Running) {
+    if criu.exit.is_terminated() {
+        return;
+    }
     for signal in [nix::libc::SIGTERM, nix::libc::SIGKILL] {
         if timeout(CURE_LIMIT, &mut criu.exit).await.is_ok() {
             return;

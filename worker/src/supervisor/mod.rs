@@ -27,6 +27,7 @@ use reprieve_core::lifecycle::{
     Effect, Ended, Event, Finish, Lifecycle, OnFailure, Policy, RequestId,
 };
 use reprieve_core::notice::{Afterwards, Moment, Notice};
+use reprieve_hooks::signals::Signals;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
@@ -39,7 +40,6 @@ use crate::failure::{ExitCode, Failure};
 use crate::host;
 use crate::metrics::{self, CheckpointOutcome, NoticeKind, NoticeSource};
 use crate::settings::{OnCheckpointFailure, Settings, SignalTarget};
-use crate::signals::Signals;
 use crate::supervisor::boot::{Booted, Origin, Protection};
 use crate::supervisor::checkpoint::{Limits, Subject};
 use crate::supervisor::reaper::Reaper;
@@ -472,6 +472,7 @@ impl Supervisor {
             generation = report.generation,
             memory_bytes = report.sizes.memory,
             zero_bytes = report.sizes.zero,
+            unchanged_bytes = report.sizes.unchanged,
             stored_bytes = report.sizes.stored,
             frozen_ms = millis(report.frozen),
             wall_ms = millis(report.wall),

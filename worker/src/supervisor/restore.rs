@@ -68,6 +68,7 @@ pub(crate) struct Resumed {
     pub watched: Watched,
     pub stdio: Stdio,
     pub manifest: Manifest,
+    pub candidate: Candidate,
     pub took: Duration,
 }
 
@@ -106,6 +107,7 @@ impl Restorer {
                         watched,
                         stdio,
                         manifest,
+                        candidate: candidate.clone(),
                         took: begun.elapsed(),
                     });
                 }
@@ -178,8 +180,10 @@ impl Restorer {
 
     /// Ends CRIU and whatever it had built so far.
     async fn clean_up(&self, criu: Watched, root_pid: i32) {
-        drop(sys::kill(criu.pid, nix::libc::SIGKILL));
-        drop(timeout(END_LIMIT, criu.exit).await);
+        if !criu.exit.is_terminated() {
+            drop(sys::kill(criu.pid, nix::libc::SIGKILL));
+            drop(timeout(END_LIMIT, criu.exit).await);
+        }
         let Ok(all) = proc::processes() else { return };
         let own = nix::unistd::getpid().as_raw();
         let is_ours = all

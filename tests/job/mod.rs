@@ -1,0 +1,144 @@
+//! What the end-to-end tests know of Reprieve: how a job is run from a store, evicted and looked at.
+
+// Each test file is a program of its own and uses a part of this.
+#![allow(dead_code)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::harness::{self, Exit, Host, LIMIT};
+
+/// A directory for snapshots, removed with the test.
+pub(crate) struct Store {
+    directory: tempfile::TempDir,
+}
+
+impl Store {
+    pub(crate) fn new() -> Self {
+        Self {
+            directory: tempfile::tempdir().expect("a temporary directory can be made"),
+        }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// A host that runs `app` from this store, as the machine called `name`.
+    pub(crate) fn host(&self, name: &str, app: &[&str]) -> harness::Builder {
+        self.host_with(name, &[], app)
+    }
+
+    pub(crate) fn host_with(&self, name: &str, options: &[&str], app: &[&str]) -> harness::Builder {
+        let always = [
+            "--store",
+            "file:///snapshots",
+            "--job",
+            "job",
+            "--term-grace",
+            "60s",
+        ];
+        Host::builder(name)
+            .bind(self.path(), "/snapshots")
+            .reprieve(always.iter().chain(options).copied(), app.iter().copied())
+    }
+
+    /// Every object of the job, relative to the store.
+    pub(crate) fn objects(&self) -> Vec<PathBuf> {
+        let mut found = Vec::new();
+        let mut directories = vec![self.path().join("job")];
+        while let Some(directory) = directories.pop() {
+            for entry in fs::read_dir(directory).expect("the store can be read") {
+                let path = entry.expect("the store can be read").path();
+                match path.is_dir() {
+                    true => directories.push(path),
+                    false => found.push(path),
+                }
+            }
+        }
+        found.sort();
+        found
+    }
+
+    /// The objects that only the newest snapshot consists of: its manifest and its data.
+    pub(crate) fn objects_of_newest(&self) -> Vec<PathBuf> {
+        let all = self.objects();
+        // Newest first is how manifests sort; the attempt is the end of the name.
+        let newest = all
+            .iter()
+            .find(|path| path.to_string_lossy().contains("/manifests/"))
+            .expect("there is a snapshot");
+        let name = newest.file_name().expect("it is a file").to_string_lossy();
+        let attempt = name.rsplit('-').next().expect("it has parts");
+        let belongs = |path: &&PathBuf| path.to_string_lossy().contains(attempt);
+        all.iter().filter(belongs).cloned().collect()
+    }
+}
+
+pub(crate) const COUNTER: &[&str] = &["python3", "/apps/counter.py", "--pace", "0.01"];
+
+/// Evicts a host: SIGTERM, as a platform sends it, and then the machine is gone.
+#[track_caller]
+pub(crate) fn evict(host: &Host) {
+    host.signal(libc::SIGTERM);
+    assert_eq!(host.wait_exit(LIMIT), Exit::Code(75));
+    host.destroy();
+}
+
+#[track_caller]
+pub(crate) fn wait_for_output(host: &Host, wanted: &str) {
+    host.stdout()
+        .wait_for_line(wanted, LIMIT, |line| line.contains(wanted));
+}
+
+/// The numbers of complete `line N` lines, which have to be the whole text.
+#[track_caller]
+pub(crate) fn numbers(text: &str) -> Vec<u64> {
+    text.lines()
+        .map(|line| {
+            let number = line
+                .strip_prefix("line ")
+                .and_then(|number| number.parse().ok());
+            number.unwrap_or_else(|| panic!("{line:?} is no line of the counter"))
+        })
+        .collect()
+}
+
+#[track_caller]
+pub(crate) fn assert_counts(text: &str, last: Option<u64>) {
+    let found = numbers(text);
+    let expected = (1..)
+        .zip(&found)
+        .find(|(expected, found)| expected != *found);
+    assert_eq!(expected, None, "a line is missing or repeated");
+    if let Some(last) = last {
+        assert_eq!(found.last(), Some(&last));
+    }
+}
+
+/// Waits until the app runs again, and returns it.
+#[track_caller]
+pub(crate) fn resumed(host: &Host) -> harness::Process {
+    wait_for_log(host, "the job is resumed");
+    host.processes()
+        .into_iter()
+        .find(|process| process.parent == 1 && process.pid > 300)
+        .expect("the app is a child of the supervisor")
+}
+
+#[track_caller]
+pub(crate) fn wait_for_log(host: &Host, wanted: &str) -> String {
+    host.stderr()
+        .wait_for_line(wanted, LIMIT, |line| line.contains(wanted))
+}
+
+#[track_caller]
+pub(crate) fn checkpoint(host: &Host) -> harness::Ran {
+    host.exec(["reprieve", "checkpoint", "--leave-running"])
+}
+
+#[track_caller]
+pub(crate) fn checkpoint_ok(host: &Host) {
+    let ran = checkpoint(host);
+    assert_eq!(ran.code, 0, "{}{}", ran.stdout, ran.stderr);
+}

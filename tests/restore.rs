@@ -1,0 +1,388 @@
+//! Which snapshot is resumed, and what happens when none can be: damage, missing rights, missing stores, two owners.
+
+mod harness;
+mod job;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use harness::{Exit, Host, LIMIT, Rootfs, Stdio, wait_until};
+use job::{
+    COUNTER, Store, assert_counts, checkpoint, checkpoint_ok, evict, numbers, resumed,
+    wait_for_log, wait_for_output,
+};
+
+/// Two generations of a counter, the second begun from the first. Returns what the job had written by then, each time.
+fn two_generations(store: &Store) -> [String; 2] {
+    let first = store.host("first", COUNTER).start();
+    wait_for_output(&first, "line 10");
+    evict(&first);
+    let second = store.host("second", COUNTER).start();
+    let mark = second.stdout().mark();
+    wait_until(LIMIT, "ten more lines", || {
+        second.stdout().mark() > mark + 100
+    });
+    evict(&second);
+    let early = first.stdout().text();
+    let late = early.clone() + &second.stdout().text();
+    [early, late]
+}
+
+/// The first line that a resumed counter writes.
+#[track_caller]
+fn first_number(host: &Host) -> u64 {
+    let line = host.stdout().wait_for_line("a line", LIMIT, |_| true);
+    numbers(&line)[0]
+}
+
+#[test]
+fn damage_to_any_object_of_the_newest_snapshot_leads_to_the_one_before_it() {
+    let store = Store::new();
+    let [early, late] = two_generations(&store);
+    let (first, second) = (
+        numbers(&early).len() as u64 + 1,
+        numbers(&late).len() as u64 + 1,
+    );
+    let newest = store.objects_of_newest();
+    // A part, the index and the manifest.
+    assert!(newest.len() >= 3, "{newest:?}");
+    type Damage = fn(&mut Vec<u8>);
+    let damages: [(&str, Damage); 4] = [
+        ("first byte", |bytes| bytes[0] ^= 1),
+        ("middle byte", |bytes| {
+            let middle = bytes.len() / 2;
+            bytes[middle] ^= 0x80;
+        }),
+        ("last byte", |bytes| {
+            *bytes.last_mut().expect("it is not empty") ^= 1
+        }),
+        ("truncated", |bytes| {
+            bytes.pop();
+        }),
+    ];
+    for object in &newest {
+        let whole = fs::read(object).expect("the store can be read");
+        for (what, damage) in damages {
+            let mut bytes = whole.clone();
+            damage(&mut bytes);
+            fs::write(object, bytes).expect("the store can be written");
+            let host = store.host("host", COUNTER).start();
+            assert_eq!(first_number(&host), first, "{what} of {}", object.display());
+            let told = wait_for_log(&host, "a snapshot is passed over");
+            assert!(told.contains("reason"), "{told}");
+            host.destroy();
+        }
+        fs::remove_file(object).expect("the store can be written");
+        let host = store.host("host", COUNTER).start();
+        assert_eq!(first_number(&host), first, "{} deleted", object.display());
+        wait_for_log(&host, "a snapshot is passed over");
+        host.destroy();
+        fs::write(object, whole).expect("the store can be written");
+    }
+    // Nothing that was tried on the way took the newest one away.
+    let host = store.host("host", COUNTER).start();
+    assert_eq!(first_number(&host), second);
+}
+
+#[test]
+fn a_lost_head_does_not_lose_the_snapshots() {
+    for damage in ["altered", "truncated", "empty", "deleted"] {
+        let store = Store::new();
+        let [_, late] = two_generations(&store);
+        let head = store.path().join("job/HEAD");
+        let mut bytes = fs::read(&head).expect("the store can be read");
+        match damage {
+            "altered" => bytes[30] ^= 1,
+            "truncated" => bytes.truncate(50),
+            _ => bytes.clear(),
+        }
+        match damage {
+            "deleted" => fs::remove_file(&head).expect("the store can be written"),
+            _ => fs::write(&head, bytes).expect("the store can be written"),
+        }
+        let host = store.host("host", COUNTER).start();
+        assert_eq!(
+            first_number(&host),
+            numbers(&late).len() as u64 + 1,
+            "{damage}"
+        );
+        wait_for_log(&host, "the head of the job is lost");
+        evict(&host);
+        let next = store.host("next", COUNTER).start();
+        wait_for_log(&next, "the job is resumed");
+    }
+}
+
+#[test]
+fn without_a_valid_snapshot_a_policy_decides_and_the_snapshots_stay() {
+    let store = Store::new();
+    two_generations(&store);
+    let objects = store.objects();
+    for object in objects.iter().filter(|path| path.ends_with("000000")) {
+        let mut bytes = fs::read(object).expect("the store can be read");
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        fs::write(object, bytes).expect("the store can be written");
+    }
+    let strict = store.host("strict", COUNTER).start();
+    assert_eq!(strict.wait_exit(LIMIT), Exit::Code(171));
+    assert_eq!(strict.stdout().text(), "");
+    let said = strict.stderr().text();
+    for wanted in [
+        "none of the snapshots of job job can be resumed",
+        "damaged",
+        "remedy",
+    ] {
+        assert!(said.contains(wanted), "{said}");
+    }
+    let lenient = store
+        .host_with("lenient", &["--on-no-valid-snapshot", "start"], COUNTER)
+        .start();
+    assert_eq!(first_number(&lenient), 1);
+    evict(&lenient);
+    let after = store.objects();
+    assert!(
+        objects.iter().all(|object| after.contains(object)),
+        "an older snapshot is gone"
+    );
+    // The damage is behind us: there is a newer, valid one.
+    let last = store.host("last", COUNTER).start();
+    wait_for_log(&last, "the job is resumed");
+    assert_counts(
+        &(lenient.stdout().text() + &last.stdout().lines().join("\n")),
+        None,
+    );
+}
+
+#[test]
+fn a_missing_store_missing_rights_and_no_snapshot_are_three_things() {
+    let nowhere = Host::builder("nowhere")
+        .reprieve(
+            ["--store", "file:///not-mounted", "--boot-timeout", "2s"],
+            COUNTER.iter().copied(),
+        )
+        .start();
+    assert_eq!(nowhere.wait_exit(LIMIT), Exit::Code(173));
+    assert!(
+        nowhere.stderr().text().contains("mount the directory"),
+        "{}",
+        nowhere.stderr().text()
+    );
+
+    let store = Store::new();
+    fs::set_permissions(store.path(), fs::Permissions::from_mode(0o000)).expect("it is ours");
+    // Root reads whatever it likes, so this one must not be able to.
+    let denied = store
+        .host("denied", COUNTER)
+        .drop_capability("CAP_DAC_OVERRIDE")
+        .start();
+    assert_eq!(denied.wait_exit(LIMIT), Exit::Code(173));
+    assert!(
+        denied.stderr().text().contains("rights") || denied.stderr().text().contains("right to")
+    );
+    assert_eq!(denied.stdout().text(), "");
+    fs::set_permissions(store.path(), fs::Permissions::from_mode(0o700)).expect("it is ours");
+
+    let empty = store.host("empty", COUNTER).start();
+    assert_eq!(first_number(&empty), 1);
+    wait_for_log(&empty, "there is no snapshot of this job yet");
+}
+
+#[test]
+fn a_store_that_cannot_be_written_leaves_the_job_running_and_the_older_snapshot_whole() {
+    let store = Store::new();
+    let host = store
+        .host("host", COUNTER)
+        .drop_capability("CAP_DAC_OVERRIDE")
+        .start();
+    wait_for_output(&host, "line 10");
+    checkpoint_ok(&host);
+    let before = store.objects();
+    let job = store.path().join("job");
+    for directory in ["data", "manifests", ""] {
+        fs::set_permissions(job.join(directory), fs::Permissions::from_mode(0o500))
+            .expect("it is ours");
+    }
+    let ran = checkpoint(&host);
+    assert_eq!(ran.code, 180, "{}{}", ran.stdout, ran.stderr);
+    assert!(ran.stderr.contains("could not be stored"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("runs on"), "{}", ran.stderr);
+    // SIGTERM's checkpoint fails as well, and the job goes on all the same.
+    host.signal(libc::SIGTERM);
+    wait_for_log(&host, "\"trigger\":\"signal\"");
+    let mark = host.stdout().mark();
+    wait_until(LIMIT, "more lines", || host.stdout().mark() > mark + 100);
+    assert_eq!(store.objects(), before, "something half-written is left");
+    for directory in ["", "data", "manifests"] {
+        fs::set_permissions(job.join(directory), fs::Permissions::from_mode(0o700))
+            .expect("it is ours");
+    }
+    evict(&host);
+    let next = store.host("next", COUNTER).start();
+    wait_for_log(&next, "the job is resumed");
+    assert_counts(
+        &(host.stdout().text() + &next.stdout().lines().join("\n")),
+        None,
+    );
+}
+
+#[test]
+fn a_full_store_fails_the_checkpoint_and_nothing_else() {
+    let store = Store::new();
+    let small = [
+        "sh",
+        "-c",
+        "mkdir /small && mount -t tmpfs -o size=8m none /small && exec \"$@\"",
+        "sh",
+    ];
+    let run = [
+        "reprieve",
+        "run",
+        "--store",
+        "file:///small",
+        "--job",
+        "job",
+        "--",
+        "python3",
+        "/apps/memory.py",
+        "64",
+    ];
+    let host = Host::builder("host")
+        .add_capability("CAP_SYS_ADMIN")
+        .bind(store.path(), "/snapshots")
+        .args(small.iter().chain(&run).copied())
+        .start();
+    wait_for_output(&host, "ready");
+    let ran = checkpoint(&host);
+    assert_eq!(ran.code, 180, "{}{}", ran.stdout, ran.stderr);
+    assert!(
+        ran.stderr.to_lowercase().contains("space"),
+        "{}",
+        ran.stderr
+    );
+    let mark = host.stdout().mark();
+    wait_until(LIMIT, "the job goes on", || host.stdout().mark() > mark);
+    let left = host.exec_ok(["find", "/small/job", "-path", "*manifests*", "-type", "f"]);
+    assert_eq!(left, "", "half a snapshot must not look like one");
+}
+
+#[test]
+fn whoever_claims_the_job_last_owns_it_and_the_other_stops_its_copy() {
+    let store = Store::new();
+    let first = store.host("first", COUNTER).start();
+    wait_for_output(&first, "line 10");
+    checkpoint_ok(&first);
+    let second = store.host("second", COUNTER).start();
+    resumed(&second);
+    let ran = checkpoint(&first);
+    assert_ne!(ran.code, 0, "{}{}", ran.stdout, ran.stderr);
+    assert_eq!(first.wait_exit(LIMIT), Exit::Code(172));
+    assert!(
+        first
+            .stderr()
+            .text()
+            .contains("another worker owns this job"),
+        "{}",
+        first.stderr().text()
+    );
+    checkpoint_ok(&second);
+    evict(&second);
+}
+
+#[test]
+fn a_job_that_ended_well_begins_anew_and_one_that_failed_resumes() {
+    let store = Store::new();
+    let app = [
+        "bash",
+        "-c",
+        "echo begun; read code; echo ending; exit $code",
+    ];
+    let first = store.host("first", &app).stdin(Stdio::Pipe).start();
+    wait_for_output(&first, "begun");
+    checkpoint_ok(&first);
+    first.write("9\n");
+    assert_eq!(first.wait_exit(LIMIT), Exit::Code(9));
+    let second = store.host("second", &app).stdin(Stdio::Pipe).start();
+    wait_for_log(&second, "the job is resumed");
+    second.write("0\n");
+    assert_eq!(second.wait_exit(LIMIT), Exit::Code(0));
+    assert_eq!(second.stdout().text(), "ending\n");
+    let third = store.host("third", &app).stdin(Stdio::Pipe).start();
+    wait_for_output(&third, "begun");
+    wait_for_log(&third, "it begins anew");
+}
+
+#[test]
+fn the_binary_runs_in_an_image_without_a_c_library_and_in_one_without_anything() {
+    let empty = Host::builder("empty")
+        .rootfs(Rootfs::Busybox)
+        .args([
+            "/usr/local/bin/reprieve",
+            "run",
+            "--",
+            "/bin/busybox",
+            "sh",
+            "-c",
+            "echo hello; exit 5",
+        ])
+        .start();
+    assert_eq!(empty.wait_exit(LIMIT), Exit::Code(5));
+    assert_eq!(empty.stdout().text(), "hello\n");
+    let nothing = Host::builder("nothing")
+        .rootfs(Rootfs::Nothing)
+        .args([
+            "/usr/local/bin/reprieve",
+            "run",
+            "--",
+            "/usr/local/bin/reprieve",
+            "--version",
+        ])
+        .start();
+    assert_eq!(nothing.wait_exit(LIMIT), Exit::Code(0));
+    assert!(
+        nothing.stdout().text().starts_with("reprieve "),
+        "{}",
+        nothing.stdout().text()
+    );
+}
+
+#[test]
+fn without_criu_the_app_is_not_started_without_protection() {
+    let store = Store::new();
+    let host = store
+        .host_with("host", &["--criu", "/bin/true"], COUNTER)
+        .start();
+    assert_eq!(host.wait_exit(LIMIT), Exit::Code(170));
+    let said = host.stderr().text();
+    assert!(
+        said.contains("CRIU cannot be used") && said.contains("install CRIU"),
+        "{said}"
+    );
+}
+
+#[test]
+fn metrics_and_status_tell_what_happened() {
+    let store = Store::new();
+    let host = store
+        .host_with("host", &["--metrics-listen", "127.0.0.1:9464"], COUNTER)
+        .start();
+    wait_for_output(&host, "line 10");
+    checkpoint_ok(&host);
+    let fetch = "import urllib.request as u; print(u.urlopen('http://127.0.0.1:9464/metrics').read().decode())";
+    let metrics = host.exec_ok(["python3", "-c", fetch]);
+    for wanted in [
+        "reprieve_state{state=\"running\"} 1",
+        "reprieve_checkpoints_total{trigger=\"control\",outcome=\"durable\"} 1",
+        "reprieve_last_snapshot_generation 1",
+        "reprieve_app_starts_total{how=\"scratch\"} 1",
+        "reprieve_frozen_seconds_count 1",
+        "reprieve_checkpoint_phase_seconds_count{phase=\"commit\"} 1",
+    ] {
+        assert!(metrics.contains(wanted), "{wanted} is not in\n{metrics}");
+    }
+    let status: serde_json::Value =
+        serde_json::from_str(&host.exec_ok(["reprieve", "status", "--json"])).expect("it is JSON");
+    assert_eq!(status["state"], "running", "{status}");
+    assert_eq!(status["last_generation"], 1, "{status}");
+    assert_eq!(status["checkpoints_durable"], 1, "{status}");
+}
