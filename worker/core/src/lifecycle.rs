@@ -69,8 +69,8 @@ pub enum Event {
 /// What to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Effect {
-    /// Give the boot up: nothing has run yet.
-    AbortBoot,
+    /// Give the boot up because of this signal: nothing has run yet.
+    AbortBoot(i32),
     /// Take a checkpoint within this budget and report [`Event::CheckpointEnded`].
     Begin { notice: Notice, budget: Budget },
     /// The running checkpoint has less time than it was told.
@@ -149,6 +149,11 @@ const SIGINT: i32 = 2;
 const SIGQUIT: i32 = 3;
 const SIGTERM: i32 = 15;
 
+/// Whether this signal, before the app runs, means that it need not be started.
+pub fn ends_a_boot(signal: i32) -> bool {
+    matches!(signal, SIGINT | SIGQUIT | SIGTERM)
+}
+
 impl Lifecycle {
     pub fn new(policy: Policy) -> Self {
         Self {
@@ -190,7 +195,7 @@ impl Lifecycle {
             deadline,
         };
         match &mut self.state {
-            State::Booting { .. } => self.abort_boot(),
+            State::Booting { .. } => self.abort_boot(SIGTERM),
             State::Running => self.begin(notice, Vec::new(), now),
             State::Checkpointing(run) if run.notice.afterwards == Afterwards::Stop => {
                 // A signal's wish outlives a request's: if this run fails it is treated as the signal's.
@@ -214,9 +219,7 @@ impl Lifecycle {
 
     fn signalled(&mut self, signal: i32) -> Vec<Effect> {
         match &mut self.state {
-            State::Booting { .. } if matches!(signal, SIGINT | SIGQUIT | SIGTERM) => {
-                self.abort_boot()
-            }
+            State::Booting { .. } if ends_a_boot(signal) => self.abort_boot(signal),
             State::Booting { held } => {
                 held.push(signal);
                 Vec::new()
@@ -277,9 +280,9 @@ impl Lifecycle {
         effects
     }
 
-    fn abort_boot(&mut self) -> Vec<Effect> {
+    fn abort_boot(&mut self, signal: i32) -> Vec<Effect> {
         self.state = State::Over;
-        vec![Effect::AbortBoot]
+        vec![Effect::AbortBoot(signal)]
     }
 
     fn app_ended(&mut self) -> Vec<Effect> {
@@ -503,7 +506,10 @@ mod tests {
     #[test]
     fn sigterm_before_the_app_runs_gives_the_boot_up() {
         let mut life = Lifecycle::new(POLICY);
-        assert_eq!(life.handle(Event::Signal(SIGTERM), T0), [Effect::AbortBoot]);
+        assert_eq!(
+            life.handle(Event::Signal(SIGTERM), T0),
+            [Effect::AbortBoot(SIGTERM)]
+        );
     }
 
     #[test]
@@ -560,7 +566,7 @@ mod tests {
                         Effect::Begin { .. } => under_way += 1,
                         Effect::Answer(id) | Effect::Refuse(id, _) => answered.push(id),
                         Effect::Forward(_) => prop_assert!(!frozen, "a signal reached a frozen app"),
-                        Effect::Finish(_) | Effect::AbortBoot => finished += 1,
+                        Effect::Finish(_) | Effect::AbortBoot(_) => finished += 1,
                         Effect::Tighten(_) | Effect::Missed(_) => {}
                     }
                 }

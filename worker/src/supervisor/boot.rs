@@ -5,7 +5,7 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use reprieve_core::document;
@@ -55,6 +55,28 @@ impl Origin {
     }
 }
 
+/// The point of no return of a boot: either the app is let run, or the boot is given up before it, never both.
+#[derive(Debug, Default)]
+pub(crate) struct Gate(OnceLock<Passage>);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Passage {
+    Opened,
+    Closed,
+}
+
+impl Gate {
+    /// To be asked right before the app's first instruction. Whether it may be.
+    pub(crate) fn open(&self) -> bool {
+        *self.0.get_or_init(|| Passage::Opened) == Passage::Opened
+    }
+
+    /// Whether the boot can still be given up; from then on the app will not run.
+    pub(crate) fn close(&self) -> bool {
+        *self.0.get_or_init(|| Passage::Closed) == Passage::Closed
+    }
+}
+
 /// What checkpoints of the job need.
 #[derive(Clone, Debug)]
 pub struct Protection {
@@ -76,10 +98,11 @@ pub(crate) async fn boot(
     settings: Settings,
     argv: Vec<OsString>,
     reaper: Arc<Reaper>,
+    gate: Arc<Gate>,
 ) -> Result<Booted, Failure> {
     let Some(address) = settings.store.clone() else {
         tracing::warn!("no store is set: the app runs without checkpoints");
-        return start(&reaper, &argv, None, None);
+        return start(&reaper, &gate, &argv, None, None).await;
     };
     let prepared = prepare(&settings, &address, &reaper).await?;
     let deadline = Instant::now() + settings.boot_timeout;
@@ -104,12 +127,12 @@ pub(crate) async fn boot(
         epoch = lease.head.epoch,
         "this worker owns the job"
     );
-    let restorer = prepared.restorer(&reaper);
+    let restorer = prepared.restorer(&reaper, &gate);
     let resumed = resume(&restorer, &candidates, &settings).await?;
     let protection = Some(prepared.protection(&settings, &reaper));
     match resumed {
         Some(resumed) => Ok(running(resumed, protection, lease)),
-        None => start(&reaper, &argv, protection, Some(lease)),
+        None => start(&reaper, &gate, &argv, protection, Some(lease)).await,
     }
 }
 
@@ -147,8 +170,9 @@ fn running(resumed: Resumed, protection: Option<Protection>, lease: Lease) -> Bo
     }
 }
 
-fn start(
+async fn start(
     reaper: &Reaper,
+    gate: &Gate,
     argv: &[OsString],
     protection: Option<Protection>,
     lease: Option<Lease>,
@@ -163,6 +187,10 @@ fn start(
         .caused_by(error)
     };
     let (streams, ends) = Streams::open(Kind::of_ours()).map_err(failed)?;
+    if !gate.open() {
+        // Whoever closed it ends this task.
+        std::future::pending::<()>().await;
+    }
     let app = child::start(reaper, argv, ends)?;
     let stdio = streams.flow(Held::default()).map_err(failed)?;
     metrics::app_started(StartedHow::Scratch);
@@ -252,12 +280,13 @@ async fn open(settings: &Settings, address: &str) -> Result<Arc<dyn Store>, Fail
 }
 
 impl Prepared {
-    fn restorer(&self, reaper: &Arc<Reaper>) -> Restorer {
+    fn restorer(&self, reaper: &Arc<Reaper>, gate: &Arc<Gate>) -> Restorer {
         Restorer {
             criu: self.criu.clone(),
             store: Arc::clone(&self.store),
             root: self.catalog.root(),
             reaper: Arc::clone(reaper),
+            gate: Arc::clone(gate),
             work: self.work.clone(),
             host: self.host.clone(),
         }

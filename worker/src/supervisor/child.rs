@@ -36,7 +36,7 @@ fn failure(program: &str, error: io::Error) -> Failure {
         io::ErrorKind::NotFound => Failure::new(ExitCode::NotFound, format!("the app {program} was not found"))
             .caused_by(error)
             .remedy("check the command behind `--`, and that it or its interpreter is in the image and in PATH"),
-        io::ErrorKind::PermissionDenied => {
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ExecutableFileBusy => {
             Failure::new(ExitCode::NotExecutable, format!("the app {program} cannot be executed"))
                 .caused_by(error)
                 .remedy("make it executable (chmod +x) and check that its file system is not mounted noexec")

@@ -24,7 +24,7 @@ use nix::libc;
 use reprieve_core::deadline::Budget;
 use reprieve_core::head::Finished;
 use reprieve_core::lifecycle::{
-    Effect, Ended, Event, Finish, Lifecycle, OnFailure, Policy, RequestId,
+    self, Effect, Ended, Event, Finish, Lifecycle, OnFailure, Policy, RequestId,
 };
 use reprieve_core::notice::{Afterwards, Moment, Notice};
 use reprieve_hooks::signals::Signals;
@@ -40,7 +40,7 @@ use crate::failure::{ExitCode, Failure};
 use crate::host;
 use crate::metrics::{self, CheckpointOutcome, NoticeKind, NoticeSource};
 use crate::settings::{OnCheckpointFailure, Settings, SignalTarget};
-use crate::supervisor::boot::{Booted, Origin, Protection};
+use crate::supervisor::boot::{Booted, Gate, Origin, Protection};
 use crate::supervisor::checkpoint::{Limits, Subject};
 use crate::supervisor::reaper::Reaper;
 use crate::supervisor::stdio::Stdio;
@@ -190,10 +190,12 @@ impl Supervisor {
         mut requests: mpsc::Receiver<Request>,
     ) -> Result<u8, Failure> {
         self.tell_state();
+        let gate = Arc::new(Gate::default());
         let boot = boot::boot(
             self.settings.clone(),
             self.argv.clone(),
             Arc::clone(&self.reaper),
+            Arc::clone(&gate),
         );
         let mut boot = Some(tokio::spawn(boot));
         loop {
@@ -203,7 +205,15 @@ impl Supervisor {
                     self.reaper.reap();
                     Vec::new()
                 }
-                Happened::Signal(signal) => self.signalled(signal),
+                Happened::Signal(signal) => {
+                    let mut effects = Vec::new();
+                    if boot.is_some() && lifecycle::ends_a_boot(signal) && !gate.close() {
+                        // The app runs already, or is about to: then this is a signal for a running app.
+                        effects = self.booted(finished(&mut boot).await?);
+                    }
+                    effects.extend(self.signalled(signal));
+                    effects
+                }
                 Happened::Booted(booted) => self.booted((*booted)?),
                 Happened::AppEnded(exit) => {
                     self.exit = Some(exit);
@@ -216,11 +226,11 @@ impl Supervisor {
             for effect in effects {
                 match effect {
                     Effect::Finish(finish) => return Ok(self.finish(finish, &mut signals).await),
-                    Effect::AbortBoot => {
+                    Effect::AbortBoot(signal) => {
                         if let Some(boot) = boot.take() {
                             boot.abort();
                         }
-                        return Ok(self.abort_boot(&mut signals).await);
+                        return Ok(self.abort_boot(signal, &mut signals).await);
                     }
                     other => self.carry_out(other),
                 }
@@ -273,6 +283,8 @@ impl Supervisor {
         if let Some(snapshot) = origin.snapshot() {
             self.last_snapshot = Some(snapshot);
         }
+        // The size may have changed since the streams were made.
+        stdio.resize();
         self.app = Some(App {
             pid: app.pid,
             exit: app.exit,
@@ -362,7 +374,7 @@ impl Supervisor {
                     "no checkpoint was taken; the newest older snapshot stays as it is"
                 );
             }
-            Effect::Finish(_) | Effect::AbortBoot => {
+            Effect::Finish(_) | Effect::AbortBoot(_) => {
                 unreachable!("the loop carries these out itself")
             }
         }
@@ -528,7 +540,7 @@ impl Supervisor {
     }
 
     /// Nothing has run on this host: whatever the boot had built is taken down, and the job is where it was.
-    async fn abort_boot(mut self, signals: &mut Signals) -> u8 {
+    async fn abort_boot(mut self, signal: i32, signals: &mut Signals) -> u8 {
         tracing::info!(
             "told to stop before the app ran; nothing is lost, run the same command again"
         );
@@ -536,7 +548,7 @@ impl Supervisor {
         if self.settings.store.is_some() {
             self.settings.checkpointed_exit_code
         } else {
-            128 + 15
+            Exit::Signal(signal).code()
         }
     }
 

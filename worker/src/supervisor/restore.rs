@@ -20,6 +20,7 @@ use crate::metrics::{self, RestorePhase};
 use crate::pages::load::{self, Snapshot, Unusable};
 use crate::pages::serve::{ImageServer, ServeError};
 use crate::store::Store;
+use crate::supervisor::boot::Gate;
 use crate::supervisor::checkpoint::HELD;
 use crate::supervisor::pids;
 use crate::supervisor::proc;
@@ -80,6 +81,7 @@ pub(crate) struct Restorer {
     /// The job's prefix, ending in `/`.
     pub root: String,
     pub reaper: Arc<Reaper>,
+    pub gate: Arc<Gate>,
     pub work: PathBuf,
     pub host: HostFacts,
 }
@@ -164,7 +166,11 @@ impl Restorer {
             hook: &hooks.path,
         };
         let mut criu = self.criu.start_restore(&self.reaper, &order)?;
-        let driven = timeout_at(deadline, drive(&mut criu, &hooks, &server, ends)).await;
+        let driven = timeout_at(
+            deadline,
+            drive(&mut criu, &hooks, &server, &self.gate, ends),
+        )
+        .await;
         let failure = match driven {
             // It may have run on to its end already; then its exit was heard of.
             Ok(Ok(Exit::Code(0))) => return Ok((watched, streams)),
@@ -205,6 +211,7 @@ async fn drive(
     criu: &mut Watched,
     hooks: &Hooks,
     server: &ImageServer,
+    gate: &Gate,
     ends: AppEnds,
 ) -> Result<Exit, RestoreError> {
     // CRIU has its own copies; with ours gone, the app's end will be seen as the end of its streams.
@@ -218,6 +225,10 @@ async fn drive(
                     server.verdict()?;
                     // The app's next processes must not get numbers that the next host's supervisor will have.
                     pids::leave_reserved_range();
+                    if !gate.open() {
+                        // Whoever closed it ends this task, and with it CRIU.
+                        std::future::pending::<()>().await;
+                    }
                 }
                 asked.go_on().await;
             }
