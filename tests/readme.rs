@@ -1,0 +1,526 @@
+//! The documents say what the code does: command lines are parsed or run as written, and every exit code, metric, flag,
+//! message and link in them exists. What the README shows of the demo is what the demo prints.
+//!
+//! Blocks are marked with a comment in front of them, which readers of the rendered page do not see.
+
+mod harness;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use harness::{Exit, Host, LIMIT, project_path};
+use reprieve::cli::{self, Invocation};
+use reprieve::control::protocol;
+use reprieve::failure::ExitCode;
+use reprieve::settings::Environment;
+use reprieve::{metrics, settings};
+
+/// Every document, by its path in the project.
+fn documents() -> BTreeMap<PathBuf, String> {
+    let mut found = BTreeMap::new();
+    for directory in ["", "docs"] {
+        for entry in fs::read_dir(project_path(directory)).expect("the project is here") {
+            let name = entry.expect("the project is here").file_name();
+            let path = Path::new(directory).join(name);
+            if path.extension().is_some_and(|extension| extension == "md") {
+                let text = fs::read_to_string(project_path(&path.to_string_lossy()));
+                found.insert(path, text.expect("a document is text"));
+            }
+        }
+    }
+    assert!(found.len() > 10, "{:?}", found.keys());
+    found
+}
+
+fn document(name: &str) -> String {
+    fs::read_to_string(project_path(name)).expect("the document is there")
+}
+
+/// The fenced blocks behind a comment that begins with `mark`.
+fn blocks(text: &str, mark: &str) -> Vec<String> {
+    let comment = format!("<!-- {mark}");
+    let found: Vec<String> = text
+        .split(&comment)
+        .skip(1)
+        .map(|rest| {
+            let (_, fenced) = rest.split_once("```").expect("a block follows the mark");
+            let (_, body) = fenced.split_once('\n').expect("the block has lines");
+            body.split("```").next().unwrap_or_default().to_owned()
+        })
+        .collect();
+    assert!(!found.is_empty(), "no block is marked {mark:?}");
+    found
+}
+
+/// The commands of a block: lines, with continued ones joined, in words. The documents quote nothing.
+fn commands(block: &str) -> Vec<Vec<String>> {
+    let joined = block.replace("\\\n", " ");
+    let lines = joined.lines().filter(|line| !line.trim().is_empty());
+    lines
+        .map(|line| line.split_whitespace().map(str::to_owned).collect())
+        .collect()
+}
+
+struct Variables(Vec<(OsString, OsString)>);
+
+impl Environment for Variables {
+    fn variables(&self) -> Vec<(OsString, OsString)> {
+        self.0.clone()
+    }
+}
+
+/// What a documented line, with variables in front or not, asks for.
+fn parsed(line: &[String]) -> Invocation {
+    let variables = line.iter().map_while(|word| {
+        let (name, value) = word.split_once('=')?;
+        name.starts_with("REPRIEVE_")
+            .then(|| (name.into(), value.into()))
+    });
+    let variables: Vec<(OsString, OsString)> = variables.collect();
+    let words = line.iter().skip(variables.len()).map(OsString::from);
+    cli::parse(words, &Variables(variables)).unwrap_or_else(|failure| panic!("{line:?}: {failure}"))
+}
+
+#[test]
+fn documented_command_lines_are_valid() {
+    let mut seen = 0;
+    for (path, text) in documents() {
+        for block in text.split("```sh\n").skip(1) {
+            for line in commands(block.split("```").next().unwrap_or_default()) {
+                let word = |word: &String| word != "reprieve" && !word.starts_with("REPRIEVE_");
+                if line.iter().position(word) == Some(0) || !line.contains(&"reprieve".into()) {
+                    continue;
+                }
+                assert!(
+                    !matches!(parsed(&line), Invocation::Print(_)),
+                    "{}: {line:?}",
+                    path.display()
+                );
+                seen += 1;
+            }
+        }
+    }
+    assert!(seen >= 7, "only {seen} command lines were found");
+}
+
+#[test]
+fn the_readmes_commands_run_as_written() {
+    let readme = document("README.md");
+    let [run, inside] = &blocks(&readme, "run as written")[..] else {
+        panic!("the README has another number of blocks that are run")
+    };
+    let [run] = &commands(run)[..] else {
+        panic!("{run:?}")
+    };
+    let store = tempfile::tempdir().expect("a temporary directory can be made");
+    let host = |name: &str| {
+        Host::builder(name)
+            .bind(store.path(), "/mnt/snapshots")
+            .bind_read_only(project_path("tests/apps/ticker.py"), "/train.py")
+            .args(run.clone())
+            .start()
+    };
+    let first = host("first");
+    first.stdout().wait_for_line("a line", LIMIT, |_| true);
+    for line in commands(inside) {
+        let ran = first.exec(&line);
+        assert_eq!(ran.code, 0, "{line:?}: {}{}", ran.stdout, ran.stderr);
+    }
+    first.signal(libc::SIGTERM);
+    assert_eq!(first.wait_exit(LIMIT), Exit::Code(75));
+    first.destroy();
+    let second = host("second");
+    second.stderr().wait_for_line("a resume", LIMIT, |line| {
+        line.contains("the job is resumed")
+    });
+}
+
+#[test]
+fn the_documented_container_has_what_the_test_hosts_have() {
+    let readme = document("README.md");
+    let block = blocks(&readme, "checked: the capabilities").remove(0);
+    let [docker] = &commands(&block)[..] else {
+        panic!("{block}")
+    };
+    let values = |flag: &str| -> BTreeSet<&str> {
+        let pairs = docker.windows(2).filter(|pair| pair[0] == flag);
+        pairs.map(|pair| pair[1].as_str()).collect()
+    };
+    let bundle = document("tests/harness/bundle.rs");
+    let (_, ours) = bundle
+        .split_once("REPRIEVE_CAPABILITIES: [&str; 2] = [")
+        .expect("the harness lists them");
+    let ours: BTreeSet<&str> = ours
+        .split(']')
+        .next()
+        .unwrap_or_default()
+        .split('"')
+        .filter_map(|word| word.strip_prefix("CAP_"))
+        .collect();
+    assert_eq!(values("--cap-add"), ours);
+    // The demo must not get by with more.
+    let demo = document("infra/local/demo");
+    let demo = demo
+        .split("CAPABILITIES = \"\"\"")
+        .nth(1)
+        .unwrap_or_default();
+    let demo = demo.split("\"\"\"").next().unwrap_or_default();
+    assert_eq!(demo.split_whitespace().count(), 14 + ours.len(), "{demo}");
+    let variables = values("--env")
+        .into_iter()
+        .map(str::to_owned)
+        .chain(["reprieve", "run", "--", "app"].map(str::to_owned));
+    let Invocation::Run(settings, _) = parsed(&variables.collect::<Vec<_>>()) else {
+        panic!("it is a run")
+    };
+    let stop: BTreeSet<String> = [format!("{}", settings.term_grace.as_secs())].into();
+    let stop: BTreeSet<&str> = stop.iter().map(String::as_str).collect();
+    assert_eq!(
+        values("--stop-timeout"),
+        stop,
+        "both sides' grace is the same"
+    );
+}
+
+#[test]
+fn documented_exit_codes_exist_with_their_meaning() {
+    let readme = document("README.md");
+    let (_, table) = readme.split_once("### Exit codes").expect("the section");
+    let rows = table.lines().filter(|line| line.starts_with("| "));
+    let mut listed = BTreeSet::new();
+    for row in rows.take_while(|row| !row.is_empty()).skip(1) {
+        let cell = row.split('|').nth(1).unwrap_or_default();
+        listed.extend(cell.split(',').filter_map(|n| n.trim().parse::<u8>().ok()));
+    }
+    let runs = ExitCode::ALL
+        .iter()
+        .filter(|code| code.commands() == "run" || **code == ExitCode::SettingsInvalid);
+    let runs: BTreeSet<u8> = runs.map(|code| code.number()).collect();
+    assert_eq!(listed, runs);
+    let troubleshooting = document("docs/troubleshooting.md");
+    for code in ExitCode::ALL {
+        let number = code.number().to_string();
+        assert!(
+            code == &ExitCode::Checkpointed || troubleshooting.contains(&number),
+            "{code} is not in docs/troubleshooting.md"
+        );
+    }
+}
+
+/// Names in documents that look like metrics and are none.
+const NO_METRICS: &[&str] = &["reprieve_core", "reprieve_hooks", "reprieve_bin"];
+
+#[test]
+fn documented_metrics_and_flags_exist() {
+    let metrics: BTreeSet<&str> = metrics::TABLE.iter().map(|metric| metric.name).collect();
+    let mut flags: BTreeSet<String> = settings::TABLE.iter().map(|s| s.flag()).collect();
+    flags.extend(
+        [
+            "--config",
+            "--help",
+            "--version",
+            "--leave-running",
+            "--timeout",
+            "--json",
+        ]
+        .map(str::to_owned),
+    );
+    for (path, text) in documents() {
+        let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == '-'));
+        for word in words {
+            let is_metric = word.starts_with("reprieve_") && !NO_METRICS.contains(&word);
+            assert!(
+                !is_metric || metrics.contains(word),
+                "{}: there is no metric {word}",
+                path.display()
+            );
+        }
+        // Prose names a flag as code that begins with it; other programs' flags stand behind their program.
+        for code in text.split('`').skip(1).step_by(2) {
+            let flag = code.split_whitespace().next().unwrap_or_default();
+            let others = [
+                "--cap-add",
+                "--security-opt",
+                "--privileged",
+                "--stop-timeout",
+            ];
+            assert!(
+                !flag.starts_with("--")
+                    || flag == "--"
+                    || flags.contains(flag)
+                    || others.contains(&flag),
+                "{}: there is no flag {flag}",
+                path.display()
+            );
+        }
+    }
+}
+
+#[test]
+fn documented_protocol_lines_are_the_protocols() {
+    let events = document("docs/events.md");
+    for block in blocks(&events, "checked: lines of the protocol") {
+        for line in block.lines() {
+            let written = if line.contains("\"request\"") {
+                protocol::Request::parse(line.as_bytes()).map(|request| request.to_line())
+            } else {
+                protocol::Answer::parse(line.as_bytes()).map(|answer| answer.to_line())
+            };
+            let written = written.unwrap_or_else(|error| panic!("{line}: {error}"));
+            assert_eq!(
+                written.trim_end(),
+                line,
+                "fields are missing or in another order"
+            );
+        }
+    }
+}
+
+#[test]
+fn relative_links_resolve() {
+    let documents = documents();
+    let anchors = |path: &Path| -> BTreeSet<String> {
+        let text = documents.get(path).map(String::as_str).unwrap_or_default();
+        let headings = text.lines().filter(|line| line.starts_with('#'));
+        headings
+            .map(|line| {
+                let words = line.trim_start_matches('#').trim().to_lowercase();
+                let kept = words
+                    .chars()
+                    .filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
+                kept.map(|c| if c == ' ' { '-' } else { c }).collect()
+            })
+            .collect()
+    };
+    for (path, text) in &documents {
+        for target in text
+            .split("](")
+            .skip(1)
+            .filter_map(|rest| rest.split(')').next())
+        {
+            if target.starts_with("http") {
+                continue;
+            }
+            let (file, anchor) = target.split_once('#').unwrap_or((target, ""));
+            let joined = match file {
+                "" => path.clone(),
+                file => path.parent().unwrap_or(Path::new("")).join(file),
+            };
+            let plain = plain(&joined);
+            assert!(
+                project_path(&plain.to_string_lossy()).exists(),
+                "{}: nothing is at {target}",
+                path.display()
+            );
+            assert!(
+                anchor.is_empty() || anchors(&plain).contains(anchor),
+                "{}: no heading for {target}",
+                path.display()
+            );
+        }
+    }
+}
+
+/// A path without `..`.
+fn plain(path: &Path) -> PathBuf {
+    let mut plain = PathBuf::new();
+    for part in path.components() {
+        match part {
+            std::path::Component::ParentDir => drop(plain.pop()),
+            other => plain.push(other),
+        }
+    }
+    plain
+}
+
+// ---- Messages
+
+/// All of the worker's code, with string literals that go on in the next line joined.
+fn sources(directory: &str) -> String {
+    let mut text = String::new();
+    for entry in fs::read_dir(project_path(directory)).expect("the sources are here") {
+        let path = entry.expect("the sources are here").path();
+        if path.is_dir() {
+            let inner = format!(
+                "{directory}/{}",
+                path.file_name().unwrap_or_default().display()
+            );
+            text += &sources(&inner);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            let code = fs::read_to_string(&path).expect("sources are text");
+            // What tests say is no message.
+            text += code.split("#[cfg(test)]").next().unwrap_or_default();
+        }
+    }
+    let mut joined = String::with_capacity(text.len());
+    let mut rest = text.as_str();
+    while let Some((before, after)) = rest.split_once("\\\n") {
+        joined += before;
+        rest = after.trim_start();
+    }
+    joined + rest
+}
+
+/// The fixed pieces of a message, longest first; what varies is `…` in documents and `{...}` in the code.
+fn pieces(message: &str) -> Vec<String> {
+    let mut fixed = vec![String::new()];
+    let mut depth = 0;
+    for c in message.chars() {
+        match c {
+            '{' => depth += 1,
+            '}' => {
+                depth -= 1;
+                fixed.push(String::new());
+            }
+            '…' | '`' => fixed.push(String::new()),
+            c if depth == 0 => fixed.last_mut().expect("never empty").push(c),
+            _ => {}
+        }
+    }
+    let mut fixed: Vec<String> = fixed.iter().map(|piece| piece.trim().to_owned()).collect();
+    fixed.sort_by_key(|piece| std::cmp::Reverse(piece.len()));
+    fixed
+}
+
+/// The first string literal in each pair of parentheses that begins with `before`.
+fn literals<'a>(code: &'a str, before: &str) -> Vec<&'a str> {
+    let found = code.split(before).skip(1).filter_map(|rest| {
+        let (between, rest) = rest.split_once('"')?;
+        if between.contains([')', ';', '{']) {
+            return None;
+        }
+        let end = rest
+            .char_indices()
+            .find(|&(at, c)| c == '"' && !rest[..at].ends_with('\\'))?;
+        Some(&rest[..end.0])
+    });
+    found.collect()
+}
+
+/// Messages that no user can meet, each with its reason.
+const UNLISTED: &[(&str, &str)] = &[
+    ("error: ", "taken off the complaints of the command line"),
+    (
+        "the line",
+        "answers of the control protocol, in docs/events.md",
+    ),
+    (
+        "the other side speaks version",
+        "answers of the control protocol",
+    ),
+    (
+        "its page hashes do not fit its index",
+        "logged; the snapshot is then stored whole",
+    ),
+    (
+        "it has no page hashes",
+        "logged; the snapshot is then stored whole",
+    ),
+];
+
+#[test]
+fn every_message_has_its_line_in_troubleshooting() {
+    let troubleshooting = document("docs/troubleshooting.md");
+    let quoted: Vec<&str> = troubleshooting.split('`').skip(1).step_by(2).collect();
+    let code = sources("worker/src") + &sources("worker/core/src");
+    let mut messages = literals(&code, "#[error(");
+    for before in ["Failure::new(", "before(", "before_ready("] {
+        messages.extend(literals(&code, before));
+    }
+    assert!(messages.len() > 60, "only {} were found", messages.len());
+    let missing: Vec<&str> = messages
+        .into_iter()
+        .filter(|message| {
+            let mut fixed = pieces(&message.replace("\\\"", "\""));
+            // With only a colon or less that is fixed, the message is its cause's.
+            fixed.retain(|piece| piece.len() > 3);
+            let has_all = |quoted: &&str| fixed.iter().all(|piece| quoted.contains(piece.as_str()));
+            !fixed.is_empty()
+                && !quoted.iter().any(has_all)
+                && !UNLISTED.iter().any(|(part, _)| message.contains(part))
+        })
+        .collect();
+    assert!(
+        missing.is_empty(),
+        "docs/troubleshooting.md lacks a line for: {missing:#?}"
+    );
+}
+
+#[test]
+fn every_quoted_message_is_in_the_code() {
+    let code = (sources("worker/src") + &sources("worker/core/src")).replace("\\\"", "\"");
+    let check = |path: &str, cell: usize| {
+        let text = document(path);
+        let (mut seen, mut ours) = (0, false);
+        for line in text.lines() {
+            if line.starts_with("| ") && line.contains("Message") {
+                ours = true;
+                continue;
+            }
+            ours &= line.starts_with('|');
+            if !ours {
+                continue;
+            }
+            let quoted = line.split('|').nth(cell).unwrap_or_default();
+            for message in quoted.split('`').skip(1).step_by(2) {
+                seen += 1;
+                for piece in pieces(message).iter().filter(|piece| piece.len() > 3) {
+                    assert!(
+                        code.contains(piece.as_str()) || FROM_OTHERS.contains(&piece.as_str()),
+                        "{path}: no message has {piece:?}"
+                    );
+                }
+            }
+        }
+        assert!(seen > 15, "{path}: only {seen} messages");
+    };
+    check("docs/troubleshooting.md", 1);
+    check("docs/events.md", 1);
+}
+
+/// What the command line's library and S3 say.
+const FROM_OTHERS: &[&str] = &["unexpected argument", "unrecognized subcommand", "403"];
+
+// ---- The demo
+
+#[test]
+fn the_demo_finds_lost_repeated_and_altered_lines() {
+    let ran = Command::new(project_path("infra/local/demo"))
+        .arg("--self-test")
+        .output()
+        .expect("the demo is executable");
+    let said = String::from_utf8_lossy(&ran.stdout);
+    assert!(ran.status.success(), "{said}");
+    assert!(said.contains("found a lost line"), "{said}");
+}
+
+#[test]
+fn the_demo_prints_what_the_readme_shows() {
+    let ran = Command::new(project_path("infra/local/demo"))
+        .arg(env!("CARGO_BIN_EXE_reprieve"))
+        .output()
+        .expect("the demo is executable");
+    let told = String::from_utf8_lossy(&ran.stdout);
+    let complaint = String::from_utf8_lossy(&ran.stderr);
+    assert!(ran.status.success(), "{told}\n{complaint}");
+    let shown = blocks(&document("README.md"), "transcript").remove(0);
+    assert_eq!(without_numbers(&told), without_numbers(&shown));
+}
+
+/// The text with every number and the spaces in front of it replaced: both have the width of the moment.
+fn without_numbers(text: &str) -> String {
+    let mut plain = String::new();
+    for c in text.trim().chars() {
+        if c.is_ascii_digit() {
+            let kept = plain.trim_end_matches([' ', '.', '#']).len();
+            plain.truncate(kept);
+            plain.push('#');
+        } else {
+            plain.push(c);
+        }
+    }
+    plain
+}
