@@ -16,12 +16,14 @@
 
 mod bundle;
 mod host;
+mod lookalike;
 mod output;
 mod process;
 mod workshop;
 
 pub(crate) use bundle::Rootfs;
 pub(crate) use host::{Builder, Guest, Host, Ran, Stdio};
+pub(crate) use lookalike::Lookalike;
 pub(crate) use output::Output;
 pub(crate) use process::{Exit, Process};
 
