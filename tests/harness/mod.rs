@@ -19,6 +19,7 @@ mod host;
 mod lookalike;
 mod output;
 mod process;
+mod proxy;
 mod workshop;
 
 pub(crate) use bundle::Rootfs;
@@ -26,6 +27,7 @@ pub(crate) use host::{Builder, Guest, Host, Ran, Stdio};
 pub(crate) use lookalike::Lookalike;
 pub(crate) use output::Output;
 pub(crate) use process::{Exit, Process};
+pub(crate) use proxy::{Fault, Proxy, Request};
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
