@@ -152,14 +152,36 @@ impl Catalog {
             .await
     }
 
-    /// Writes the manifest and then the head. When this returns, the snapshot counts.
+    /// Writes the manifest and then the head. When this returns, the snapshot counts, as the manifest that is returned.
     pub async fn commit(
         &self,
         lease: &mut Lease,
+        mut manifest: Manifest,
+        keep: usize,
+        deadline: Instant,
+    ) -> Result<Manifest, CatalogError> {
+        let written = match self.add(lease, &manifest, keep, deadline).await {
+            Err(CatalogError::Fenced(by)) => {
+                let present = self.still_ours(lease, by, deadline).await?;
+                // That write took this snapshot's number; the manifest under it is litter.
+                let newest = present.head.generations.first();
+                manifest.parent = newest.map(|newest| newest.generation);
+                manifest.generation = present.head.next_generation;
+                self.add(&present, &manifest, keep, deadline).await
+            }
+            other => other,
+        };
+        *lease = written?;
+        Ok(manifest)
+    }
+
+    async fn add(
+        &self,
+        lease: &Lease,
         manifest: &Manifest,
         keep: usize,
         deadline: Instant,
-    ) -> Result<(), CatalogError> {
+    ) -> Result<Lease, CatalogError> {
         let bytes = Bytes::from(manifest.to_bytes());
         let key = self.key(&manifest.key());
         self.put_manifest(&key, &bytes, deadline).await?;
@@ -170,29 +192,19 @@ impl Catalog {
             taken_at_ms: manifest.taken_at_ms,
             stored_bytes: manifest.sizes.stored,
         };
-        let write = async |lease: &Lease| {
-            let dropped = retention::superseded(&lease.head.generations, keep);
-            let head = lease.head.committed(generation.clone(), &dropped, nonce());
-            self.replace(Some(lease.tag.clone()), head, deadline).await
-        };
-        let written = match write(lease).await {
-            // An earlier write of ours whose fate was unknown has taken place after all.
-            Err(CatalogError::Fenced(by)) => match self.still_ours(lease, deadline).await? {
-                Some(present) => write(&present).await,
-                None => Err(CatalogError::Fenced(by)),
-            },
-            other => other,
-        };
-        *lease = written?;
-        Ok(())
+        let dropped = retention::superseded(&lease.head.generations, keep);
+        let head = lease.head.committed(generation, &dropped, nonce());
+        self.replace(Some(lease.tag.clone()), head, deadline).await
     }
 
-    /// The head as it is now, if it is still one that this owner wrote in this epoch.
+    /// The head as it is now, if it is one that this owner wrote in this epoch: an earlier write whose fate was unknown
+    /// has taken place after all. Else we are fenced.
     async fn still_ours(
         &self,
         lease: &Lease,
+        by: String,
         deadline: Instant,
-    ) -> Result<Option<Lease>, CatalogError> {
+    ) -> Result<Lease, CatalogError> {
         let key = self.key(head::KEY);
         let present = retry::retry(deadline, "get", || {
             self.store.get(&key, document::SIZE_LIMIT)
@@ -200,11 +212,13 @@ impl Catalog {
         .await?;
         let head = Head::from_bytes(&present.bytes)
             .map_err(|source| CatalogError::Head { key, source })?;
-        let ours = head.epoch == lease.head.epoch && head.owner == lease.head.owner;
-        Ok(ours.then_some(Lease {
+        if head.epoch != lease.head.epoch || head.owner != lease.head.owner {
+            return Err(CatalogError::Fenced(by));
+        }
+        Ok(Lease {
             head,
             tag: present.tag,
-        }))
+        })
     }
 
     async fn put_manifest(
@@ -242,12 +256,16 @@ impl Catalog {
         finished: Option<Finished>,
         deadline: Instant,
     ) -> Result<(), CatalogError> {
-        self.replace(
-            Some(lease.tag),
-            lease.head.released(finished, nonce()),
-            deadline,
-        )
-        .await
+        let leave = async |lease: &Lease| {
+            let head = lease.head.released(finished, nonce());
+            self.replace(Some(lease.tag.clone()), head, deadline).await
+        };
+        match leave(&lease).await {
+            Err(CatalogError::Fenced(by)) => {
+                leave(&self.still_ours(&lease, by, deadline).await?).await
+            }
+            other => other,
+        }
         .map(drop)
     }
 

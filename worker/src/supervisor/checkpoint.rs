@@ -344,7 +344,7 @@ impl Attempt<'_> {
                 let tree = self.of.refuse_orphans(self.subject)?;
                 let held = self.cut().await?;
                 let manifest = self.store(lease, trigger, Afterwards::Stop, &tree, held, blocks, server, writer).await?;
-                self.commit(lease, &manifest).await?;
+                let manifest = self.commit(lease, manifest).await?;
                 Ok((manifest, tree))
             } => result,
             // It should wait for our answer; if it does not, the app is no longer frozen.
@@ -407,7 +407,7 @@ impl Attempt<'_> {
                             writer,
                         )
                         .await?;
-                    self.commit(lease, &manifest).await?;
+                    let manifest = self.commit(lease, manifest).await?;
                     Ok(self.report(&manifest, frozen_for))
                 }
                 .await
@@ -516,16 +516,17 @@ impl Attempt<'_> {
     async fn commit(
         &mut self,
         lease: &mut Lease,
-        manifest: &Manifest,
-    ) -> Result<(), CheckpointError> {
+        manifest: Manifest,
+    ) -> Result<Manifest, CheckpointError> {
         let begun = Instant::now();
         let deadline = self.limits.borrow().committed_by;
-        self.of
+        let manifest = self
+            .of
             .catalog
             .commit(lease, manifest, self.of.keep, deadline)
             .await?;
         metrics::checkpoint_phase_lasted(CheckpointPhase::Commit, begun.elapsed());
-        Ok(())
+        Ok(manifest)
     }
 
     fn report(&self, manifest: &Manifest, frozen: Duration) -> Report {
