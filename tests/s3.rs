@@ -49,7 +49,16 @@ impl Bucket {
             true => vec![],
             false => vec!["--job", "job"],
         };
-        let options = always.into_iter().chain(job).chain(options.iter().copied());
+        // Hosts are destroyed here without a goodbye; what waiting means is tested with the directory.
+        let owner = match options.contains(&"--on-other-owner") {
+            true => vec![],
+            false => vec!["--on-other-owner", "take-over"],
+        };
+        let options = always
+            .into_iter()
+            .chain(job)
+            .chain(owner)
+            .chain(options.iter().copied());
         Host::builder(name)
             .share_net()
             .env("AWS_ACCESS_KEY_ID", "AKIDFORTESTS")
@@ -300,10 +309,73 @@ fn a_reply_that_is_lost_is_not_a_failure() {
     assert_counts(&(output + &whole_lines(&last)), None);
 }
 
+/// The next write of the head takes place, but its reply is lost, and nothing is heard from the head afterwards.
+fn lose_the_commit(bucket: &Bucket) {
+    let proxy = &bucket.proxy;
+    proxy.fail_next(Fault::LoseReply, 1, |request| request.is("PUT", "/HEAD"));
+    proxy.fail(Fault::Reset, |request| request.path.contains("/HEAD"));
+}
+
+#[test]
+fn a_commit_whose_fate_is_unknown_does_not_fence_its_own_worker() {
+    let bucket = Bucket::new();
+    let options = ["--term-grace", "10s", "--keep-generations", "3"];
+    let first = bucket.host_with("first", &options, COUNTER).start();
+    wait_for_output(&first, "line 10");
+    lose_the_commit(&bucket);
+    let ran = checkpoint_within(&first, "3s");
+    assert_eq!(ran.code, 180, "{ran:?}");
+    for wanted in ["not known whether the commit took place", "the job runs on"] {
+        assert!(ran.stderr.contains(wanted), "{}", ran.stderr);
+    }
+    assert_runs_on(&first);
+    assert_eq!(bucket.generations(), [1], "the server did it");
+    bucket.proxy.pass();
+    checkpoint_ok(&first);
+    assert_eq!(bucket.generations(), [2, 1]);
+
+    // The same for one that should have stopped the job.
+    lose_the_commit(&bucket);
+    let mark = first.stderr().mark();
+    first.signal(libc::SIGTERM);
+    let failed = wait_for_log_after(&first, mark, "checkpoint failed");
+    assert!(failed.contains("not known whether"), "{failed}");
+    assert_runs_on(&first);
+    assert_eq!(bucket.generations(), [3, 2, 1], "the server did it");
+    bucket.proxy.pass();
+    evict(&first);
+    assert_eq!(bucket.generations(), [4, 3, 2]);
+    let second = bucket.host("second", COUNTER).start();
+    let resumed = wait_for_log(&second, "the job is resumed");
+    assert!(resumed.contains("\"generation\":4"), "{resumed}");
+    assert_runs_on(&second);
+    second.destroy();
+    assert_counts(&(first.stdout().text() + &whole_lines(&second)), None);
+}
+
+#[test]
+fn a_job_that_ends_well_after_an_unknown_commit_begins_anew() {
+    let bucket = Bucket::new();
+    let app = ["bash", "-c", "echo begun; read go; echo ending"];
+    let first = bucket
+        .host("first", &app)
+        .stdin(harness::Stdio::Pipe)
+        .start();
+    wait_for_output(&first, "begun");
+    lose_the_commit(&bucket);
+    assert_eq!(checkpoint_within(&first, "3s").code, 180);
+    bucket.proxy.pass();
+    first.write("go\n");
+    assert_eq!(first.wait_exit(LIMIT), Exit::Code(0));
+    let second = bucket.host("second", &app).start();
+    wait_for_log(&second, "it begins anew");
+}
+
 #[test]
 fn a_way_too_narrow_is_given_up_within_the_grace() {
     let bucket = Bucket::new();
-    let app = ["python3", "/apps/memory.py", "64"];
+    // Every page changes all the time, so that nothing of it is in the store already.
+    let app = ["python3", "/apps/memory.py", "64", "--fresh"];
     let options = ["--term-grace", "6s"];
     let host = bucket.host_with("host", &options, &app).start();
     let digest = host

@@ -11,6 +11,7 @@ PAGE = 4096
 parser = argparse.ArgumentParser()
 parser.add_argument("mib", type=int)
 parser.add_argument("seed", type=int, nargs="?", default=1)
+parser.add_argument("--fresh", action="store_true", help="change every page a little, over and over")
 parser.add_argument("--rewrite", type=int, default=0, help="pages to rewrite each second")
 options = parser.parse_args()
 source = random.Random(options.seed)
@@ -20,7 +21,11 @@ blocks = [bytearray(source.randbytes(MIB)) for _ in range(options.mib)]
 def say_digest():
     digest = hashlib.sha256()
     for block in blocks:
-        digest.update(block)
+        if options.fresh:
+            for start in range(0, MIB, PAGE):
+                digest.update(block[start + 8:start + PAGE])
+        else:
+            digest.update(block)
     os.write(1, f"digest {digest.hexdigest()}\n".encode())
 
 
@@ -44,5 +49,10 @@ while True:
         block = source.choice(blocks)
         start = source.randrange(MIB // PAGE) * PAGE
         block[start:start + PAGE] = source.randbytes(PAGE)
+    if options.fresh:
+        # The first bytes of each page count; the digest is of the rest.
+        for block in blocks:
+            for start in range(0, MIB, PAGE):
+                block[start:start + 8] = tick.to_bytes(8, "little")
     tick += 1
     os.write(1, f"tick {tick}\n".encode())

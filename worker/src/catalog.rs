@@ -30,6 +30,12 @@ pub enum CatalogError {
     /// A lost reply, and no way to find out in time whether the write took place.
     #[error("it is not known whether the commit took place; the next start will tell")]
     Unknown(#[source] StoreError),
+    #[error("another request to the store about the job took too long")]
+    Busy,
+    #[error(
+        "the manifest would have {0} bytes, more than is ever read; the snapshot has too many parts"
+    )]
+    TooLarge(usize),
     /// The head belongs to another job or to a newer program.
     #[error("the head of the job at {key} cannot be used")]
     Head {
@@ -168,6 +174,10 @@ impl Catalog {
         deadline: Instant,
     ) -> Result<(), CatalogError> {
         let bytes = Bytes::from(manifest.to_bytes());
+        if bytes.len() as u64 > document::SIZE_LIMIT {
+            // Committed, it could not be read again.
+            return Err(CatalogError::TooLarge(bytes.len()));
+        }
         let key = self.key(&manifest.key());
         self.put_manifest(&key, &bytes, deadline).await?;
         let generation = Generation {
@@ -198,21 +208,18 @@ impl Catalog {
         deadline: Instant,
         change: impl Fn(&Head) -> Head,
     ) -> Result<(), CatalogError> {
-        let written = self
-            .replace(Some(lease.tag.clone()), change(&lease.head), deadline)
-            .await;
-        *lease = match written {
-            Err(CatalogError::Fenced(by)) => {
-                let present = self.present(deadline).await?;
-                if !present.head.has_same_owner(&lease.head) {
-                    return Err(CatalogError::Fenced(by));
+        loop {
+            let written = self
+                .replace(Some(lease.tag.clone()), change(&lease.head), deadline)
+                .await;
+            match written {
+                Err(CatalogError::Fenced(_)) => self.refresh(lease, deadline).await?,
+                other => {
+                    *lease = other?;
+                    return Ok(());
                 }
-                self.replace(Some(present.tag), change(&present.head), deadline)
-                    .await?
             }
-            other => other?,
-        };
-        Ok(())
+        }
     }
 
     /// Looks the head up again: fails with [`CatalogError::Fenced`] when another worker owns the job, and takes over

@@ -64,6 +64,9 @@ pub struct Head {
     pub owner: Option<Owner>,
     /// How the job ended since its last snapshot, if it did.
     pub finished: Option<Finished>,
+    /// The first generation of the run that goes on; older ones belong to runs that ended well.
+    #[serde(default)]
+    pub first_of_run: u64,
     /// The number that the next snapshot gets; never reused, also not after snapshots were removed.
     pub next_generation: u64,
     /// Newest first.
@@ -79,6 +82,7 @@ impl Head {
             nonce: String::new(),
             owner: None,
             finished: None,
+            first_of_run: 0,
             next_generation: 1,
             generations: Vec::new(),
         }
@@ -87,11 +91,17 @@ impl Head {
     /// The head after `owner` took the job.
     #[must_use]
     pub fn claimed(&self, owner: Owner, nonce: String) -> Self {
+        let first_of_run = match self.finished {
+            // What begins now is another run; the snapshots of the one before are not its own.
+            Some(finished) if finished.exit_code == 0 => self.next_generation,
+            _ => self.first_of_run,
+        };
         Self {
             epoch: self.epoch + 1,
             nonce,
             owner: Some(owner),
             finished: None,
+            first_of_run,
             ..self.clone()
         }
     }

@@ -126,7 +126,7 @@ struct Run {
     waiting: Vec<RequestId>,
     /// Signals that arrived meanwhile, in order.
     held: Vec<i32>,
-    /// A wish to stop that this run does not satisfy.
+    /// A wish that this run does not satisfy.
     next: Option<(Notice, Vec<RequestId>)>,
     app_ended: bool,
     fenced: bool,
@@ -214,8 +214,15 @@ impl Lifecycle {
                     .collect()
             }
             State::Checkpointing(run) => {
-                run.queue_stop(notice, None);
-                Vec::new()
+                run.queue(notice, None);
+                // The queued one needs its share of the time, and a miss has to be told before it is too late.
+                let half = now.plus_ms(now.ms_until(deadline) / 2);
+                if half >= run.notice.deadline {
+                    return Vec::new();
+                }
+                run.notice.deadline = half;
+                let budget = budget(now, half, self.policy.margin_ms);
+                budget.map(Effect::Tighten).into_iter().collect()
             }
             State::Over => Vec::new(),
         }
@@ -260,12 +267,21 @@ impl Lifecycle {
                 refuse("the app is not running yet; `reprieve status` tells when it is")
             }
             State::Running => self.begin(notice, vec![id], now),
-            State::Checkpointing(run) if run.notice.afterwards == afterwards => {
+            State::Checkpointing(run)
+                if afterwards == Afterwards::Stop && run.notice.afterwards == Afterwards::Stop =>
+            {
+                // From the freeze on nothing changes any more: this one's outcome is that one's.
                 run.waiting.push(id);
-                Vec::new()
+                if deadline >= run.notice.deadline {
+                    return Vec::new();
+                }
+                run.notice.deadline = deadline;
+                let budget = budget(now, deadline, self.policy.margin_ms);
+                budget.map(Effect::Tighten).into_iter().collect()
             }
-            State::Checkpointing(run) if afterwards == Afterwards::Stop => {
-                run.queue_stop(notice, Some(id));
+            State::Checkpointing(run) if run.notice.afterwards == Afterwards::Continue => {
+                // What is under way may be of a moment before this was asked for.
+                run.queue(notice, Some(id));
                 Vec::new()
             }
             State::Checkpointing(_) => refuse(
@@ -381,11 +397,14 @@ impl Lifecycle {
 }
 
 impl Run {
-    fn queue_stop(&mut self, notice: Notice, id: Option<RequestId>) {
+    fn queue(&mut self, notice: Notice, id: Option<RequestId>) {
         let (queued, waiting) = self.next.get_or_insert((notice, Vec::new()));
         queued.deadline = queued.deadline.min(notice.deadline);
         if notice.trigger == Trigger::Signal {
             queued.trigger = Trigger::Signal;
+        }
+        if notice.afterwards == Afterwards::Stop {
+            queued.afterwards = Afterwards::Stop;
         }
         waiting.extend(id);
     }
@@ -522,7 +541,8 @@ mod tests {
     fn sigterm_during_a_checkpoint_that_leaves_running_is_carried_out_after_it() {
         let mut life = running(POLICY);
         life.handle(request(1, Afterwards::Continue), T0);
-        assert_eq!(life.handle(Event::Signal(SIGTERM), T0), []);
+        let effects = life.handle(Event::Signal(SIGTERM), T0);
+        assert!(matches!(effects[..], [Effect::Tighten(_)]), "{effects:?}");
         let effects = life.handle(Event::CheckpointEnded(Ended::Durable), T0.plus_ms(100));
         assert_eq!(effects[0], Effect::Answer(RequestId(1)));
         assert_eq!(begins(&effects), 1);

@@ -40,7 +40,19 @@ pub fn contents(head: Option<&Head>, manifest_keys: &[String]) -> Contents {
         {
             Contents::Completed
         }
-        Some(head) => Contents::Known(head.generations.iter().map(Candidate::from).collect()),
+        Some(head) => {
+            let own = |known: &&Generation| known.generation >= head.first_of_run;
+            let candidates: Vec<_> = head
+                .generations
+                .iter()
+                .filter(own)
+                .map(Candidate::from)
+                .collect();
+            match candidates.is_empty() {
+                true => Contents::Completed,
+                false => Contents::Known(candidates),
+            }
+        }
         None if manifest_keys.is_empty() => Contents::Nothing,
         None => Contents::Recovered(listed(manifest_keys)),
     }
@@ -82,7 +94,7 @@ pub enum NoValidSnapshot {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::head::Finished;
+    use crate::head::{Finished, Owner};
 
     #[test]
     fn a_whole_head_decides_alone() {
@@ -132,6 +144,24 @@ mod tests {
         };
         assert_eq!(contents(Some(&ended(0)), &[]), Contents::Completed);
         assert!(matches!(contents(Some(&ended(1)), &[]), Contents::Known(_)));
+        // The run that then begins does not go back behind its own beginning, whatever becomes of it.
+        let owner = Owner {
+            worker: "w".into(),
+            host: "h".into(),
+            since_ms: 0,
+            beat: 0,
+        };
+        let again = ended(0).claimed(owner, String::new());
+        let given_up = again.released(None, String::new());
+        assert_eq!(contents(Some(&given_up), &[]), Contents::Completed);
+        let failed = again.released(
+            Some(Finished {
+                exit_code: 1,
+                at_ms: 2,
+            }),
+            String::new(),
+        );
+        assert_eq!(contents(Some(&failed), &[]), Contents::Completed);
         let stopped = head.released(None, String::new());
         assert!(matches!(contents(Some(&stopped), &[]), Contents::Known(_)));
     }

@@ -132,9 +132,17 @@ impl Index {
     /// Packs the index for storing.
     ///
     /// # Errors
-    /// When the compressor has no memory.
+    /// When the index is larger than [`SIZE_LIMIT`] or the compressor has no memory.
     pub fn to_bytes(&self) -> std::io::Result<Vec<u8>> {
-        zstd::bulk::compress(&prost::Message::encode_to_vec(self), 1)
+        let plain = prost::Message::encode_to_vec(self);
+        if plain.len() > SIZE_LIMIT {
+            // Committed, it could not be read again.
+            return Err(std::io::Error::other(format!(
+                "the index would have {} bytes, more than is ever read; the memory is too fragmented",
+                plain.len()
+            )));
+        }
+        zstd::bulk::compress(&plain, 1)
     }
 
     /// Unpacks an index and checks that nothing in it points outside of what it describes.

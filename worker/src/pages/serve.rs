@@ -11,7 +11,7 @@
 use std::io::{self, IoSliceMut, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -104,6 +104,15 @@ enum Image {
 #[derive(Debug)]
 pub struct ImageServer {
     shared: Arc<Shared>,
+    socket: PathBuf,
+}
+
+impl Drop for ImageServer {
+    /// Lets the thread end if CRIU never came.
+    fn drop(&mut self) {
+        // It fails when the listener is gone, and so is the thread then.
+        drop(UnixStream::connect(&self.socket));
+    }
 }
 
 #[derive(Debug)]
@@ -118,7 +127,8 @@ impl ImageServer {
     /// Listens in CRIU's images directory. One thread answers requests until CRIU hangs up or the listener's directory
     /// is given up by [`Self::verdict`].
     pub fn start(snapshot: Arc<Snapshot>, directory: &Path, deadline: Instant) -> io::Result<Self> {
-        let listener = UnixListener::bind(directory.join(SOCKET))?;
+        let socket = directory.join(SOCKET);
+        let listener = UnixListener::bind(&socket)?;
         let shared = Arc::new(Shared {
             snapshot,
             deadline,
@@ -139,7 +149,7 @@ impl ImageServer {
                         .expect("no holder of this lock panics") = Some(error);
                 }
             })?;
-        Ok(Self { shared })
+        Ok(Self { shared, socket })
     }
 
     /// Whether what CRIU was handed was sound. To be called when CRIU has restored everything and let nothing go yet;

@@ -20,7 +20,7 @@ use crate::failure::{ExitCode, Failure};
 use crate::host;
 use crate::metrics::{self, RestoreOutcome, StartedHow};
 use crate::pages::codec::Effort;
-use crate::pages::load;
+use crate::pages::load::{self, Unusable};
 use crate::pages::parts::PART;
 use crate::settings::{Compression, OnNoValidSnapshot, OnOtherOwner, PathStyle, Settings};
 use crate::store::{self, Addressing, S3Options, Store, StoreAddress, StoreError, StoreErrorKind};
@@ -131,7 +131,9 @@ async fn own(
         let deadline = Instant::now() + settings.boot_timeout;
         let candidates = candidates(&found.contents);
         let listed = match &found.contents {
-            Contents::Recovered(candidates) => recovered(prepared, candidates, deadline).await,
+            Contents::Recovered(candidates) => {
+                recovered(prepared, settings, candidates, deadline).await?
+            }
             _ => Vec::new(),
         };
         match prepared
@@ -472,9 +474,10 @@ fn candidates(contents: &Contents) -> Vec<Candidate> {
 /// What a new head says of the snapshots that were found by listing.
 async fn recovered(
     prepared: &Prepared,
+    settings: &Settings,
     candidates: &[Candidate],
     deadline: Instant,
-) -> Vec<Generation> {
+) -> Result<Vec<Generation>, Failure> {
     let mut found: Vec<Generation> = Vec::new();
     for candidate in candidates {
         let manifest = load::manifest(
@@ -499,6 +502,8 @@ async fn recovered(
                 });
             }
             Ok(_) => {}
+            // It may be sound: a head without it would lose it.
+            Err(error @ Unusable::Store(_)) => return Err(undelivered(settings, error.into())),
             Err(error) => {
                 tracing::warn!(
                     manifest = candidate.manifest,
@@ -508,7 +513,7 @@ async fn recovered(
             }
         }
     }
-    found
+    Ok(found)
 }
 
 /// Tries the candidates in turn. `None` means to start from scratch.
@@ -522,6 +527,10 @@ async fn resume(
         let deadline = Instant::now() + settings.restore_timeout;
         match restorer.resume(candidate, deadline).await {
             Ok(resumed) => return Ok(Some(resumed)),
+            Err(error @ RestoreError::Lost(_)) => {
+                metrics::restore_ended(RestoreOutcome::Failed);
+                return Err(lost(settings, error));
+            }
             Err(error) if error.is_stores() => {
                 metrics::restore_ended(RestoreOutcome::Failed);
                 return Err(undelivered(settings, error));
@@ -566,6 +575,13 @@ fn none_valid(settings: &Settings, reasons: Vec<String>) -> Failure {
          --on-no-valid-snapshot start; the snapshots stay in either case",
     );
     reasons.into_iter().fold(failure, Failure::detail)
+}
+
+fn lost(settings: &Settings, error: RestoreError) -> Failure {
+    let what = format!("job {} was resumed and lost at once", settings.job);
+    Failure::new(ExitCode::FailedBeforeReady, what)
+        .caused_by(error)
+        .remedy("start again: the snapshots stay, and the newest one is resumed")
 }
 
 fn undelivered(settings: &Settings, error: RestoreError) -> Failure {

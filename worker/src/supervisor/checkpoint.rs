@@ -16,12 +16,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use reprieve_core::head::Head;
 use reprieve_core::manifest::{AppFacts, HostFacts, Manifest, Sizes};
 use reprieve_core::notice::{Afterwards, Notice};
 use reprieve_core::selection::Candidate;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant as TokioInstant, sleep_until, timeout};
+use tokio::time::{Instant as TokioInstant, sleep_until, timeout, timeout_at};
 
 use crate::catalog::{self, Catalog, CatalogError};
 use crate::engine::criu::{self, Criu, CriuError, DumpOrder};
@@ -47,6 +48,9 @@ const CURE_LIMIT: Duration = Duration::from_secs(5);
 
 /// Our own images in a snapshot: what the standard streams held.
 pub(crate) const HELD: [&str; 3] = ["reprieve-stdin", "reprieve-stdout", "reprieve-stderr"];
+
+/// Of the time for storing, this fraction may be spent on looking at what is in the store already.
+const LOOKING: u32 = 4;
 
 /// When to be done; shrinks when a shorter deadline becomes known.
 #[derive(Clone, Copy, Debug)]
@@ -164,6 +168,8 @@ struct Attempt<'a> {
     images: PathBuf,
     limits: watch::Receiver<Limits>,
     begun: Instant,
+    /// The head that the snapshot is added to.
+    head: Head,
 }
 
 /// A dump that waits at `post-dump`: the app is frozen.
@@ -178,8 +184,18 @@ struct Frozen {
 struct Transfer {
     server: PageServer,
     blocks: Blocks,
-    writer: JoinHandle<Result<Stored, StoreError>>,
+    writer: Writer,
     known: Arc<Known>,
+}
+
+/// Stores what it is sent; given up when it is dropped.
+struct Writer(JoinHandle<Result<Stored, StoreError>>);
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        // After its end this does nothing.
+        self.0.abort();
+    }
 }
 
 struct Running {
@@ -205,6 +221,7 @@ impl Checkpointer {
             images: images.clone(),
             limits,
             begun: Instant::now(),
+            head: self.ownership.last_head(),
         };
         let result = attempt.run(notice).await;
         keep_log(&self.work, &images, result.is_err());
@@ -245,22 +262,22 @@ fn keep_log(work: &Path, images: &Path, failed: bool) {
     drop(std::fs::remove_dir_all(images));
 }
 
-/// Runs what blocks on a thread of its own.
+/// Runs what blocks on a thread of its own: the runtime's may all be waiting for a store that hangs.
 async fn blocking<T: Send + 'static>(
     what: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, CheckpointError> {
-    tokio::task::spawn_blocking(what)
-        .await
-        .map_err(|_| CheckpointError::Panicked)
+    let (done, result) = oneshot::channel();
+    std::thread::Builder::new()
+        .name("checkpoint".into())
+        // Whoever waited may have given up.
+        .spawn(move || drop(done.send(what())))?;
+    result.await.map_err(|_| CheckpointError::Panicked)
 }
 
 impl Attempt<'_> {
     async fn run(mut self, notice: Notice) -> Result<Report, CheckpointError> {
         self.of.refuse_orphans(self.subject)?;
-        // While the app still runs: whether it is still ours to commit, and what the store has of it already.
-        let deadline = self.limits.borrow().stored_by;
-        self.of.ownership.refresh(deadline).await?;
-        let known = Arc::new(self.known().await?);
+        let known = Arc::new(self.look().await?);
         metrics::checkpoint_phase_lasted(CheckpointPhase::Prepare, self.begun.elapsed());
         let dumping = Instant::now();
         let frozen = self.freeze(&known).await?;
@@ -281,8 +298,26 @@ impl Attempt<'_> {
         }
     }
 
-    /// What this snapshot need not store again. Anything in the way of knowing it costs time later and nothing else.
-    async fn known(&self) -> Result<Known, CheckpointError> {
+    /// While the app still runs: whether it is still ours to commit, and what the store has of it already. Apart from the
+    /// first, anything in the way of knowing it, time included, costs time later and nothing else.
+    async fn look(&mut self) -> Result<Known, CheckpointError> {
+        let now = TokioInstant::now();
+        let left = self
+            .limits
+            .borrow()
+            .stored_by
+            .saturating_duration_since(now);
+        let deadline = now + left / LOOKING;
+        match self.of.ownership.refresh(deadline).await {
+            Ok(head) => self.head = head,
+            Err(error @ CatalogError::Fenced(_)) => return Err(error.into()),
+            Err(error) => {
+                tracing::warn!(
+                    reason = with_causes(&error),
+                    "the head could not be read; what is known of it is used"
+                );
+            }
+        }
         let base = self
             .of
             .base
@@ -290,24 +325,19 @@ impl Attempt<'_> {
             .expect("no holder of this lock panics")
             .clone();
         if let Some(base) = base {
-            let mut limits = self.limits.clone();
-            let loaded = tokio::select! {
-                loaded = self.load(&base) => loaded,
-                () = expired(&mut limits, |limits| limits.stored_by) => {
-                    return Err(CheckpointError::Deadline { step: "the snapshot before was being read" });
-                }
+            let loaded = timeout_at(deadline, self.load(&base, deadline)).await;
+            let reason = match loaded {
+                Ok(Ok(Some(known))) => return Ok(known),
+                Ok(Ok(None)) => None,
+                Ok(Err(error)) => Some(with_causes(&*error)),
+                Err(_) => Some("reading it takes too long".to_owned()),
             };
-            match loaded {
-                Ok(Some(known)) => return Ok(known),
-                Ok(None) => {}
-                Err(error) => {
-                    let reason = with_causes(&*error);
-                    tracing::warn!(
-                        snapshot = base.manifest,
-                        reason,
-                        "the snapshot before cannot be built upon; this one is stored whole"
-                    );
-                }
+            if let Some(reason) = reason {
+                tracing::warn!(
+                    snapshot = base.manifest,
+                    reason,
+                    "the snapshot before cannot be built upon; this one is stored whole"
+                );
             }
         }
         Ok(Known::nothing(known::fresh_key()?))
@@ -316,9 +346,9 @@ impl Attempt<'_> {
     async fn load(
         &self,
         base: &Candidate,
+        deadline: TokioInstant,
     ) -> Result<Option<Known>, Box<dyn std::error::Error + Send + Sync>> {
         let (store, root) = (self.of.catalog.store(), self.of.catalog.root());
-        let deadline = self.limits.borrow().stored_by;
         let manifest = load::manifest(store, &root, base, deadline).await?;
         if !Known::is_worth_it(&manifest.parts) {
             return Ok(None);
@@ -341,7 +371,8 @@ impl Attempt<'_> {
 
     /// Dumps until CRIU asks whether to go on, with the app frozen.
     async fn freeze(&mut self, known: &Arc<Known>) -> Result<Frozen, CheckpointError> {
-        let (sender, mut writer) = parts::start(self.destination());
+        let (sender, writer) = parts::start(self.destination());
+        let mut writer = Writer(writer);
         let blocks = Blocks::new(sender, self.of.effort, known.blocks.len());
         let mut server = PageServer::start(&blocks, known, self.of.workers)?;
         let hooks = Hooks::bind(self.images.join("hook.sock"))?;
@@ -382,7 +413,7 @@ impl Attempt<'_> {
                     let exit = exit.unwrap_or(Exit::Code(u8::MAX));
                     break self.dump_failed(exit);
                 }
-                stored = &mut writer => {
+                stored = &mut writer.0 => {
                     // It ends before everything was sent only when it cannot store.
                     break match stored {
                         Ok(Err(error)) => error.into(),
@@ -396,7 +427,7 @@ impl Attempt<'_> {
         };
         // Dropping the hooks makes any script that still asks end with a no.
         drop(hooks);
-        writer.abort();
+        drop(writer);
         drop(blocks);
         let reason = thaw(criu, server).await;
         Err(prefer(failure, reason))
@@ -426,29 +457,38 @@ impl Attempt<'_> {
                 let held = self.cut().await?;
                 let manifest = self.store(notice, &tree, held, transfer).await?;
                 self.commit(&manifest).await?;
-                Ok((manifest, tree))
+                Ok(manifest)
             } => result,
             // It should wait for our answer; if it does not, the app is no longer frozen.
             _ = &mut criu.exit => Err(CheckpointError::Criu(criu::complaint("dump", Exit::Code(1), &self.images))),
         };
         match result {
-            Ok((manifest, tree)) => {
-                // Frozen as they are, they cannot start anything new meanwhile.
-                for process in &tree {
-                    drop(sys::kill(process.pid, nix::libc::SIGKILL));
-                }
+            Ok(manifest) => {
+                self.kill();
                 let frozen_for = since.elapsed();
                 asked.go_on().await;
                 wait_for(criu).await;
                 Ok(self.report(&manifest, frozen_for))
             }
             Err(error) => {
+                if matches!(error, CheckpointError::Commit(CatalogError::Fenced(_))) {
+                    // It runs elsewhere; here it must not run another instruction.
+                    self.kill();
+                }
                 // No answer is a no: CRIU lets the app go on.
                 drop(asked);
                 wait_for(criu).await;
                 self.subject.stdio.resume();
                 Err(error)
             }
+        }
+    }
+
+    /// Ends the frozen app: as it is, it cannot start anything new meanwhile.
+    fn kill(&self) {
+        let all = proc::processes().unwrap_or_default();
+        for process in proc::tree(&all, self.subject.root_pid) {
+            drop(sys::kill(process.pid, nix::libc::SIGKILL));
         }
     }
 
@@ -480,7 +520,6 @@ impl Attempt<'_> {
                 .await
             }
             Err(error) => {
-                transfer.writer.abort();
                 transfer.server.hang_up();
                 Err(error)
             }
@@ -489,9 +528,14 @@ impl Attempt<'_> {
         result
     }
 
-    async fn cut(&self) -> Result<Held, CheckpointError> {
+    async fn cut(&mut self) -> Result<Held, CheckpointError> {
         let stdio = Arc::clone(&self.subject.stdio);
-        Ok(blocking(move || stdio.cut()).await??)
+        tokio::select! {
+            held = blocking(move || stdio.cut()) => Ok(held??),
+            () = expired(&mut self.limits, |limits| limits.stored_by) => {
+                Err(CheckpointError::Deadline { step: "the standard streams were being stopped" })
+            }
+        }
     }
 
     /// Stores everything but the manifest.
@@ -505,18 +549,15 @@ impl Attempt<'_> {
         let Transfer {
             server,
             blocks,
-            writer,
+            mut writer,
             known,
         } = transfer;
         let begun = Instant::now();
         let stdin_ended = held.stdin_ended;
         let images = self.images.clone();
-        let mut gathering =
-            tokio::task::spawn_blocking(move || gather(&images, &held, blocks, server));
         let gathered = tokio::select! {
-            gathered = &mut gathering => gathered.map_err(|_| CheckpointError::Panicked)?,
+            gathered = blocking(move || gather(&images, &held, blocks, server)) => gathered?,
             () = expired(&mut self.limits, |limits| limits.stored_by) => {
-                writer.abort();
                 return Err(CheckpointError::Deadline { step: "the app's memory was being packed" });
             }
         };
@@ -524,7 +565,7 @@ impl Attempt<'_> {
         let begun = Instant::now();
         // A writer that failed closes the door on those before it, so its reason goes first.
         let stored = tokio::select! {
-            stored = writer => stored.map_err(|_| CheckpointError::Panicked)??,
+            stored = &mut writer.0 => stored.map_err(|_| CheckpointError::Panicked)??,
             () = expired(&mut self.limits, |limits| limits.stored_by) => {
                 return Err(CheckpointError::Deadline { step: "the snapshot was being stored" });
             }
@@ -557,9 +598,9 @@ impl Attempt<'_> {
         };
         parts.push(index);
         metrics::checkpoint_phase_lasted(CheckpointPhase::Upload, begun.elapsed());
-        let head = self.of.ownership.head().await;
+        let head = &self.head;
         Ok(Manifest {
-            job: head.job,
+            job: head.job.clone(),
             generation: head.next_generation,
             epoch: head.epoch,
             attempt: self.name.clone(),
@@ -648,10 +689,7 @@ fn gather(images: &Path, held: &Held, blocks: Blocks, server: PageServer) -> Gat
 async fn thaw(criu: Running, server: PageServer) -> Option<CaptureError> {
     server.hang_up();
     wait_for(criu).await;
-    tokio::task::spawn_blocking(move || server.finish().err())
-        .await
-        .ok()
-        .flatten()
+    blocking(move || server.finish().err()).await.ok().flatten()
 }
 
 /// A failure of ours in the transfer explains CRIU's; CRIU's own explains that it ended early.

@@ -198,6 +198,8 @@ impl Supervisor {
             Arc::clone(&self.owned),
         );
         let mut boot = Some(tokio::spawn(boot));
+        // Signals for an app that the boot has not handed over yet.
+        let mut held: Vec<i32> = Vec::new();
         loop {
             let happened = self.next(&mut signals, &mut boot, &mut requests).await;
             let effects = match happened {
@@ -206,16 +208,22 @@ impl Supervisor {
                     Vec::new()
                 }
                 Happened::Signal(signal) => {
-                    let mut effects = Vec::new();
                     if boot.is_some() && lifecycle::ends_a_boot(signal) && !gate.close() {
                         // The app runs already, or is about to: then this is a signal for a running app.
-                        effects = self.booted(finished(&mut boot).await?);
+                        held.push(signal);
+                        Vec::new()
+                    } else {
+                        self.signalled(signal)
                     }
-                    effects.extend(self.signalled(signal));
-                    effects
                 }
                 Happened::Booted(booted) => match *booted {
-                    Ok(booted) => self.booted(booted),
+                    Ok(booted) => {
+                        let mut effects = self.booted(booted);
+                        for signal in held.drain(..) {
+                            effects.extend(self.signalled(signal));
+                        }
+                        effects
+                    }
                     Err(failure) => {
                         self.say_goodbye(None).await;
                         return Err(failure);

@@ -9,12 +9,15 @@ use std::time::Duration;
 
 use reprieve_core::head::{Finished, Head};
 use reprieve_core::manifest::Manifest;
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{Mutex, MutexGuard, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 
 use crate::catalog::{Catalog, CatalogError, Lease};
 use crate::supervisor::boot::BEATS;
 use crate::supervisor::with_causes;
+
+/// How long one sign of life may take: a commit waits for it.
+const BEAT_LIMIT: Duration = Duration::from_secs(2);
 
 /// The right to run a job and to commit its snapshots.
 #[derive(Debug)]
@@ -22,6 +25,8 @@ pub(crate) struct Ownership {
     catalog: Catalog,
     pub(crate) epoch: u64,
     lease: Mutex<Lease>,
+    /// A copy that can be had without waiting.
+    last_head: std::sync::Mutex<Head>,
     /// Set once another worker was found to own the job.
     fenced: watch::Sender<bool>,
 }
@@ -32,6 +37,7 @@ impl Ownership {
         let ownership = Arc::new(Self {
             catalog,
             epoch: lease.head.epoch,
+            last_head: std::sync::Mutex::new(lease.head.clone()),
             lease: Mutex::new(lease),
             fenced: watch::Sender::new(false),
         });
@@ -39,16 +45,27 @@ impl Ownership {
         ownership
     }
 
-    /// The head as it was last seen.
-    pub(crate) async fn head(&self) -> Head {
-        self.lease.lock().await.head.clone()
+    /// The head as it was last read or written for a checkpoint.
+    pub(crate) fn last_head(&self) -> Head {
+        self.last_head
+            .lock()
+            .expect("no holder of this lock panics")
+            .clone()
+    }
+
+    fn remember(&self, head: &Head) -> Head {
+        *self
+            .last_head
+            .lock()
+            .expect("no holder of this lock panics") = head.clone();
+        head.clone()
     }
 
     /// Looks the head up again, so that what follows begins from what is there.
     pub(crate) async fn refresh(&self, deadline: Instant) -> Result<Head, CatalogError> {
-        let mut lease = self.lease.lock().await;
+        let mut lease = self.lock(deadline).await?;
         self.noticing(self.catalog.refresh(&mut lease, deadline).await)?;
-        Ok(lease.head.clone())
+        Ok(self.remember(&lease.head))
     }
 
     /// Makes a snapshot count.
@@ -58,13 +75,13 @@ impl Ownership {
         keep: usize,
         deadline: Instant,
     ) -> Result<Head, CatalogError> {
-        let mut lease = self.lease.lock().await;
+        let mut lease = self.lock(deadline).await?;
         self.noticing(
             self.catalog
                 .commit(&mut lease, manifest, keep, deadline)
                 .await,
         )?;
-        Ok(lease.head.clone())
+        Ok(self.remember(&lease.head))
     }
 
     /// Says goodbye.
@@ -95,6 +112,13 @@ impl Ownership {
         drop(fenced.wait_for(|fenced| *fenced).await);
     }
 
+    /// A sign of life may be on its way; it has a limit of its own, and so has this.
+    async fn lock(&self, deadline: Instant) -> Result<MutexGuard<'_, Lease>, CatalogError> {
+        timeout_at(deadline, self.lease.lock())
+            .await
+            .map_err(|_| CatalogError::Busy)
+    }
+
     fn noticing<T>(&self, result: Result<T, CatalogError>) -> Result<T, CatalogError> {
         if matches!(result, Err(CatalogError::Fenced(_))) {
             self.fenced.send_replace(true);
@@ -116,7 +140,7 @@ async fn beat(ownership: Weak<Ownership>, every: Duration) {
         let mut lease = ownership.lease.lock().await;
         let beaten = ownership
             .catalog
-            .beat(&mut lease, Instant::now() + every)
+            .beat(&mut lease, Instant::now() + every.min(BEAT_LIMIT))
             .await;
         drop(lease);
         match ownership.noticing(beaten) {

@@ -32,6 +32,9 @@ const LIMIT: usize = 256 << 10;
 /// (POSIX's PIPE_BUF on Linux).
 const STEP: usize = 4096;
 
+/// Between two tries to write where there is no room, in milliseconds.
+const REST_MS: u8 = 100;
+
 /// What a cut found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Cut {
@@ -228,6 +231,15 @@ impl Hub {
         let _ = self.wake.write(1);
     }
 
+    fn set_if(&self, now: Mode, mode: Mode) {
+        let mut shared = self.lock();
+        if shared.mode == now {
+            shared.mode = mode;
+        }
+        drop(shared);
+        self.changed.notify_all();
+    }
+
     fn set(&self, mode: Mode) {
         self.lock().mode = mode;
         self.changed.notify_all();
@@ -256,7 +268,8 @@ impl Carrier<'_> {
                 }
                 Mode::Cutting => {
                     self.drain();
-                    self.hub.set(Mode::Cut);
+                    // Whoever asked may have given up meanwhile.
+                    self.hub.set_if(Mode::Cutting, Mode::Cut);
                 }
                 Mode::Cut => self.wait(&[]),
                 Mode::Abandoned | Mode::Done => break,
@@ -302,6 +315,12 @@ impl Carrier<'_> {
         }
         // Empty it; that there was nothing in it is the usual case.
         let _ = self.hub.wake.read();
+    }
+
+    /// Waits a moment for what cannot be waited for.
+    fn rest(&self) {
+        let mut fds = [PollFd::new(self.hub.wake.as_fd(), PollFlags::POLLIN)];
+        let _ = poll(&mut fds, REST_MS);
     }
 
     /// Reads once, at most `room` bytes, if the source has something. Returns whether it had.
@@ -355,6 +374,11 @@ impl Carrier<'_> {
                     wrote = true;
                 }
                 Err(Errno::EAGAIN | Errno::EINTR) => break,
+                Err(Errno::ENOSPC | Errno::EDQUOT) => {
+                    // There may be room again; until then the app waits, as it would without us.
+                    self.rest();
+                    break;
+                }
                 Err(error) => self.sink_broke(error),
             }
         }

@@ -25,11 +25,14 @@ use crate::supervisor::checkpoint::HELD;
 use crate::supervisor::pids;
 use crate::supervisor::proc;
 use crate::supervisor::reaper::{Reaper, Watched};
-use crate::supervisor::stdio::{AppEnds, Held, Kind, Stdio, Streams};
+use crate::supervisor::stdio::{Held, Kind, Stdio, Streams};
 use crate::sys::{self, Exit};
 
 /// A process of somebody else that has a number which the app needs is usually gone a moment later.
 const COLLISION_TRIES: u32 = 20;
+
+/// How long CRIU may take to let the app go once it was told to.
+const RELEASE_LIMIT: Duration = Duration::from_secs(60);
 
 /// Between two of those tries.
 const COLLISION_PAUSE: Duration = Duration::from_millis(50);
@@ -50,6 +53,9 @@ pub(super) enum RestoreError {
     Deadline,
     #[error("this host has no room for it")]
     Work(#[from] io::Error),
+    /// The app was let run; nothing else may be started beside it or after it.
+    #[error("the app was let run and was lost before it could be supervised")]
+    Lost(#[source] Box<RestoreError>),
 }
 
 impl RestoreError {
@@ -103,7 +109,13 @@ impl Restorer {
             match self.attempt(&snapshot, deadline).await {
                 Ok((watched, streams)) => {
                     metrics::restore_phase_lasted(RestorePhase::Restore, restoring.elapsed());
-                    let stdio = streams.flow(held)?;
+                    let stdio = match streams.flow(held) {
+                        Ok(stdio) => stdio,
+                        Err(error) => {
+                            drop(sys::kill(-watched.pid, nix::libc::SIGKILL));
+                            return Err(RestoreError::Lost(Box::new(error.into())));
+                        }
+                    };
                     let manifest = snapshot.manifest.clone();
                     return Ok(Resumed {
                         watched,
@@ -157,8 +169,6 @@ impl Restorer {
         let (streams, ends) = Streams::open(kind)?;
         let server = ImageServer::start(Arc::clone(snapshot), images, deadline)?;
         let hooks = Hooks::bind(images.join("hook.sock"))?;
-        // The app becomes our child under the number it had; it must not end unheard.
-        let watched = self.reaper.expect(app.root_pid);
         let order = RestoreOrder {
             images,
             stdio: &app.stdio,
@@ -166,22 +176,71 @@ impl Restorer {
             hook: &hooks.path,
         };
         let mut criu = self.criu.start_restore(&self.reaper, &order)?;
-        let driven = timeout_at(
+        // CRIU has its own copies; with ours gone, the app's end will be seen as the end of its streams.
+        drop(ends);
+        let built = timeout_at(
             deadline,
-            drive(&mut criu, &hooks, &server, &self.gate, ends),
+            self.build(&mut criu, &hooks, &server, app.root_pid),
         )
         .await;
-        let failure = match driven {
-            // It may have run on to its end already; then its exit was heard of.
-            Ok(Ok(Exit::Code(0))) => return Ok((watched, streams)),
-            Ok(Ok(exit)) => criu::complaint("restore", exit, images).into(),
-            Ok(Err(error)) => error,
+        let failure = match built {
+            Ok(Ok(watched)) => {
+                // From here on the app runs, whatever CRIU still does and says.
+                let ended = timeout(RELEASE_LIMIT, release(&mut criu, &hooks)).await;
+                let failure = match ended {
+                    Ok(Ok(Exit::Code(0))) => return Ok((watched, streams)),
+                    Ok(Ok(exit)) => criu::complaint("restore", exit, images).into(),
+                    Ok(Err(error)) => error,
+                    Err(_) => RestoreError::Deadline,
+                };
+                drop(hooks);
+                self.clean_up(criu, app.root_pid).await;
+                return Err(RestoreError::Lost(Box::new(failure)));
+            }
+            Ok(Err(Unbuilt::Ended(exit))) => criu::complaint("restore", exit, images).into(),
+            Ok(Err(Unbuilt::Failed(error))) => error,
             Err(_) => RestoreError::Deadline,
         };
         // A script that still asks ends with a no.
         drop(hooks);
         self.clean_up(criu, app.root_pid).await;
         Err(server.damage().await.map_or(failure, Into::into))
+    }
+
+    /// Answers CRIU's questions until every process is there and none has run, and then lets them.
+    async fn build(
+        &self,
+        criu: &mut Watched,
+        hooks: &Hooks,
+        server: &ImageServer,
+        root_pid: i32,
+    ) -> Result<Watched, Unbuilt> {
+        loop {
+            let asked = tokio::select! {
+                biased;
+                asked = hooks.next() => asked.map_err(|error| Unbuilt::Failed(error.into()))?,
+                exit = &mut criu.exit => {
+                    return Err(Unbuilt::Ended(exit.unwrap_or(Exit::Code(u8::MAX))));
+                }
+            };
+            if asked.stage != "post-restore" {
+                asked.go_on().await;
+                continue;
+            }
+            server
+                .verdict()
+                .map_err(|error| Unbuilt::Failed(error.into()))?;
+            // The app's next processes must not get numbers that the next host's supervisor will have.
+            pids::leave_reserved_range();
+            if !self.gate.open() {
+                // Whoever closed it ends this task, and with it CRIU.
+                std::future::pending::<()>().await;
+            }
+            // The app is our child now, under the number it had; its end must not go unheard.
+            let watched = self.reaper.expect(root_pid);
+            asked.go_on().await;
+            return Ok(watched);
+        }
     }
 
     /// Ends CRIU and whatever it had built so far.
@@ -206,32 +265,19 @@ impl Restorer {
     }
 }
 
-/// Answers CRIU's questions until it ends.
-async fn drive(
-    criu: &mut Watched,
-    hooks: &Hooks,
-    server: &ImageServer,
-    gate: &Gate,
-    ends: AppEnds,
-) -> Result<Exit, RestoreError> {
-    // CRIU has its own copies; with ours gone, the app's end will be seen as the end of its streams.
-    drop(ends);
+/// Why there is no process tree.
+enum Unbuilt {
+    /// CRIU ended first.
+    Ended(Exit),
+    Failed(RestoreError),
+}
+
+/// Lets CRIU end after the app was let run.
+async fn release(criu: &mut Watched, hooks: &Hooks) -> Result<Exit, RestoreError> {
     loop {
         tokio::select! {
             biased;
-            asked = hooks.next() => {
-                let asked = asked?;
-                if asked.stage == "post-restore" {
-                    server.verdict()?;
-                    // The app's next processes must not get numbers that the next host's supervisor will have.
-                    pids::leave_reserved_range();
-                    if !gate.open() {
-                        // Whoever closed it ends this task, and with it CRIU.
-                        std::future::pending::<()>().await;
-                    }
-                }
-                asked.go_on().await;
-            }
+            asked = hooks.next() => asked?.go_on().await,
             exit = &mut criu.exit => return Ok(exit.unwrap_or(Exit::Code(u8::MAX))),
         }
     }

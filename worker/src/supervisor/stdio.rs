@@ -118,6 +118,8 @@ pub(crate) struct Stdio {
     /// The reading end of the app's standard input, to look at what the app has not read.
     peek: Option<OwnedFd>,
     terminal: Option<TerminalSide>,
+    /// Held by a cut: a cut that somebody gave up on has to end before the streams may flow again.
+    cutting: Mutex<()>,
 }
 
 #[derive(Debug)]
@@ -259,6 +261,7 @@ impl Streams {
             stderr,
             peek,
             terminal,
+            cutting: Mutex::new(()),
         })
     }
 }
@@ -282,6 +285,7 @@ impl Stdio {
 
     /// Stops all streams at an exact byte. The app must be frozen. Blocks the calling thread for a moment.
     pub(crate) fn cut(&self) -> Result<Held, CutError> {
+        let _cutting = self.cutting.lock().expect("no holder of this lock panics");
         let stdin = self.stdin.cut(CUT_LIMIT)?;
         let stdout = self.stdout.cut(CUT_LIMIT)?;
         let stderr = self
@@ -307,8 +311,9 @@ impl Stdio {
         [&self.stdin, &self.stdout].into_iter().chain(&self.stderr)
     }
 
-    /// Lets the streams flow again after a cut.
+    /// Lets the streams flow again after a cut. Waits for the end of a cut, which has a limit.
     pub(crate) fn resume(&self) {
+        let _cutting = self.cutting.lock().expect("no holder of this lock panics");
         self.pumps().for_each(Pump::resume);
     }
 
