@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use config::{Config, ConfigError, File, FileFormat, Map, Source, Value, ValueKind};
+use reprieve_core::retention::Policy;
 use tracing_subscriber::EnvFilter;
 use url::Url;
 
@@ -172,7 +173,33 @@ pub const TABLE: &[Setting] = &[
         default: Some("5"),
         unset: "",
         meaning: "How many of the newest snapshots of the job are kept. At least two, so that a bad one has a \
-                  predecessor.",
+                  predecessor. Snapshots that are pinned or tagged are kept as well.",
+    },
+    Setting {
+        name: "keep-hourly",
+        section: STORE,
+        kind: Kind::Count(0, 1000),
+        default: Some("0"),
+        unset: "",
+        meaning: "Of how many hours the last snapshot is kept as well: of the latest hours (UTC) in which there was one.",
+    },
+    Setting {
+        name: "keep-daily",
+        section: STORE,
+        kind: Kind::Count(0, 1000),
+        default: Some("0"),
+        unset: "",
+        meaning: "Of how many days the last snapshot is kept as well: of the latest days (UTC) on which there was one.",
+    },
+    Setting {
+        name: "sweep-grace",
+        section: STORE,
+        kind: Kind::Duration(Duration::ZERO, Duration::from_secs(365 * 24 * 60 * 60)),
+        default: Some("24h"),
+        unset: "",
+        meaning: "What an attempt at a checkpoint has stored and no snapshot needs is removed this long after the attempt \
+                  last stored something. Longer than any checkpoint takes; one that takes longer fails, and the job \
+                  runs on.",
     },
     Setting {
         name: "compression",
@@ -410,6 +437,9 @@ pub struct Settings {
     pub s3_region: Option<String>,
     pub s3_path_style: PathStyle,
     pub keep_generations: u32,
+    pub keep_hourly: u32,
+    pub keep_daily: u32,
+    pub sweep_grace: Duration,
     pub compression: Compression,
     pub memory_budget_bytes: u64,
     pub term_grace: Duration,
@@ -563,6 +593,9 @@ impl Settings {
             s3_region: merged.text("s3-region"),
             s3_path_style: merged.need("s3-path-style", Checked::choice(PathStyle::from_name)),
             keep_generations: merged.need("keep-generations", Checked::count),
+            keep_hourly: merged.need("keep-hourly", Checked::count),
+            keep_daily: merged.need("keep-daily", Checked::count),
+            sweep_grace: merged.need("sweep-grace", Checked::duration),
             compression: merged.need("compression", Checked::choice(Compression::from_name)),
             memory_budget_bytes: merged.need("memory-budget", Checked::bytes),
             term_grace: merged.need("term-grace", Checked::duration),
@@ -598,6 +631,15 @@ impl Settings {
         };
         settings.warnings = settings.dangers();
         settings
+    }
+
+    /// Which snapshots of the job stay.
+    pub fn retention(&self) -> Policy {
+        Policy {
+            last: self.keep_generations as usize,
+            hourly: self.keep_hourly as usize,
+            daily: self.keep_daily as usize,
+        }
     }
 
     /// Values that are each fine but leave no time for a checkpoint together.
@@ -1582,6 +1624,9 @@ mod tests {
                 s3_region: None,
                 s3_path_style: PathStyle::Auto,
                 keep_generations: 5,
+                keep_hourly: 0,
+                keep_daily: 0,
+                sweep_grace: DAY,
                 compression: Compression::Auto,
                 memory_budget_bytes: 64 * MIB,
                 term_grace: Duration::from_secs(10),
@@ -1621,6 +1666,9 @@ mod tests {
         ("s3-region", "eu-central-1"),
         ("s3-path-style", "on"),
         ("keep-generations", "2"),
+        ("keep-hourly", "24"),
+        ("keep-daily", "7"),
+        ("sweep-grace", "2h"),
         ("compression", "high"),
         ("memory-budget", "1GiB"),
         ("term-grace", "2m"),
@@ -1686,6 +1734,9 @@ mod tests {
             s3_region: Some("eu-central-1".into()),
             s3_path_style: PathStyle::On,
             keep_generations: 2,
+            keep_hourly: 24,
+            keep_daily: 7,
+            sweep_grace: Duration::from_secs(7200),
             compression: Compression::High,
             memory_budget_bytes: 1024 * MIB,
             term_grace: Duration::from_secs(120),

@@ -20,7 +20,7 @@ use crate::failure::{ExitCode, Failure};
 use crate::host;
 use crate::metrics::{self, RestoreOutcome, StartedHow};
 use crate::pages::codec::Effort;
-use crate::pages::load;
+use crate::pages::load::{self, Unusable};
 use crate::pages::parts::PART;
 use crate::settings::{Compression, OnNoValidSnapshot, OnOtherOwner, PathStyle, Settings};
 use crate::store::{self, Addressing, S3Options, Store, StoreAddress, StoreError, StoreErrorKind};
@@ -131,7 +131,9 @@ async fn own(
         let deadline = Instant::now() + settings.boot_timeout;
         let candidates = candidates(&found.contents);
         let listed = match &found.contents {
-            Contents::Recovered(candidates) => recovered(prepared, candidates, deadline).await,
+            Contents::Recovered(candidates) => recovered(prepared, candidates, deadline)
+                .await
+                .map_err(|error| unreachable_store(address, error))?,
             _ => Vec::new(),
         };
         match prepared
@@ -405,7 +407,7 @@ impl Prepared {
                     .clamp(2, 64),
                 workers,
                 ghost_limit: u64::from(settings.ghost_limit_bytes),
-                keep: settings.keep_generations as usize,
+                keep: settings.retention(),
                 strangers: self.strangers,
                 base: Mutex::new(None),
             }),
@@ -456,7 +458,7 @@ async fn recovered(
     prepared: &Prepared,
     candidates: &[Candidate],
     deadline: Instant,
-) -> Vec<Generation> {
+) -> Result<Vec<Generation>, StoreError> {
     let mut found: Vec<Generation> = Vec::new();
     for candidate in candidates {
         let manifest = load::manifest(
@@ -478,9 +480,13 @@ async fn recovered(
                     digest: document::digest(&manifest.to_bytes()),
                     taken_at_ms: manifest.taken_at_ms,
                     stored_bytes: manifest.sizes.stored,
+                    pinned: false,
+                    tags: Vec::new(),
                 });
             }
             Ok(_) => {}
+            // What is left out of the head counts no more, so it takes more than a store that stutters.
+            Err(Unusable::Store(error)) => return Err(error),
             Err(error) => {
                 tracing::warn!(
                     manifest = candidate.manifest,
@@ -490,7 +496,7 @@ async fn recovered(
             }
         }
     }
-    found
+    Ok(found)
 }
 
 /// Tries the candidates in turn. `None` means to start from scratch.

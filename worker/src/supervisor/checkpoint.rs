@@ -16,8 +16,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use reprieve_core::head::Head;
 use reprieve_core::manifest::{AppFacts, HostFacts, Manifest, Sizes};
 use reprieve_core::notice::{Afterwards, Notice};
+use reprieve_core::retention::Policy;
 use reprieve_core::selection::Candidate;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
@@ -148,7 +150,7 @@ pub(crate) struct Checkpointer {
     pub workers: usize,
     /// Bytes.
     pub ghost_limit: u64,
-    pub keep: usize,
+    pub keep: Policy,
     /// Children that we had before there was an app: not the app's.
     pub strangers: Vec<i32>,
     /// The newest snapshot that is known to be sound, because it was resumed or made here: what the next one may refer
@@ -216,6 +218,11 @@ impl Checkpointer {
         *self.base.lock().expect("no holder of this lock panics") = Some(snapshot);
     }
 
+    fn base(&self) -> Option<Candidate> {
+        let base = self.base.lock().expect("no holder of this lock panics");
+        base.clone()
+    }
+
     fn refuse_orphans(&self, subject: &Subject) -> Result<Vec<Process>, CheckpointError> {
         let all = proc::processes()?;
         let mut known = self.reaper.watched();
@@ -259,8 +266,8 @@ impl Attempt<'_> {
         self.of.refuse_orphans(self.subject)?;
         // While the app still runs: whether it is still ours to commit, and what the store has of it already.
         let deadline = self.limits.borrow().stored_by;
-        self.of.ownership.refresh(deadline).await?;
-        let known = Arc::new(self.known().await?);
+        let head = self.of.ownership.refresh(deadline).await?;
+        let known = Arc::new(self.known(&head).await?);
         metrics::checkpoint_phase_lasted(CheckpointPhase::Prepare, self.begun.elapsed());
         let dumping = Instant::now();
         let frozen = self.freeze(&known).await?;
@@ -282,14 +289,9 @@ impl Attempt<'_> {
     }
 
     /// What this snapshot need not store again. Anything in the way of knowing it costs time later and nothing else.
-    async fn known(&self) -> Result<Known, CheckpointError> {
-        let base = self
-            .of
-            .base
-            .lock()
-            .expect("no holder of this lock panics")
-            .clone();
-        if let Some(base) = base {
+    async fn known(&self, head: &Head) -> Result<Known, CheckpointError> {
+        // One that was removed meanwhile may lose its parts at any moment.
+        if let Some(base) = self.of.base().filter(|base| head.names(&base.manifest)) {
             let mut limits = self.limits.clone();
             let loaded = tokio::select! {
                 loaded = self.load(&base) => loaded,
@@ -585,8 +587,11 @@ impl Attempt<'_> {
     async fn commit(&mut self, manifest: &Manifest) -> Result<(), CheckpointError> {
         let begun = Instant::now();
         let deadline = self.limits.borrow().committed_by;
-        let ownership = &self.of.ownership;
-        let head = ownership.commit(manifest, self.of.keep, deadline).await?;
+        let (ownership, base) = (&self.of.ownership, self.of.base());
+        let base = base.as_ref().map(|base| base.manifest.as_str());
+        let head = ownership
+            .commit(manifest, base, self.of.keep, deadline)
+            .await?;
         if let Some(newest) = head.generations.first() {
             self.of.build_upon(newest.into());
         }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use reprieve_core::head::{Finished, Head};
 use reprieve_core::manifest::Manifest;
+use reprieve_core::retention::Policy;
 use tokio::sync::{Mutex, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 
@@ -55,13 +56,14 @@ impl Ownership {
     pub(crate) async fn commit(
         &self,
         manifest: &Manifest,
-        keep: usize,
+        base: Option<&str>,
+        policy: Policy,
         deadline: Instant,
     ) -> Result<Head, CatalogError> {
         let mut lease = self.lease.lock().await;
         self.noticing(
             self.catalog
-                .commit(&mut lease, manifest, keep, deadline)
+                .commit(&mut lease, manifest, base, policy, deadline)
                 .await,
         )?;
         Ok(lease.head.clone())
