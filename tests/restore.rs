@@ -395,6 +395,22 @@ fn the_binary_runs_in_an_image_without_a_c_library_and_in_one_without_anything()
 }
 
 #[test]
+fn a_container_that_allows_no_checkpoint_is_told_at_the_start_and_not_at_the_eviction() {
+    let store = Store::new();
+    let host = store
+        .host("host", COUNTER)
+        .seccomp()
+        .drop_capability("CAP_CHECKPOINT_RESTORE")
+        .start();
+    assert_eq!(host.wait_exit(LIMIT), Exit::Code(170));
+    assert_eq!(host.stdout().text(), "");
+    let said = host.stderr().text();
+    for wanted in ["seccomp=unconfined", "--cap-add CHECKPOINT_RESTORE"] {
+        assert!(said.contains(wanted), "{said}");
+    }
+}
+
+#[test]
 fn without_criu_the_app_is_not_started_without_protection() {
     let store = Store::new();
     let host = store

@@ -1,9 +1,5 @@
 //! The S3 store against a server that keeps conditional writes, and against answers that no honest server gives.
 
-use std::io::{BufRead, BufReader, Write};
-use std::net::TcpStream as BlockingStream;
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -17,6 +13,9 @@ use tokio::net::{TcpListener, TcpStream};
 
 #[path = "../worker/src/store/contract.rs"]
 mod contract;
+mod harness;
+
+use harness::Lookalike;
 
 /// In no message, not even in debug form.
 const SECRET: &str = "a-secret-that-stays-one";
@@ -41,60 +40,6 @@ async fn open(address: &str, options: &S3Options) -> Arc<dyn Store> {
     store::open(&address, options)
         .await
         .expect("nothing to fail yet")
-}
-
-// ---- A server
-
-/// A look-alike of AWS of one's own, gone with this value.
-struct Lookalike {
-    child: Child,
-    url: String,
-}
-
-impl Lookalike {
-    fn start() -> Self {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../infra/local/aws-lookalike");
-        let mut child = Command::new(&script)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap_or_else(|e| panic!("{} does not start: {e}", script.display()));
-        let mut line = String::new();
-        let mut stdout = BufReader::new(child.stdout.take().expect("it is piped"));
-        stdout.read_line(&mut line).expect("its output can be read");
-        match line.trim_end().strip_prefix("ready ") {
-            Some(url) => Self {
-                url: url.to_owned(),
-                child,
-            },
-            None => panic!(
-                "{} ended without getting ready, see its messages",
-                script.display()
-            ),
-        }
-    }
-
-    fn make_bucket(&self, bucket: &str) {
-        let host = self.url.trim_start_matches("http://");
-        let mut stream = BlockingStream::connect(host).expect("it listens");
-        let head = format!(
-            "PUT /{bucket} HTTP/1.1\r\nHost: {host}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
-        );
-        stream.write_all(head.as_bytes()).expect("it reads");
-        let mut status = String::new();
-        BufReader::new(stream)
-            .read_line(&mut status)
-            .expect("it answers");
-        assert!(status.contains(" 200 "), "no bucket was made: {status}");
-    }
-}
-
-impl Drop for Lookalike {
-    fn drop(&mut self) {
-        // Only our own child; it keeps nothing that a kill could break.
-        self.child.kill().expect("it is ours");
-        self.child.wait().expect("it was killed");
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

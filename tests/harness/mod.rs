@@ -16,14 +16,18 @@
 
 mod bundle;
 mod host;
+mod lookalike;
 mod output;
 mod process;
+mod proxy;
 mod workshop;
 
 pub(crate) use bundle::Rootfs;
 pub(crate) use host::{Builder, Guest, Host, Ran, Stdio};
+pub(crate) use lookalike::Lookalike;
 pub(crate) use output::Output;
 pub(crate) use process::{Exit, Process};
+pub(crate) use proxy::{Fault, Proxy, Request};
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};

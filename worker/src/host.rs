@@ -42,6 +42,56 @@ pub(crate) fn hostname() -> String {
         .unwrap_or_default()
 }
 
+/// CAP_SETPCAP, CAP_SYS_PTRACE, CAP_SYS_ADMIN and CAP_CHECKPOINT_RESTORE, linux/capability.h.
+const SETPCAP: u32 = 8;
+const SYS_PTRACE: u32 = 19;
+const SYS_ADMIN: u32 = 21;
+const CHECKPOINT_RESTORE: u32 = 40;
+
+/// Everything about this container that would make every checkpoint fail, each with its remedy. Better known now than
+/// at the eviction.
+pub(crate) fn obstacles() -> Vec<String> {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ptrace_scope = fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").unwrap_or_default();
+    find_obstacles(&status, &ptrace_scope, page_size())
+}
+
+fn find_obstacles(status: &str, ptrace_scope: &str, page_size: u64) -> Vec<String> {
+    let field = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        line.and_then(|rest| rest.strip_prefix(':')).map(str::trim)
+    };
+    let capabilities = field("CapEff").and_then(|mask| u64::from_str_radix(mask, 16).ok());
+    let has = |number: u32| capabilities.is_none_or(|mask| mask >> number & 1 == 1);
+    let is_restricted = ptrace_scope
+        .trim()
+        .parse::<u32>()
+        .is_ok_and(|scope| scope > 0);
+    let mut found = Vec::new();
+    if field("Seccomp").is_some_and(|mode| mode != "0") {
+        found.push("a seccomp filter is in force, and the kernel lets nobody checkpoint a process under one; run the \
+                    container with --security-opt seccomp=unconfined".to_owned());
+    }
+    if !has(CHECKPOINT_RESTORE) && !has(SYS_ADMIN) {
+        found.push("the capability CHECKPOINT_RESTORE is missing; run the container with --cap-add CHECKPOINT_RESTORE".to_owned());
+    }
+    if is_restricted && !has(SYS_PTRACE) {
+        found.push("the capability SYS_PTRACE is missing and kernel.yama.ptrace_scope is not 0; run the container with \
+                    --cap-add SYS_PTRACE".to_owned());
+    }
+    if !has(SETPCAP) && field("NoNewPrivs") != Some("1") {
+        found.push("the capability SETPCAP is missing, without which CRIU can restore only under no_new_privs; keep it, \
+                    or run the container with --security-opt no-new-privileges".to_owned());
+    }
+    if page_size != crate::pages::PAGE as u64 {
+        found.push(format!(
+            "pages have {page_size} bytes here; only pages of {} bytes are supported",
+            crate::pages::PAGE
+        ));
+    }
+    found
+}
+
 fn page_size() -> u64 {
     sysconf(SysconfVar::PAGE_SIZE)
         .ok()
@@ -109,6 +159,43 @@ fn private_directory(path: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_obstacle_is_found_and_none_where_there_is_none() {
+        let status = |seccomp: u32, capabilities: u64, no_new_privs: u32| {
+            format!(
+                "Name:\tx\nCapEff:\t{capabilities:016x}\nNoNewPrivs:\t{no_new_privs}\nSeccomp:\t{seccomp}\n"
+            )
+        };
+        // Docker's default set with CHECKPOINT_RESTORE and SYS_PTRACE.
+        let full = 0x0000_0100_a80c_25fb;
+        let cases: [(String, &str, u64, &[&str]); 7] = [
+            (status(0, full, 0), "1", 4096, &[]),
+            (status(2, full, 0), "", 4096, &["seccomp"]),
+            (
+                status(0, full & !(1 << 40), 0),
+                "",
+                4096,
+                &["CHECKPOINT_RESTORE"],
+            ),
+            (status(0, full & !(1 << 40) | 1 << 21, 0), "", 4096, &[]),
+            (status(0, full & !(1 << 19), 0), "1", 4096, &["SYS_PTRACE"]),
+            (status(0, full & !(1 << 8), 0), "0", 4096, &["SETPCAP"]),
+            (
+                status(0, full & !(1 << 8 | 1 << 19), 1),
+                "0",
+                16384,
+                &["pages of"],
+            ),
+        ];
+        for (status, ptrace_scope, page_size, expected) in cases {
+            let found = find_obstacles(&status, ptrace_scope, page_size);
+            assert_eq!(found.len(), expected.len(), "{found:?}");
+            for (found, expected) in found.iter().zip(expected) {
+                assert!(found.contains(expected), "{found}");
+            }
+        }
+    }
 
     #[test]
     fn this_host_has_facts() {

@@ -72,7 +72,7 @@ impl From<Phase> for State {
 
 named! {
     /// What made a checkpoint begin.
-    pub enum Trigger { Signal = "signal", Control = "control", Notice = "notice", Timer = "timer", }
+    pub enum Trigger { Signal = "signal", Control = "control", }
 }
 
 impl From<notice::Trigger> for Trigger {
@@ -118,7 +118,7 @@ named! {
 
 named! {
     /// The steps of a restore.
-    pub enum RestorePhase { Select = "select", Download = "download", Restore = "restore", }
+    pub enum RestorePhase { Select = "select", Restore = "restore", }
 }
 
 named! {
@@ -131,10 +131,6 @@ named! {
     pub enum NoticeSource {
         Signal = "signal",
         Control = "control",
-        Imds = "imds",
-        Sqs = "sqs",
-        Gcp = "gcp",
-        Azure = "azure",
     }
 }
 
@@ -142,11 +138,7 @@ named! {
     /// What was announced.
     pub enum NoticeKind {
         Terminate = "terminate",
-        Interruption = "interruption",
-        Rebalance = "rebalance",
-        Maintenance = "maintenance",
         Checkpoint = "checkpoint",
-        Withdrawn = "withdrawn",
     }
 }
 
@@ -848,12 +840,12 @@ mod tests {
                 "reprieve_restores_total{outcome=\"passed_over\"} 1",
             ),
             (
-                || restore_phase_lasted(RestorePhase::Download, Duration::from_secs(2)),
-                "reprieve_restore_phase_seconds_sum{phase=\"download\"} 2",
+                || restore_phase_lasted(RestorePhase::Restore, Duration::from_secs(2)),
+                "reprieve_restore_phase_seconds_sum{phase=\"restore\"} 2",
             ),
             (
-                || notice(NoticeSource::Imds, NoticeKind::Rebalance),
-                "reprieve_notices_total{source=\"imds\",kind=\"rebalance\"} 1",
+                || notice(NoticeSource::Control, NoticeKind::Checkpoint),
+                "reprieve_notices_total{source=\"control\",kind=\"checkpoint\"} 1",
             ),
             (
                 || app_started(StartedHow::Resume),

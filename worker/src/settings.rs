@@ -207,8 +207,8 @@ pub const TABLE: &[Setting] = &[
         kind: Kind::Choice(Compression::NAMES),
         default: Some("auto"),
         unset: "",
-        meaning: "How much processor time goes into smaller snapshots; `auto` follows whichever of processor and \
-                  network is the bottleneck.",
+        meaning: "How much processor time goes into smaller snapshots: `low` none, `medium` and `auto` zstd's fast \
+                  level -1, `high` its level 1.",
     },
     Setting {
         name: "memory-budget",
@@ -346,7 +346,8 @@ pub const TABLE: &[Setting] = &[
         section: HOST,
         kind: Kind::Path(usize::MAX),
         default: None,
-        unset: "`/run/reprieve` if that is on a tmpfs, else `/dev/shm/reprieve`",
+        unset: "`/run/reprieve` if that is on a tmpfs, else `/dev/shm/reprieve` likewise, else below the temporary \
+                directory",
         meaning: "A directory for the small files of a dump or restore in progress. Memory pages never go there.",
     },
     Setting {

@@ -302,10 +302,16 @@ fn shorten(line: &str) -> String {
     line.chars().take(300).collect()
 }
 
-/// Whether a restore failed because some process has a number that the app needs; it may be gone the next moment.
+/// Whether a restore failed because some process has a number that the app needs; it may be gone the next moment. CRIU
+/// says so in one way for a process (criu/cr-restore.c), in another for a thread (criu/pie/restorer.c).
 pub(crate) fn is_pid_collision(error: &CriuError) -> bool {
-    matches!(error, CriuError::Failed { log, .. }
-        if log.iter().any(|line| line.contains("File exists") && line.contains("fork")))
+    let CriuError::Failed { log, .. } = error else {
+        return false;
+    };
+    log.iter().any(|line| {
+        line.contains("Can't fork") && line.contains("File exists")
+            || line.contains("Unable to create a thread: -17")
+    })
 }
 
 #[cfg(test)]
@@ -320,6 +326,16 @@ mod tests {
         fs::write(directory.path().join(LOG), log).expect("write");
         let error = complaint("restore", Exit::Code(1), directory.path());
         assert!(is_pid_collision(&error));
+        let failed = |line: &str| CriuError::Failed {
+            operation: "restore",
+            exit: Exit::Code(1),
+            log: vec![line.to_owned()],
+        };
+        let thread = "pie: 301: Error (criu/pie/restorer.c:2185): Unable to create a thread: -17";
+        assert!(is_pid_collision(&failed(thread)));
+        assert!(!is_pid_collision(&failed(
+            "Error (criu/files-reg.c:1): File exists"
+        )));
         assert_eq!(
             error.to_string(),
             "CRIU's restore ended with exit code 1\n    (00.2) Error (criu/a.c:7): Can't fork for 306: File exists\n    \

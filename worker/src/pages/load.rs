@@ -259,7 +259,7 @@ impl<'a> Blocks<'a> {
         let key = format!("{}{}", self.snapshot.root, part.key);
         let length = last.offset + u64::from(last.stored) - first.offset;
         let store = &self.snapshot.store;
-        let bytes = retry::retry(self.deadline, "get", || {
+        let bytes = retry::retry(self.deadline, "get_range", || {
             store.get_range(&key, first.offset, length)
         })
         .await

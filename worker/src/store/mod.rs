@@ -2,7 +2,7 @@
 //!
 //! Keys are relative to the store's root, use `/` as separator and sort in UTF-8 byte order. An implementation makes one
 //! attempt per call and says in its error whether another can help; [`retry`] is the one place that tries again, within a
-//! deadline. What the objects mean is decided elsewhere (`reprieve_core::manifest`, `crate::snapshot`).
+//! deadline. What the objects mean is decided elsewhere (`reprieve_core::manifest`, `crate::catalog`).
 //!
 //! Invariants every implementation keeps, checked by one contract suite against all of them:
 //! - an object is visible whole or not at all, and durable once `put` returned;

@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{ATTEMPT_LIMIT, StoreError, StoreErrorKind};
+use crate::metrics::{self, StoreOperation, StoreOutcome};
 
 /// The first pause is drawn from nothing to this; each further one from twice as much.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -19,7 +20,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// With less time than this left another attempt is not begun: no store answers that fast.
 const SHORTEST_ATTEMPT: Duration = Duration::from_millis(10);
 
-/// Calls `op` until it succeeds, fails for good, or `deadline` comes. `name` says what is tried, for messages.
+/// Calls `op` until it succeeds, fails for good, or `deadline` comes. `name` says what is tried, for messages and, when
+/// it is one of the port's calls, for the metrics.
 ///
 /// An attempt that is cut off is dropped, and counts as [`StoreErrorKind::Unavailable`]. The error returned is the last
 /// attempt's, with the number of attempts added.
@@ -38,15 +40,22 @@ where
             return Err(with_attempts(error, attempts, started));
         }
         attempts += 1;
+        if attempts > 1 {
+            metrics::store_retried();
+        }
         let limit = left.min(ATTEMPT_LIMIT);
         let error = match timeout(limit, op()).await {
-            Ok(Ok(value)) => return Ok(value),
+            Ok(Ok(value)) => {
+                count(name, StoreOutcome::Ok);
+                return Ok(value);
+            }
             Ok(Err(error)) => error,
             Err(_) => no_answer(
                 name,
                 &format!("no answer within {:.1} s", limit.as_secs_f64()),
             ),
         };
+        count(name, error.kind.into());
         if !error.kind.is_retryable() {
             return Err(with_attempts(error, attempts, started));
         }
@@ -54,6 +63,12 @@ where
         last = Some(error);
         // Half of what is left at most, so that a long pause never takes the place of the last attempts.
         sleep(pause(attempts, fastrand::f64()).min(left / 2)).await;
+    }
+}
+
+fn count(name: &str, outcome: StoreOutcome) {
+    if let Some(operation) = StoreOperation::from_name(name) {
+        metrics::store_request_ended(operation, outcome);
     }
 }
 

@@ -247,6 +247,17 @@ fn running(resumed: Resumed, protection: Option<Protection>) -> Booted {
         pid = watched.pid,
         "the job is resumed"
     );
+    let behind_ms = manifest
+        .app
+        .monotonic_ms
+        .saturating_sub(host::monotonic_ms());
+    if behind_ms > 0 {
+        tracing::warn!(
+            behind_ms,
+            "CLOCK_MONOTONIC is behind that of the host where the snapshot was taken; what the app does by that clock, \
+             sleeping included, is late by as much"
+        );
+    }
     let snapshot = LastSnapshot {
         generation: manifest.generation,
         taken_at_ms: manifest.taken_at_ms,
@@ -302,6 +313,13 @@ struct Prepared {
 
 async fn prepare(settings: &Settings, address: &str, reaper: &Reaper) -> Result<Prepared, Failure> {
     let before = |what: &str| Failure::new(ExitCode::FailedBeforeReady, what.to_owned());
+    let obstacles = host::obstacles();
+    if !obstacles.is_empty() {
+        let failure = before("no checkpoint can be taken in this container");
+        let failure =
+            failure.remedy("see above; or leave --store out to run the app without checkpoints");
+        return Err(obstacles.into_iter().fold(failure, Failure::detail));
+    }
     let work = host::work_directory(settings.work_dir.as_deref()).map_err(|error| {
         before("the work directory cannot be used")
             .caused_by(error)

@@ -23,6 +23,8 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+use crate::metrics;
+
 /// Bytes in hand, at most, while flowing.
 const LIMIT: usize = 256 << 10;
 
@@ -347,6 +349,9 @@ impl Carrier<'_> {
             match nix::unistd::write(sink, &step) {
                 Ok(count) => {
                     self.hub.lock().buffer.drain(..count);
+                    if let Some(stream) = metrics::Stream::from_name(self.hub.stream) {
+                        metrics::output_passed_on(stream, count as u64);
+                    }
                     wrote = true;
                 }
                 Err(Errno::EAGAIN | Errno::EINTR) => break,

@@ -1,0 +1,89 @@
+//! A look-alike of AWS on a port of its own: the real HTTP, the real conditional writes, gone with the test.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::process::{Child, Command, Stdio};
+
+use super::project_path;
+
+/// The server of `infra/local/aws-lookalike`. It ends when this is dropped, and with this program at the latest.
+pub(crate) struct Lookalike {
+    child: Child,
+    pub(crate) url: String,
+}
+
+impl Lookalike {
+    pub(crate) fn start() -> Self {
+        let script = project_path("infra/local/aws-lookalike");
+        let mut child = Command::new(&script)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|e| panic!("{} does not start: {e}", script.display()));
+        let mut line = String::new();
+        let mut stdout = BufReader::new(child.stdout.take().expect("it is piped"));
+        stdout.read_line(&mut line).expect("its output can be read");
+        match line.trim_end().strip_prefix("ready ") {
+            Some(url) => Self {
+                url: url.to_owned(),
+                child,
+            },
+            None => panic!(
+                "{} ended without getting ready, see its messages",
+                script.display()
+            ),
+        }
+    }
+
+    pub(crate) fn make_bucket(&self, bucket: &str) {
+        self.ask("PUT", &format!("/{bucket}"));
+    }
+
+    /// The keys in a bucket, in order. No more than a listing's first page, which is more than tests store.
+    pub(crate) fn keys(&self, bucket: &str) -> Vec<String> {
+        let listing = self.ask("GET", &format!("/{bucket}?list-type=2"));
+        let listing = String::from_utf8(listing).expect("listings are text");
+        listing
+            .split("<Key>")
+            .skip(1)
+            .filter_map(|rest| rest.split("</Key>").next())
+            .map(str::to_owned)
+            .collect()
+    }
+
+    pub(crate) fn object(&self, bucket: &str, key: &str) -> Vec<u8> {
+        self.ask("GET", &format!("/{bucket}/{key}"))
+    }
+
+    /// The body of the answer to a request that must succeed.
+    fn ask(&self, method: &str, path: &str) -> Vec<u8> {
+        let host = self.url.trim_start_matches("http://");
+        let mut stream = TcpStream::connect(host).expect("it listens");
+        // Any credentials are taken, but without any the objects are private.
+        let head = format!(
+            "{method} {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: 0\r\nConnection: close\r\n\
+             Authorization: AWS4-HMAC-SHA256 Credential=a/20260101/us-east-1/s3/aws4_request, \
+             SignedHeaders=host, Signature=0\r\n\r\n"
+        );
+        stream.write_all(head.as_bytes()).expect("it reads");
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).expect("it answers");
+        let end = answer.windows(4).position(|window| window == b"\r\n\r\n");
+        let end = end.expect("an answer has a head") + 4;
+        let head = String::from_utf8_lossy(&answer[..end]);
+        assert!(
+            head.starts_with("HTTP/1.1 200 "),
+            "{method} {path}: {head}{}",
+            String::from_utf8_lossy(&answer[end..])
+        );
+        answer.split_off(end)
+    }
+}
+
+impl Drop for Lookalike {
+    fn drop(&mut self) {
+        // Only our own child; it keeps nothing that a kill could break.
+        self.child.kill().expect("it is ours");
+        self.child.wait().expect("it was killed");
+    }
+}

@@ -1,0 +1,362 @@
+//! A way to a server that fails on cue: it stands between a host and an HTTP server, hands requests on, and does to some
+//! of them what networks and overloaded services do. It keeps a log of every request, so that a test can wait for one
+//! instead of sleeping.
+//!
+//! One request for each connection: whatever the answer, the connection is closed behind it. Nothing is waited for longer
+//! than [`LIMIT`], except by requests that are meant to hang, which end with their client or with the proxy.
+
+use std::collections::HashMap;
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use nix::sys::socket::{setsockopt, sockopt};
+
+use super::LIMIT;
+
+/// A request's head may not be longer.
+const HEAD_LIMIT: usize = 64 * 1024;
+
+/// The piece in which bodies are handed on, and paced.
+const PIECE: usize = 16 * 1024;
+
+/// What goes wrong with a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// It is taken, and then nothing more is heard.
+    Hang,
+    /// The connection is reset; the server hears nothing of it.
+    Reset,
+    /// 503 SlowDown; the server hears nothing of it.
+    SlowDown,
+    /// 403 AccessDenied; the server hears nothing of it.
+    Denied,
+    /// The server does it and answers, but the connection is cut before the answer gets through.
+    LoseReply,
+}
+
+/// One request, as the log has it.
+#[derive(Clone, Debug)]
+pub(crate) struct Request {
+    pub(crate) method: String,
+    /// With the query, as it was sent.
+    pub(crate) path: String,
+    pub(crate) fault: Option<Fault>,
+    /// What the server answered, whether or not that got through.
+    pub(crate) status: Option<u16>,
+}
+
+impl Request {
+    pub(crate) fn is(&self, method: &str, part_of_path: &str) -> bool {
+        self.method == method && self.path.contains(part_of_path)
+    }
+}
+
+struct Rule {
+    fault: Fault,
+    skip: usize,
+    times: usize,
+    which: Box<dyn FnMut(&Request) -> bool + Send>,
+}
+
+impl Rule {
+    /// Whether this is one of those it is for; then it counts.
+    fn strikes(&mut self, request: &Request) -> bool {
+        if self.times == 0 || !(self.which)(request) {
+            return false;
+        }
+        if self.skip > 0 {
+            self.skip -= 1;
+            return false;
+        }
+        self.times -= 1;
+        true
+    }
+}
+
+#[derive(Default)]
+struct State {
+    rules: Vec<Rule>,
+    log: Vec<Request>,
+    bytes_per_second: Option<u32>,
+    /// The connections of clients, to end them with the proxy.
+    clients: HashMap<usize, TcpStream>,
+    ended: bool,
+}
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    /// Held while one piece is on its way, so that all connections share one line.
+    line: Mutex<()>,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // A rule that panicked fails its test; the others' log must still be readable.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Enters the request in the log and says what is to happen to it.
+    fn decide(&self, mut request: Request) -> (usize, Option<Fault>) {
+        let mut state = self.lock();
+        let rule = state
+            .rules
+            .iter_mut()
+            .find_map(|rule| rule.strikes(&request).then_some(rule.fault));
+        request.fault = rule;
+        state.log.push(request);
+        (state.log.len() - 1, rule)
+    }
+
+    /// Takes the time that `count` bytes need on the line.
+    fn pace(&self, count: usize) {
+        let Some(rate) = self.lock().bytes_per_second else {
+            return;
+        };
+        let _line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
+        std::thread::sleep(Duration::from_secs_f64(count as f64 / f64::from(rate)));
+    }
+}
+
+pub(crate) struct Proxy {
+    url: String,
+    address: SocketAddr,
+    shared: Arc<Shared>,
+}
+
+impl Proxy {
+    /// Stands in front of the server at `url`.
+    pub(crate) fn start(url: &str) -> Self {
+        let server = url.trim_start_matches("http://").to_owned();
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("it is bound");
+        let shared = Arc::new(Shared::default());
+        let serving = Arc::clone(&shared);
+        std::thread::spawn(move || {
+            for (number, client) in listener.incoming().enumerate() {
+                let Ok(client) = client else { continue };
+                let copy = client.try_clone().expect("descriptors can be copied");
+                let mut state = serving.lock();
+                if state.ended {
+                    return;
+                }
+                state.clients.insert(number, copy);
+                drop(state);
+                let (shared, server) = (Arc::clone(&serving), server.clone());
+                std::thread::spawn(move || {
+                    // A client or server that goes away is what this is for.
+                    drop(serve(&shared, client, &server));
+                    shared.lock().clients.remove(&number);
+                });
+            }
+        });
+        Self {
+            url: format!("http://{address}"),
+            address,
+            shared,
+        }
+    }
+
+    pub(crate) fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// From now on, `fault` for every request that `which` is true for and no earlier rule strikes.
+    pub(crate) fn fail(&self, fault: Fault, which: impl FnMut(&Request) -> bool + Send + 'static) {
+        self.fail_some(fault, 0, usize::MAX, which);
+    }
+
+    /// The same for the next `times` of them.
+    pub(crate) fn fail_next(
+        &self,
+        fault: Fault,
+        times: usize,
+        which: impl FnMut(&Request) -> bool + Send + 'static,
+    ) {
+        self.fail_some(fault, 0, times, which);
+    }
+
+    /// The same for all of them but the next `skip`.
+    pub(crate) fn fail_after(
+        &self,
+        fault: Fault,
+        skip: usize,
+        which: impl FnMut(&Request) -> bool + Send + 'static,
+    ) {
+        self.fail_some(fault, skip, usize::MAX, which);
+    }
+
+    fn fail_some(
+        &self,
+        fault: Fault,
+        skip: usize,
+        times: usize,
+        which: impl FnMut(&Request) -> bool + Send + 'static,
+    ) {
+        self.shared.lock().rules.push(Rule {
+            fault,
+            skip,
+            times,
+            which: Box::new(which),
+        });
+    }
+
+    /// From now on, what clients send goes at this rate, all together.
+    pub(crate) fn limit_rate(&self, bytes_per_second: u32) {
+        self.shared.lock().bytes_per_second = Some(bytes_per_second);
+    }
+
+    /// From now on nothing goes wrong with new requests.
+    pub(crate) fn pass(&self) {
+        let mut state = self.shared.lock();
+        state.rules.clear();
+        state.bytes_per_second = None;
+    }
+
+    /// Every request so far, in the order of arrival.
+    pub(crate) fn log(&self) -> Vec<Request> {
+        self.shared.lock().log.clone()
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        let mut state = self.shared.lock();
+        state.ended = true;
+        for client in state.clients.values() {
+            // It may have gone already.
+            drop(client.shutdown(Shutdown::Both));
+        }
+        drop(state);
+        // Wakes the one that accepts; without success there is nobody to wake.
+        drop(TcpStream::connect(self.address));
+        if std::thread::panicking() {
+            eprintln!("--- requests to {}:", self.url);
+            for Request {
+                method,
+                path,
+                fault,
+                status,
+            } in self.log()
+            {
+                eprintln!("{method} {path} {fault:?} {status:?}");
+            }
+        }
+    }
+}
+
+fn serve(shared: &Shared, mut client: TcpStream, server: &str) -> io::Result<()> {
+    client.set_write_timeout(Some(LIMIT))?;
+    let mut taken = Vec::new();
+    let Some(end) = take_head(&mut client, &mut taken)? else {
+        return Ok(());
+    };
+    let head = String::from_utf8_lossy(&taken[..end]).into_owned();
+    let mut words = head.split(' ');
+    let mut word = || words.next().unwrap_or_default().to_owned();
+    let request = Request {
+        method: word(),
+        path: word(),
+        fault: None,
+        status: None,
+    };
+    let body = content_length(&head);
+    let (number, fault) = shared.decide(request);
+    match fault {
+        Some(Fault::Hang) => io::copy(&mut client, &mut io::sink()).map(drop),
+        Some(Fault::Reset) => reset(&client),
+        Some(Fault::SlowDown) => {
+            let left = body.saturating_sub(taken.len() - end);
+            refuse(&mut client, left, "503 Slow Down", "SlowDown")
+        }
+        Some(Fault::Denied) => {
+            let left = body.saturating_sub(taken.len() - end);
+            refuse(&mut client, left, "403 Forbidden", "AccessDenied")
+        }
+        Some(Fault::LoseReply) | None => {
+            let left = body.saturating_sub(taken.len() - end);
+            let answer = hand_on(shared, &mut client, &taken, left, server)?;
+            let status = String::from_utf8_lossy(&answer[..answer.len().min(16)]);
+            let status = status.split(' ').nth(1).and_then(|code| code.parse().ok());
+            shared.lock().log[number].status = status;
+            match fault {
+                None => client.write_all(&answer),
+                Some(_) => Ok(()),
+            }
+        }
+    }
+}
+
+/// Reads until the empty line. Where it ends, or nothing when the client went before.
+fn take_head(client: &mut TcpStream, taken: &mut Vec<u8>) -> io::Result<Option<usize>> {
+    let mut piece = [0; 4096];
+    loop {
+        if let Some(end) = taken.windows(4).position(|window| window == b"\r\n\r\n") {
+            return Ok(Some(end + 4));
+        }
+        let count = client.read(&mut piece)?;
+        if count == 0 || taken.len() > HEAD_LIMIT {
+            return Ok(None);
+        }
+        taken.extend_from_slice(&piece[..count]);
+    }
+}
+
+fn content_length(head: &str) -> usize {
+    head.lines()
+        .filter_map(|line| line.split_once(':'))
+        .find(|(name, _)| name.eq_ignore_ascii_case("content-length"))
+        .map_or(0, |(_, length)| length.trim().parse().expect("a number"))
+}
+
+fn reset(client: &TcpStream) -> io::Result<()> {
+    let at_once = nix::libc::linger {
+        l_onoff: 1,
+        l_linger: 0,
+    };
+    // It takes effect when the last copy of the descriptor is closed, right after this.
+    setsockopt(client, sockopt::Linger, &at_once).map_err(Into::into)
+}
+
+fn refuse(client: &mut TcpStream, left: usize, status: &str, code: &str) -> io::Result<()> {
+    // A client that still sends would not read the answer.
+    io::copy(&mut client.take(left as u64), &mut io::sink())?;
+    let body = format!(
+        "<?xml version=\"1.0\"?><Error><Code>{code}</Code><Message>On purpose</Message></Error>"
+    );
+    let length = body.len();
+    let answer = format!(
+        "HTTP/1.1 {status}\r\nContent-Type: application/xml\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+    );
+    client.write_all(answer.as_bytes())
+}
+
+/// Has the server carry the request out, and returns its answer.
+fn hand_on(
+    shared: &Shared,
+    client: &mut TcpStream,
+    taken: &[u8],
+    mut left: usize,
+    server: &str,
+) -> io::Result<Vec<u8>> {
+    let mut upstream = TcpStream::connect(server)?;
+    upstream.set_read_timeout(Some(LIMIT))?;
+    upstream.set_write_timeout(Some(LIMIT))?;
+    upstream.write_all(taken)?;
+    let mut piece = vec![0; PIECE];
+    while left > 0 {
+        let most = left.min(PIECE);
+        let count = client.read(&mut piece[..most])?;
+        if count == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        shared.pace(count);
+        upstream.write_all(&piece[..count])?;
+        left -= count;
+    }
+    let mut answer = Vec::new();
+    upstream.read_to_end(&mut answer)?;
+    Ok(answer)
+}
