@@ -12,10 +12,13 @@ mod host;
 pub mod logging;
 pub mod metrics;
 mod named;
+pub mod operate;
 pub mod pages;
+mod place;
 pub mod settings;
 pub mod store;
 #[cfg(test)]
 mod stored;
 pub mod supervisor;
+pub mod sweeper;
 pub mod sys;

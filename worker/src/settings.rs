@@ -474,6 +474,29 @@ pub struct LogSettings {
     pub format: LogFormat,
 }
 
+/// How a store is reached.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StoreSettings {
+    /// Its scheme and shape were checked.
+    pub address: String,
+    pub s3_endpoint: Option<Url>,
+    pub s3_region: Option<String>,
+    pub s3_path_style: PathStyle,
+    /// How long it may take to become reachable.
+    pub timeout: Duration,
+}
+
+/// What the commands on a job's snapshots need to know.
+#[derive(Clone, Debug, PartialEq)]
+pub struct JobSettings {
+    pub store: StoreSettings,
+    pub job: String,
+    pub retention: Policy,
+    pub sweep_grace: Duration,
+    /// How long reading one snapshot may take before its first byte is used.
+    pub restore_timeout: Duration,
+}
+
 /// What the client commands need to know.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ClientSettings {
@@ -634,6 +657,17 @@ impl Settings {
         settings
     }
 
+    /// How the store at this address is reached.
+    pub fn store_settings(&self, address: &str) -> StoreSettings {
+        StoreSettings {
+            address: address.to_owned(),
+            s3_endpoint: self.s3_endpoint.clone(),
+            s3_region: self.s3_region.clone(),
+            s3_path_style: self.s3_path_style,
+            timeout: self.boot_timeout,
+        }
+    }
+
     /// Which snapshots of the job stay.
     pub fn retention(&self) -> Policy {
         Policy {
@@ -717,6 +751,77 @@ impl ClientSettings {
             control_socket: merged.need("control-socket", Checked::path),
             checkpoint_timeout: merged.need("checkpoint-timeout", Checked::duration),
         })
+    }
+}
+
+impl JobSettings {
+    /// The settings that the commands on a job's snapshots use: where the job is, and what is kept of it.
+    pub const PLACE: &[&str] = &[
+        "store",
+        "job",
+        "s3-endpoint",
+        "s3-region",
+        "s3-path-style",
+        "boot-timeout",
+        "restore-timeout",
+    ];
+    pub const KEEPING: &[&str] = &[
+        "keep-generations",
+        "keep-hourly",
+        "keep-daily",
+        "sweep-grace",
+    ];
+
+    /// Reads them. Faults of others are left to `reprieve run` to report. Without an app there is no name to derive, so
+    /// the job has to be given.
+    pub fn load(layers: &Layers<'_>) -> Result<Self, Faults> {
+        let mut faults = Vec::new();
+        let merged = collect(layers, &mut faults, |name| {
+            Self::PLACE.contains(&name) || Self::KEEPING.contains(&name)
+        });
+        let (store, job) = (merged.text("store"), merged.text("job"));
+        for (name, value) in [("store", &store), ("job", &job)] {
+            if value.is_none() && !faults.iter().any(|fault| fault.name == name) {
+                faults.push(not_given(name));
+            }
+        }
+        let (Some(address), Some(job), []) = (store, job, &faults[..]) else {
+            return Err(Faults(faults));
+        };
+        let count = |name| merged.need(name, Checked::count) as usize;
+        Ok(Self {
+            store: StoreSettings {
+                address,
+                s3_endpoint: merged.get("s3-endpoint", Checked::url),
+                s3_region: merged.text("s3-region"),
+                s3_path_style: merged.need("s3-path-style", Checked::choice(PathStyle::from_name)),
+                timeout: merged.need("boot-timeout", Checked::duration),
+            },
+            job,
+            retention: Policy {
+                last: count("keep-generations"),
+                hourly: count("keep-hourly"),
+                daily: count("keep-daily"),
+            },
+            sweep_grace: merged.need("sweep-grace", Checked::duration),
+            restore_timeout: merged.need("restore-timeout", Checked::duration),
+        })
+    }
+}
+
+fn not_given(name: &str) -> Fault {
+    let setting = Setting::named(name);
+    Fault {
+        name: name.into(),
+        origin: Origin::BuiltIn,
+        value: None,
+        problem: "is not given, and this command needs it".into(),
+        remedy: format!(
+            "give {} or set {}: {}",
+            setting.flag(),
+            setting.variable(),
+            expected(setting.kind)
+        ),
     }
 }
 
