@@ -10,14 +10,19 @@ use bytes::Bytes;
 use reprieve_core::document::{self, DocumentError};
 use reprieve_core::head::{self, Finished, Generation, Head, Owner};
 use reprieve_core::manifest::{self, Manifest};
-use reprieve_core::retention;
+use reprieve_core::retention::{self, Policy};
 use reprieve_core::selection::{self, Contents};
+use reprieve_core::sweep::{self, Object, Refusal};
 use tokio::time::Instant;
 
 use crate::store::{Condition, Store, StoreError, StoreErrorKind, Tag, retry};
 
-/// Manifests looked at when the head is lost.
-const LISTING_LIMIT: usize = 1000;
+/// Objects asked for in one listing; S3 gives no more.
+const PAGE: usize = 1000;
+
+/// How often a change of the head is tried again when somebody else was faster. Signs of life come seconds apart and
+/// operators later still, so this many are a fault.
+const CHANGE_TRIES: u32 = 20;
 
 /// Why a job's catalog could not be read or changed.
 #[derive(Debug, thiserror::Error)]
@@ -27,11 +32,20 @@ pub enum CatalogError {
     /// Somebody else replaced the head since we did.
     #[error("another worker owns the job now: {0}")]
     Fenced(String),
+    /// The snapshot is complete and must not count.
+    #[error("the snapshot cannot be committed any more")]
+    Refused(#[from] Refusal),
+    /// The job was never checkpointed, or its head is lost.
+    #[error("the job has no head{}", .0.as_ref().map_or(String::new(), |damage| format!(" that can be read: {damage}")))]
+    NoHead(Option<DocumentError>),
+    /// Others replaced the head each time that we wanted to.
+    #[error("the head was replaced by others {0} times in a row")]
+    Busy(u32),
     /// A lost reply, and no way to find out in time whether the write took place.
     #[error("it is not known whether the commit took place; the next start will tell")]
     Unknown(#[source] StoreError),
     #[error("another request to the store about the job took too long")]
-    Busy,
+    Slow,
     #[error(
         "the manifest would have {0} bytes, more than is ever read; the snapshot has too many parts"
     )]
@@ -55,7 +69,7 @@ pub struct Catalog {
 /// What was found at the start.
 #[derive(Debug)]
 pub struct Found {
-    head: Option<Head>,
+    pub head: Option<Head>,
     pub tag: Option<Tag>,
     pub contents: Contents,
     /// Why the head could not be used, when there was one.
@@ -131,17 +145,37 @@ impl Catalog {
     }
 
     async fn manifests(&self, deadline: Instant) -> Result<Vec<String>, CatalogError> {
-        let prefix = self.key(manifest::PREFIX);
-        let entries = retry::retry(deadline, "list", || {
-            self.store.list(&prefix, None, LISTING_LIMIT)
-        })
-        .await?;
-        let root = self.root();
-        Ok(entries
-            .iter()
-            .filter_map(|entry| entry.key.strip_prefix(&root))
-            .map(str::to_owned)
-            .collect())
+        let objects = self.objects(manifest::PREFIX, deadline).await?;
+        Ok(objects.into_iter().map(|object| object.key).collect())
+    }
+
+    /// Every object of the job whose key starts with `prefix`, in key order. Each page has as long as `deadline` leaves.
+    pub async fn objects(
+        &self,
+        prefix: &str,
+        deadline: Instant,
+    ) -> Result<Vec<Object>, CatalogError> {
+        let (root, full) = (self.root(), self.key(prefix));
+        let mut found: Vec<Object> = Vec::new();
+        let mut after: Option<String> = None;
+        loop {
+            let page = retry::retry(deadline, "list", || {
+                self.store.list(&full, after.as_deref(), PAGE)
+            })
+            .await?;
+            let ended = page.len() < PAGE;
+            after = page.last().map(|last| last.key.clone());
+            found.extend(page.into_iter().filter_map(|entry| {
+                Some(Object {
+                    key: entry.key.strip_prefix(&root)?.to_owned(),
+                    bytes: entry.size,
+                    stored_at_ms: entry.modified_ms,
+                })
+            }));
+            if ended {
+                return Ok(found);
+            }
+        }
     }
 
     /// Takes the job: from now on nobody else can commit to it. `listed` are the generations to keep when the head was
@@ -165,14 +199,18 @@ impl Catalog {
             .await
     }
 
-    /// Writes the manifest and then the head. When this returns, the snapshot counts.
+    /// Writes the manifest and then the head. When this returns, the snapshot counts. `base` is the manifest of the
+    /// snapshot whose parts this one may refer to.
     pub async fn commit(
         &self,
         lease: &mut Lease,
         manifest: &Manifest,
-        keep: usize,
+        base: Option<&str>,
+        policy: Policy,
         deadline: Instant,
     ) -> Result<(), CatalogError> {
+        // Before anything is written, so that nothing is left behind for the most likely reason.
+        sweep::may_commit(&lease.head, manifest, base)?;
         let bytes = Bytes::from(manifest.to_bytes());
         if bytes.len() as u64 > document::SIZE_LIMIT {
             // Committed, it could not be read again.
@@ -186,17 +224,27 @@ impl Catalog {
             digest: document::digest(&bytes),
             taken_at_ms: manifest.taken_at_ms,
             stored_bytes: manifest.sizes.stored,
+            pinned: false,
+            tags: Vec::new(),
         };
-        self.update(lease, deadline, |head| {
-            let dropped = retention::superseded(&head.generations, keep);
-            head.committed(generation.clone(), &dropped, nonce())
-        })
-        .await
+        let written = self
+            .update(lease, deadline, |head| {
+                sweep::may_commit(head, manifest, base)?;
+                let with = head.committed(generation.clone(), &[], nonce());
+                let dropped = retention::plan(&with.generations, policy).dropped();
+                Ok(with.without(&dropped, with.nonce.clone()))
+            })
+            .await;
+        match written {
+            // The reply to our write was lost, and somebody else has replaced it by a change of it since.
+            Err(CatalogError::Refused(_)) if lease.head.names(&manifest.key()) => Ok(()),
+            written => written,
+        }
     }
 
     /// Gives a sign of life. Fails with [`CatalogError::Fenced`] when another worker owns the job.
     pub async fn beat(&self, lease: &mut Lease, deadline: Instant) -> Result<(), CatalogError> {
-        self.update(lease, deadline, |head| head.beaten(nonce()))
+        self.update(lease, deadline, |head| Ok(head.beaten(nonce())))
             .await
     }
 
@@ -206,20 +254,50 @@ impl Catalog {
         &self,
         lease: &mut Lease,
         deadline: Instant,
-        change: impl Fn(&Head) -> Head,
+        change: impl Fn(&Head) -> Result<Head, CatalogError>,
     ) -> Result<(), CatalogError> {
-        loop {
+        for _ in 0..CHANGE_TRIES {
             let written = self
-                .replace(Some(lease.tag.clone()), change(&lease.head), deadline)
+                .replace(Some(lease.tag.clone()), change(&lease.head)?, deadline)
                 .await;
             match written {
-                Err(CatalogError::Fenced(_)) => self.refresh(lease, deadline).await?,
-                other => {
-                    *lease = other?;
+                Ok(renewed) => {
+                    *lease = renewed;
                     return Ok(());
                 }
+                // It is ours as long as the head says so, however often it was replaced.
+                Err(CatalogError::Fenced(_)) => self.refresh(lease, deadline).await?,
+                Err(error) => return Err(error),
             }
         }
+        Err(CatalogError::Busy(CHANGE_TRIES))
+    }
+
+    /// Changes what is kept of the job without owning it: whoever owns it goes on doing so. `change` is asked again
+    /// whenever somebody else was faster; it gives a reason not to change anything, or the new head.
+    pub async fn amend<E>(
+        &self,
+        deadline: Instant,
+        change: impl Fn(&Head) -> Result<Head, E>,
+    ) -> Result<Result<Head, E>, CatalogError> {
+        for _ in 0..CHANGE_TRIES {
+            let present = self.present(deadline).await?;
+            let head = match change(&present.head) {
+                Ok(head) => head,
+                Err(reason) => return Ok(Err(reason)),
+            };
+            match self.replace(Some(present.tag), head, deadline).await {
+                Ok(lease) => return Ok(Ok(lease.head)),
+                Err(CatalogError::Fenced(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(CatalogError::Busy(CHANGE_TRIES))
+    }
+
+    /// The head as it is now.
+    pub async fn head(&self, deadline: Instant) -> Result<Head, CatalogError> {
+        Ok(self.present(deadline).await?.head)
     }
 
     /// Looks the head up again: fails with [`CatalogError::Fenced`] when another worker owns the job, and takes over
@@ -239,9 +317,18 @@ impl Catalog {
         let present = retry::retry(deadline, "get", || {
             self.store.get(&key, document::SIZE_LIMIT)
         })
-        .await?;
-        let head = Head::from_bytes(&present.bytes)
-            .map_err(|source| CatalogError::Head { key, source })?;
+        .await;
+        let present = match present {
+            Ok(present) => present,
+            Err(error) if error.kind == StoreErrorKind::NotFound => {
+                return Err(CatalogError::NoHead(None));
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let head = Head::from_bytes(&present.bytes).map_err(|damage| match damage {
+            source @ DocumentError::OtherVersion { .. } => CatalogError::Head { key, source },
+            damage => CatalogError::NoHead(Some(damage)),
+        })?;
         Ok(Lease {
             head,
             tag: present.tag,
@@ -283,7 +370,7 @@ impl Catalog {
         finished: Option<Finished>,
         deadline: Instant,
     ) -> Result<(), CatalogError> {
-        self.update(lease, deadline, |head| head.released(finished, nonce()))
+        self.update(lease, deadline, |head| Ok(head.released(finished, nonce())))
             .await
     }
 
@@ -355,4 +442,236 @@ fn describe(owner: Option<&Owner>, epoch: u64) -> String {
 /// A word that nobody used before.
 pub(crate) fn nonce() -> String {
     ulid::Ulid::generate().to_string()
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    use reprieve_core::manifest::{AppFacts, HostFacts, Part, Sizes, Stdio};
+    use reprieve_core::notice::{Afterwards, Trigger};
+
+    use crate::store::DirectoryStore;
+
+    pub(crate) fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(30)
+    }
+
+    pub(crate) fn owner(worker: &str) -> Owner {
+        Owner {
+            worker: worker.into(),
+            host: "host".into(),
+            since_ms: 1,
+            beat: 0,
+        }
+    }
+
+    /// A manifest of the next generation, for parts that need not exist.
+    pub(crate) fn manifest(head: &Head, parts: &[String]) -> Manifest {
+        let part = |key: &String| Part {
+            key: key.clone(),
+            bytes: 3,
+            digest: document::digest(b"abc"),
+        };
+        Manifest {
+            job: head.job.clone(),
+            generation: head.next_generation,
+            epoch: head.epoch,
+            attempt: nonce(),
+            parent: None,
+            taken_at_ms: 1,
+            trigger: Trigger::Control,
+            afterwards: Afterwards::Continue,
+            app: AppFacts {
+                argv: vec!["app".into()],
+                root_pid: 300,
+                stdio: Stdio::Terminal { rdev: 1, dev: 2 },
+                stdin_ended: false,
+                processes: 1,
+                monotonic_ms: 1,
+            },
+            host: HostFacts {
+                hostname: "host".into(),
+                arch: "x86_64".into(),
+                kernel: String::new(),
+                cpu_model: String::new(),
+                cpu_features: Vec::new(),
+                page_size: 4096,
+                criu: "4.2".into(),
+                image: String::new(),
+            },
+            parts: parts.iter().map(part).collect(),
+            index: Vec::new(),
+            sizes: Sizes::default(),
+        }
+    }
+
+    pub(crate) fn catalog() -> (tempfile::TempDir, Catalog) {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let store = Arc::new(DirectoryStore::new(directory.path()));
+        (directory, Catalog::new(store, "job"))
+    }
+
+    pub(crate) async fn claim(catalog: &Catalog, worker: &str) -> Lease {
+        let found = catalog.find(soon()).await.expect("it is found");
+        let claimed = catalog.claim(&found, owner(worker), Vec::new(), soon());
+        claimed.await.expect("it is free")
+    }
+
+    /// Commits a snapshot that stands alone.
+    pub(crate) async fn snapshot(catalog: &Catalog, lease: &mut Lease, policy: Policy) -> Manifest {
+        let made = manifest(&lease.head, &[]);
+        let committed = catalog.commit(lease, &made, None, policy, soon());
+        committed.await.expect("it is ours");
+        made
+    }
+
+    fn numbers(head: &Head) -> Vec<u64> {
+        let all = head.generations.iter();
+        all.map(|known| known.generation).collect()
+    }
+
+    #[tokio::test]
+    async fn what_an_operator_changed_outlives_the_owners_next_commit() {
+        let (_directory, catalog) = catalog();
+        let mut lease = claim(&catalog, "w").await;
+        let policy = Policy::last(3);
+        for _ in 0..3 {
+            snapshot(&catalog, &mut lease, policy).await;
+        }
+        let amended = catalog.amend(soon(), |head| {
+            let mut head = head.without(&[1], nonce());
+            head.generations[1].pinned = true;
+            Ok::<_, ()>(head)
+        });
+        let head = amended.await.expect("the store works").expect("a change");
+        assert!(head.has_same_owner(&lease.head), "it changed hands");
+        assert_eq!(numbers(&head), [3, 2]);
+        for _ in 0..3 {
+            snapshot(&catalog, &mut lease, policy).await;
+        }
+        assert_eq!(numbers(&lease.head), [6, 5, 4, 2], "2 is pinned");
+        let finished = Finished {
+            exit_code: 0,
+            at_ms: 1,
+        };
+        let amended = catalog.amend(soon(), |head| Ok::<_, ()>(head.without(&[2], nonce())));
+        amended.await.expect("the store works").expect("a change");
+        let released = catalog.release(&mut lease, Some(finished), soon());
+        released.await.expect("it is ours");
+        let head = catalog.head(soon()).await.expect("there is one");
+        assert_eq!(
+            (head.finished, numbers(&head)),
+            (Some(finished), vec![6, 5, 4])
+        );
+    }
+
+    #[tokio::test]
+    async fn operators_in_a_hurry_do_not_fence_the_owner() {
+        let (_directory, catalog) = catalog();
+        let mut lease = claim(&catalog, "w").await;
+        let hurried = |catalog: Catalog| async move {
+            for _ in 0..30 {
+                let amended = catalog.amend(soon(), |head| Ok::<_, ()>(head.without(&[], nonce())));
+                // Losing twenty times in a row is no fault here.
+                match amended.await {
+                    Ok(_) | Err(CatalogError::Busy(_)) => {}
+                    Err(error) => panic!("{error}"),
+                }
+            }
+        };
+        let others = [(); 3].map(|()| tokio::spawn(hurried(catalog.clone())));
+        for _ in 0..30 {
+            match catalog.beat(&mut lease, soon()).await {
+                Ok(()) | Err(CatalogError::Busy(_)) => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
+        for other in others {
+            other.await.expect("it does not panic");
+        }
+        let mut second = claim(&catalog, "v").await;
+        let beaten = catalog.beat(&mut lease, soon()).await;
+        assert!(matches!(beaten, Err(CatalogError::Fenced(_))), "{beaten:?}");
+        catalog.beat(&mut second, soon()).await.expect("it is ours");
+    }
+
+    #[tokio::test]
+    async fn a_snapshot_whose_base_was_removed_is_refused_and_the_next_one_is_not() {
+        let (_directory, catalog) = catalog();
+        let mut lease = claim(&catalog, "w").await;
+        let policy = Policy::last(5);
+        let first = snapshot(&catalog, &mut lease, policy).await;
+        snapshot(&catalog, &mut lease, policy).await;
+        let part = manifest::data_prefix(&first.attempt) + "000000";
+        let upon = manifest(&lease.head, &[part]);
+        let base = first.key();
+        let drop_first = || catalog.amend(soon(), |head| Ok::<_, ()>(head.without(&[1], nonce())));
+        drop_first().await.expect("store").expect("a change");
+        let refused = catalog
+            .commit(&mut lease, &upon, Some(&base), policy, soon())
+            .await;
+        assert!(
+            matches!(refused, Err(CatalogError::Refused(Refusal::Dropped))),
+            "{refused:?}"
+        );
+        assert_eq!(numbers(&lease.head), [2], "the head is known as it is");
+        snapshot(&catalog, &mut lease, policy).await;
+        assert_eq!(numbers(&lease.head), [3, 2]);
+    }
+
+    #[tokio::test]
+    async fn a_condemned_attempt_is_not_committed() {
+        let (_directory, catalog) = catalog();
+        let mut lease = claim(&catalog, "w").await;
+        let slow = manifest(&lease.head, &[]);
+        let condemned = [slow.attempt.clone()];
+        let amended = catalog.amend(soon(), |head| {
+            Ok::<_, ()>(head.condemning(&condemned, nonce()))
+        });
+        amended.await.expect("store").expect("a change");
+        let policy = Policy::last(5);
+        let refused = catalog
+            .commit(&mut lease, &slow, None, policy, soon())
+            .await;
+        assert!(
+            matches!(refused, Err(CatalogError::Refused(Refusal::Condemned))),
+            "{refused:?}"
+        );
+        snapshot(&catalog, &mut lease, policy).await;
+    }
+
+    #[tokio::test]
+    async fn a_commit_whose_reply_was_lost_and_whose_head_was_changed_since_is_seen() {
+        let (_directory, catalog) = catalog();
+        let mut lease = claim(&catalog, "w").await;
+        let stale = Lease {
+            head: lease.head.clone(),
+            tag: lease.tag.clone(),
+        };
+        let policy = Policy::last(5);
+        let made = snapshot(&catalog, &mut lease, policy).await;
+        let amended = catalog.amend(soon(), |head| Ok::<_, ()>(head.without(&[], nonce())));
+        amended.await.expect("store").expect("a change");
+        let mut lease = stale;
+        let again = catalog
+            .commit(&mut lease, &made, None, policy, soon())
+            .await;
+        again.expect("it counts already");
+        assert_eq!(numbers(&lease.head), [1]);
+    }
+
+    #[tokio::test]
+    async fn listings_of_any_length_are_read_to_their_end() {
+        let (directory, catalog) = catalog();
+        let data = directory.path().join("job/data/x");
+        std::fs::create_dir_all(&data).expect("directory");
+        for number in 0..PAGE + 1 {
+            std::fs::write(data.join(format!("{number:06}")), b"").expect("file");
+        }
+        let objects = catalog.objects("", soon()).await.expect("it is listed");
+        assert_eq!(objects.len(), PAGE + 1);
+        assert_eq!(objects[PAGE].key, format!("data/x/{PAGE:06}"));
+    }
 }

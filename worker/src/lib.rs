@@ -13,9 +13,11 @@ pub mod logging;
 pub mod metrics;
 mod named;
 pub mod pages;
+mod place;
 pub mod settings;
 pub mod store;
 #[cfg(test)]
 mod stored;
 pub mod supervisor;
+pub mod sweeper;
 pub mod sys;

@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use config::{Config, ConfigError, File, FileFormat, Map, Source, Value, ValueKind};
+use reprieve_core::retention::Policy;
 use tracing_subscriber::EnvFilter;
 use url::Url;
 
@@ -172,7 +173,33 @@ pub const TABLE: &[Setting] = &[
         default: Some("5"),
         unset: "",
         meaning: "How many of the newest snapshots of the job are kept. At least two, so that a bad one has a \
-                  predecessor.",
+                  predecessor. Snapshots that are pinned or tagged are kept as well.",
+    },
+    Setting {
+        name: "keep-hourly",
+        section: STORE,
+        kind: Kind::Count(0, 1000),
+        default: Some("0"),
+        unset: "",
+        meaning: "Of how many hours the last snapshot is kept as well: of the latest hours (UTC) in which there was one.",
+    },
+    Setting {
+        name: "keep-daily",
+        section: STORE,
+        kind: Kind::Count(0, 1000),
+        default: Some("0"),
+        unset: "",
+        meaning: "Of how many days the last snapshot is kept as well: of the latest days (UTC) on which there was one.",
+    },
+    Setting {
+        name: "sweep-grace",
+        section: STORE,
+        kind: Kind::Duration(Duration::ZERO, Duration::from_secs(365 * 24 * 60 * 60)),
+        default: Some("24h"),
+        unset: "",
+        meaning: "What an attempt at a checkpoint has stored and no snapshot needs is removed this long after the attempt \
+                  last stored something. Longer than any checkpoint takes; one that takes longer fails, and the job \
+                  runs on.",
     },
     Setting {
         name: "compression",
@@ -411,6 +438,9 @@ pub struct Settings {
     pub s3_region: Option<String>,
     pub s3_path_style: PathStyle,
     pub keep_generations: u32,
+    pub keep_hourly: u32,
+    pub keep_daily: u32,
+    pub sweep_grace: Duration,
     pub compression: Compression,
     pub memory_budget_bytes: u64,
     pub term_grace: Duration,
@@ -442,6 +472,29 @@ pub struct LogSettings {
     /// A filter that was parsed once without fault.
     pub filter: String,
     pub format: LogFormat,
+}
+
+/// How a store is reached.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StoreSettings {
+    /// Its scheme and shape were checked.
+    pub address: String,
+    pub s3_endpoint: Option<Url>,
+    pub s3_region: Option<String>,
+    pub s3_path_style: PathStyle,
+    /// How long it may take to become reachable.
+    pub timeout: Duration,
+}
+
+/// What the commands on a job's snapshots need to know.
+#[derive(Clone, Debug, PartialEq)]
+pub struct JobSettings {
+    pub store: StoreSettings,
+    pub job: String,
+    pub retention: Policy,
+    pub sweep_grace: Duration,
+    /// How long reading one snapshot may take before its first byte is used.
+    pub restore_timeout: Duration,
 }
 
 /// What the client commands need to know.
@@ -564,6 +617,9 @@ impl Settings {
             s3_region: merged.text("s3-region"),
             s3_path_style: merged.need("s3-path-style", Checked::choice(PathStyle::from_name)),
             keep_generations: merged.need("keep-generations", Checked::count),
+            keep_hourly: merged.need("keep-hourly", Checked::count),
+            keep_daily: merged.need("keep-daily", Checked::count),
+            sweep_grace: merged.need("sweep-grace", Checked::duration),
             compression: merged.need("compression", Checked::choice(Compression::from_name)),
             memory_budget_bytes: merged.need("memory-budget", Checked::bytes),
             term_grace: merged.need("term-grace", Checked::duration),
@@ -599,6 +655,26 @@ impl Settings {
         };
         settings.warnings = settings.dangers();
         settings
+    }
+
+    /// How the store at this address is reached.
+    pub fn store_settings(&self, address: &str) -> StoreSettings {
+        StoreSettings {
+            address: address.to_owned(),
+            s3_endpoint: self.s3_endpoint.clone(),
+            s3_region: self.s3_region.clone(),
+            s3_path_style: self.s3_path_style,
+            timeout: self.boot_timeout,
+        }
+    }
+
+    /// Which snapshots of the job stay.
+    pub fn retention(&self) -> Policy {
+        Policy {
+            last: self.keep_generations as usize,
+            hourly: self.keep_hourly as usize,
+            daily: self.keep_daily as usize,
+        }
     }
 
     /// Values that are each fine but leave no time for a checkpoint together.
@@ -675,6 +751,77 @@ impl ClientSettings {
             control_socket: merged.need("control-socket", Checked::path),
             checkpoint_timeout: merged.need("checkpoint-timeout", Checked::duration),
         })
+    }
+}
+
+impl JobSettings {
+    /// The settings that the commands on a job's snapshots use: where the job is, and what is kept of it.
+    pub const PLACE: &[&str] = &[
+        "store",
+        "job",
+        "s3-endpoint",
+        "s3-region",
+        "s3-path-style",
+        "boot-timeout",
+        "restore-timeout",
+    ];
+    pub const KEEPING: &[&str] = &[
+        "keep-generations",
+        "keep-hourly",
+        "keep-daily",
+        "sweep-grace",
+    ];
+
+    /// Reads them. Faults of others are left to `reprieve run` to report. Without an app there is no name to derive, so
+    /// the job has to be given.
+    pub fn load(layers: &Layers<'_>) -> Result<Self, Faults> {
+        let mut faults = Vec::new();
+        let merged = collect(layers, &mut faults, |name| {
+            Self::PLACE.contains(&name) || Self::KEEPING.contains(&name)
+        });
+        let (store, job) = (merged.text("store"), merged.text("job"));
+        for (name, value) in [("store", &store), ("job", &job)] {
+            if value.is_none() && !faults.iter().any(|fault| fault.name == name) {
+                faults.push(not_given(name));
+            }
+        }
+        let (Some(address), Some(job), []) = (store, job, &faults[..]) else {
+            return Err(Faults(faults));
+        };
+        let count = |name| merged.need(name, Checked::count) as usize;
+        Ok(Self {
+            store: StoreSettings {
+                address,
+                s3_endpoint: merged.get("s3-endpoint", Checked::url),
+                s3_region: merged.text("s3-region"),
+                s3_path_style: merged.need("s3-path-style", Checked::choice(PathStyle::from_name)),
+                timeout: merged.need("boot-timeout", Checked::duration),
+            },
+            job,
+            retention: Policy {
+                last: count("keep-generations"),
+                hourly: count("keep-hourly"),
+                daily: count("keep-daily"),
+            },
+            sweep_grace: merged.need("sweep-grace", Checked::duration),
+            restore_timeout: merged.need("restore-timeout", Checked::duration),
+        })
+    }
+}
+
+fn not_given(name: &str) -> Fault {
+    let setting = Setting::named(name);
+    Fault {
+        name: name.into(),
+        origin: Origin::BuiltIn,
+        value: None,
+        problem: "is not given, and this command needs it".into(),
+        remedy: format!(
+            "give {} or set {}: {}",
+            setting.flag(),
+            setting.variable(),
+            expected(setting.kind)
+        ),
     }
 }
 
@@ -1583,6 +1730,9 @@ mod tests {
                 s3_region: None,
                 s3_path_style: PathStyle::Auto,
                 keep_generations: 5,
+                keep_hourly: 0,
+                keep_daily: 0,
+                sweep_grace: DAY,
                 compression: Compression::Auto,
                 memory_budget_bytes: 64 * MIB,
                 term_grace: Duration::from_secs(10),
@@ -1622,6 +1772,9 @@ mod tests {
         ("s3-region", "eu-central-1"),
         ("s3-path-style", "on"),
         ("keep-generations", "2"),
+        ("keep-hourly", "24"),
+        ("keep-daily", "7"),
+        ("sweep-grace", "2h"),
         ("compression", "high"),
         ("memory-budget", "1GiB"),
         ("term-grace", "2m"),
@@ -1687,6 +1840,9 @@ mod tests {
             s3_region: Some("eu-central-1".into()),
             s3_path_style: PathStyle::On,
             keep_generations: 2,
+            keep_hourly: 24,
+            keep_daily: 7,
+            sweep_grace: Duration::from_secs(7200),
             compression: Compression::High,
             memory_budget_bytes: 1024 * MIB,
             term_grace: Duration::from_secs(120),

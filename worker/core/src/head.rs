@@ -41,6 +41,12 @@ pub struct Generation {
     pub taken_at_ms: u64,
     /// Bytes that this snapshot added to the store.
     pub stored_bytes: u64,
+    /// A person asked for it to stay.
+    #[serde(default)]
+    pub pinned: bool,
+    /// Names that a person gave it; one with a name stays.
+    #[serde(default)]
+    pub tags: Vec<String>,
 }
 
 /// The job ended by itself.
@@ -71,6 +77,10 @@ pub struct Head {
     pub next_generation: u64,
     /// Newest first.
     pub generations: Vec<Generation>,
+    /// Attempts of this epoch whose data a sweep takes away; none of them may be committed any more
+    /// ([`crate::sweep`]).
+    #[serde(default)]
+    pub condemned: Vec<String>,
 }
 
 impl Head {
@@ -85,7 +95,29 @@ impl Head {
             first_of_run: 0,
             next_generation: 1,
             generations: Vec::new(),
+            condemned: Vec::new(),
         }
+    }
+
+    /// The generation of this number, if it counts.
+    pub fn generation(&self, number: u64) -> Option<&Generation> {
+        self.generations
+            .iter()
+            .find(|known| known.generation == number)
+    }
+
+    /// Whether the snapshot with this manifest counts.
+    pub fn names(&self, manifest: &str) -> bool {
+        self.generations
+            .iter()
+            .any(|known| known.manifest == manifest)
+    }
+
+    /// The generation that carries this tag.
+    pub fn tagged(&self, tag: &str) -> Option<&Generation> {
+        self.generations
+            .iter()
+            .find(|known| known.tags.iter().any(|known| known == tag))
     }
 
     /// The head after `owner` took the job.
@@ -102,6 +134,35 @@ impl Head {
             owner: Some(owner),
             finished: None,
             first_of_run,
+            // Whatever an earlier epoch had begun is fenced by the new one.
+            condemned: Vec::new(),
+            ..self.clone()
+        }
+    }
+
+    /// The head without the generations in `dropped`, in the same hands.
+    #[must_use]
+    pub fn without(&self, dropped: &[u64], nonce: String) -> Self {
+        let generations = self
+            .generations
+            .iter()
+            .filter(|known| !dropped.contains(&known.generation));
+        Self {
+            nonce,
+            generations: generations.cloned().collect(),
+            ..self.clone()
+        }
+    }
+
+    /// The head after these attempts were forbidden to commit, in the same hands.
+    #[must_use]
+    pub fn condemning(&self, attempts: &[String], nonce: String) -> Self {
+        let new = attempts
+            .iter()
+            .filter(|attempt| !self.condemned.contains(attempt));
+        Self {
+            nonce,
+            condemned: self.condemned.iter().chain(new).cloned().collect(),
             ..self.clone()
         }
     }
@@ -174,6 +235,8 @@ mod tests {
             digest: "00".repeat(32),
             taken_at_ms: number * 1000,
             stored_bytes: 10,
+            pinned: false,
+            tags: Vec::new(),
         }
     }
 
@@ -198,6 +261,33 @@ mod tests {
         let claimed = head.claimed(owner.clone(), "b".into());
         assert_eq!((claimed.epoch, claimed.owner), (1, Some(owner)));
         assert_eq!(claimed.generations, head.generations);
+    }
+
+    #[test]
+    fn a_head_from_before_there_were_pins_and_tags_is_read() {
+        let json = r#"{"job":"j","epoch":1,"nonce":"n","owner":null,"finished":null,"next_generation":2,
+            "generations":[{"generation":1,"manifest":"m","digest":"d","taken_at_ms":0,"stored_bytes":0}]}"#
+            .replace('\n', "");
+        let head: Head = serde_json::from_str(&json).expect("it is whole");
+        assert!(!head.generations[0].pinned && head.generations[0].tags.is_empty());
+        assert!(head.condemned.is_empty());
+    }
+
+    #[test]
+    fn what_is_condemned_stays_so_for_the_epoch_and_no_longer() {
+        let owner = Owner {
+            worker: "w".into(),
+            host: "h".into(),
+            since_ms: 1,
+            beat: 0,
+        };
+        let head = Head::new("job")
+            .condemning(&["a".into(), "b".into()], "1".into())
+            .condemning(&["b".into(), "c".into()], "2".into());
+        assert_eq!(head.condemned, ["a", "b", "c"]);
+        let head = head.committed(generation(1), &[], "3".into());
+        assert_eq!(head.condemned, ["a", "b", "c"]);
+        assert!(head.claimed(owner, "4".into()).condemned.is_empty());
     }
 
     #[test]

@@ -13,3 +13,4 @@ pub mod manifest;
 pub mod notice;
 pub mod retention;
 pub mod selection;
+pub mod sweep;

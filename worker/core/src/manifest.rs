@@ -25,9 +25,35 @@ pub fn key(generation: u64, epoch: u64, attempt: &str) -> String {
     )
 }
 
+/// What a key made by [`key`] says: generation, epoch and attempt.
+pub fn parse_key(key: &str) -> Option<(u64, u64, &str)> {
+    let mut words = key.strip_prefix(PREFIX)?.splitn(3, '-');
+    let mut number = || {
+        let digits = words.next().filter(|digits| digits.len() == 20)?;
+        digits.parse().ok().map(|number: u64| u64::MAX - number)
+    };
+    let (generation, epoch) = (number()?, number()?);
+    let attempt = words.next()?;
+    is_attempt(attempt).then_some((generation, epoch, attempt))
+}
+
+/// The prefix of all data of a job.
+pub const DATA_PREFIX: &str = "data/";
+
 /// The key prefix of an attempt's data.
 pub fn data_prefix(attempt: &str) -> String {
-    format!("data/{attempt}/")
+    format!("{DATA_PREFIX}{attempt}/")
+}
+
+/// The attempt that wrote a key below [`DATA_PREFIX`].
+pub fn data_attempt(key: &str) -> Option<&str> {
+    let (attempt, name) = key.strip_prefix(DATA_PREFIX)?.split_once('/')?;
+    (is_attempt(attempt) && !name.is_empty()).then_some(attempt)
+}
+
+/// Attempts are ULIDs.
+fn is_attempt(word: &str) -> bool {
+    word.len() == 26 && word.bytes().all(|byte| byte.is_ascii_alphanumeric())
 }
 
 /// One stored object that holds blocks.
@@ -143,6 +169,28 @@ impl Manifest {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn keys_tell_what_they_were_made_from_and_other_keys_tell_nothing() {
+        let attempt = "01JD0000000000000000000000";
+        assert_eq!(parse_key(&key(7, 3, attempt)), Some((7, 3, attempt)));
+        let data = data_prefix(attempt) + "000001";
+        assert_eq!(data_attempt(&data), Some(attempt));
+        for other in [
+            "HEAD",
+            "manifests/7-3-x",
+            "manifests/notes.txt",
+            "data/x/000000",
+            "data/readme",
+            &key(7, 3, "short"),
+        ] {
+            assert_eq!(
+                (parse_key(other), data_attempt(other)),
+                (None, None),
+                "{other}"
+            );
+        }
+    }
 
     #[test]
     fn the_newest_generation_and_the_newest_epoch_come_first_in_a_listing() {

@@ -4,6 +4,8 @@
 //! come from a listing: losing the table of contents must not lose the book. Whether a candidate is really valid is only
 //! known after every byte of it was verified, which happens while it is restored and before the app may run.
 
+use std::cmp::Reverse;
+
 use crate::head::{Generation, Head};
 use crate::manifest;
 
@@ -67,13 +69,20 @@ impl From<&Generation> for Candidate {
     }
 }
 
-/// Newest first. Within a generation the highest epoch goes first: it belongs to the last owner.
+/// Newest first. Within a generation the highest epoch goes first: it belongs to the last owner. Within an epoch the
+/// youngest attempt goes first: the others of the same number were not committed.
 fn listed(manifest_keys: &[String]) -> Vec<Candidate> {
     let mut keys: Vec<&String> = manifest_keys
         .iter()
         .filter(|key| key.starts_with(manifest::PREFIX))
         .collect();
-    keys.sort();
+    keys.sort_by_key(|key| match manifest::parse_key(key) {
+        Some((generation, epoch, attempt)) => {
+            (Reverse(generation), Reverse(epoch), Reverse(attempt))
+        }
+        // Not written by us; tried all the same, last.
+        None => (Reverse(0), Reverse(0), Reverse(key.as_str())),
+    });
     keys.into_iter()
         .map(|key| Candidate {
             manifest: key.clone(),
@@ -110,6 +119,8 @@ mod tests {
                 digest: format!("d{number}"),
                 taken_at_ms: 0,
                 stored_bytes: 0,
+                pinned: false,
+                tags: Vec::new(),
             };
             head = head.committed(generation, &[], String::new());
         }
@@ -131,6 +142,8 @@ mod tests {
             digest: "d".into(),
             taken_at_ms: 0,
             stored_bytes: 0,
+            pinned: false,
+            tags: Vec::new(),
         };
         let head = Head::new("job").committed(generation, &[], String::new());
         let ended = |exit_code| {
@@ -168,10 +181,13 @@ mod tests {
 
     #[test]
     fn without_a_head_the_listing_decides_newest_first() {
+        let [a, b] = ["A", "B"].map(|letter| letter.repeat(26));
         let keys = vec![
-            manifest::key(3, 1, "A"),
-            manifest::key(4, 1, "A"),
-            manifest::key(4, 2, "B"),
+            manifest::key(3, 1, &a),
+            manifest::key(4, 1, &a),
+            manifest::key(4, 2, &a),
+            manifest::key(4, 2, &b),
+            "manifests/other".to_owned(),
         ];
         let Contents::Recovered(candidates) = contents(None, &keys) else {
             panic!("there are manifests")
@@ -180,7 +196,10 @@ mod tests {
             .iter()
             .map(|candidate| candidate.manifest.as_str())
             .collect();
-        assert_eq!(order, [&keys[2], &keys[1], &keys[0]]);
+        assert_eq!(
+            order,
+            [&keys[3], &keys[2], &keys[1], &keys[0], "manifests/other"]
+        );
         assert_eq!(contents(None, &[]), Contents::Nothing);
     }
 }

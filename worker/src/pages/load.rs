@@ -71,7 +71,7 @@ pub struct Snapshot {
     root: String,
 }
 
-/// Reads and verifies everything about a snapshot but its blocks.
+/// Reads and verifies everything about a snapshot but its blocks, for a host that is to run it.
 pub async fn load(
     store: &Arc<dyn Store>,
     root: &str,
@@ -85,6 +85,16 @@ pub async fn load(
         return Err(Unusable::Host(mismatches));
     }
     check_parts(store, root, &manifest, deadline).await?;
+    open(store, root, manifest, deadline).await
+}
+
+/// Reads and verifies the index of a snapshot whose manifest was read.
+pub async fn open(
+    store: &Arc<dyn Store>,
+    root: &str,
+    manifest: Manifest,
+    deadline: Instant,
+) -> Result<Snapshot, Unusable> {
     let index = index(store, root, &manifest, deadline).await?;
     Ok(Snapshot {
         manifest,
@@ -121,7 +131,8 @@ pub async fn manifest(
     Ok(manifest)
 }
 
-async fn whole(
+/// A whole object of the job, of at most `limit` bytes.
+pub(crate) async fn whole(
     store: &Arc<dyn Store>,
     full: &str,
     key: &str,
@@ -240,6 +251,11 @@ impl<'a> Blocks<'a> {
             kept: HashMap::new(),
             order: VecDeque::new(),
         }
+    }
+
+    /// Gives what is read from now on more time.
+    pub fn extend(&mut self, deadline: Instant) {
+        self.deadline = deadline;
     }
 
     /// The verified, unpacked bytes of a block.

@@ -373,7 +373,7 @@ impl Snapshot {
     }
 
     /// The pagemap image of a memory image, as CRIU would have written it: what follows in the pages image.
-    fn pagemap(&self, number: usize) -> Vec<u8> {
+    pub(crate) fn pagemap(&self, number: usize) -> Vec<u8> {
         let mut bytes: Vec<u8> = PAGEMAP_MAGIC
             .iter()
             .flat_map(|magic| magic.to_le_bytes())

@@ -22,8 +22,9 @@ use crate::metrics::{self, RestoreOutcome, StartedHow};
 use crate::pages::codec::Effort;
 use crate::pages::load::{self, Unusable};
 use crate::pages::parts::PART;
-use crate::settings::{Compression, OnNoValidSnapshot, OnOtherOwner, PathStyle, Settings};
-use crate::store::{self, Addressing, S3Options, Store, StoreAddress, StoreError, StoreErrorKind};
+use crate::place::{self, unreachable_store};
+use crate::settings::{Compression, OnNoValidSnapshot, OnOtherOwner, Settings};
+use crate::store::Store;
 use crate::supervisor::checkpoint::Checkpointer;
 use crate::supervisor::child;
 use crate::supervisor::ownership::Ownership;
@@ -343,7 +344,7 @@ async fn prepare(settings: &Settings, address: &str, reaper: &Reaper) -> Result<
         .map(|all| proc::other_children(&all, nix::unistd::getpid().as_raw(), &[]))
         .unwrap_or_default();
     let strangers = strangers.iter().map(|process| process.pid).collect();
-    let store = open(settings, address).await?;
+    let store = place::open(&settings.store_settings(address)).await?;
     let host = host::facts(&criu.version);
     let catalog = Catalog::new(Arc::clone(&store), &settings.job);
     Ok(Prepared {
@@ -354,34 +355,6 @@ async fn prepare(settings: &Settings, address: &str, reaper: &Reaper) -> Result<
         host,
         strangers,
     })
-}
-
-async fn open(settings: &Settings, address: &str) -> Result<Arc<dyn Store>, Failure> {
-    let parsed = StoreAddress::parse(address).map_err(|error| {
-        Failure::new(
-            ExitCode::SettingsInvalid,
-            format!("the store address {address} cannot be used"),
-        )
-        .caused_by(error)
-    })?;
-    let options = S3Options {
-        endpoint: settings.s3_endpoint.as_ref().map(ToString::to_string),
-        region: settings.s3_region.clone(),
-        addressing: match settings.s3_path_style {
-            PathStyle::Auto => Addressing::Automatic,
-            PathStyle::On => Addressing::Path,
-            PathStyle::Off => Addressing::VirtualHost,
-        },
-        ..S3Options::default()
-    };
-    let deadline = Instant::now() + settings.boot_timeout;
-    let store = store::open(&parsed, &options)
-        .await
-        .map_err(|error| unreachable_store(address, error))?;
-    store::retry::retry(deadline, "reach", || store.reach())
-        .await
-        .map_err(|error| unreachable_store(address, error))?;
-    Ok(store)
 }
 
 impl Prepared {
@@ -425,7 +398,7 @@ impl Prepared {
                     .clamp(2, 64),
                 workers,
                 ghost_limit: u64::from(settings.ghost_limit_bytes),
-                keep: settings.keep_generations as usize,
+                keep: settings.retention(),
                 strangers: self.strangers,
                 base: Mutex::new(None),
             }),
@@ -499,6 +472,8 @@ async fn recovered(
                     digest: document::digest(&manifest.to_bytes()),
                     taken_at_ms: manifest.taken_at_ms,
                     stored_bytes: manifest.sizes.stored,
+                    pinned: false,
+                    tags: Vec::new(),
                 });
             }
             Ok(_) => {}
@@ -592,25 +567,6 @@ fn undelivered(settings: &Settings, error: RestoreError) -> Failure {
     Failure::new(ExitCode::StoreUnreachable, what)
         .caused_by(error)
         .remedy("nothing was started and nothing is lost; start again when the store answers")
-}
-
-fn unreachable_store(address: &str, error: StoreError) -> Failure {
-    let remedy = match error.kind {
-        StoreErrorKind::NoSuchStore => {
-            "create the bucket, or mount the directory into the container; a missing one is never taken for an empty one"
-        }
-        StoreErrorKind::Denied => {
-            "give this worker credentials that may list, read and write there (s3:ListBucket, s3:GetObject, \
-             s3:PutObject), or the right to the directory"
-        }
-        _ => "check the address, the network and the service; then start again",
-    };
-    Failure::new(
-        ExitCode::StoreUnreachable,
-        format!("the store {address} cannot be used"),
-    )
-    .caused_by(error)
-    .remedy(remedy)
 }
 
 fn unreadable(address: &str, error: CatalogError) -> Failure {

@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use reprieve_core::head::Head;
 use reprieve_core::manifest::{AppFacts, HostFacts, Manifest, Sizes};
 use reprieve_core::notice::{Afterwards, Notice};
+use reprieve_core::retention::Policy;
 use reprieve_core::selection::Candidate;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
@@ -152,7 +153,7 @@ pub(crate) struct Checkpointer {
     pub workers: usize,
     /// Bytes.
     pub ghost_limit: u64,
-    pub keep: usize,
+    pub keep: Policy,
     /// Children that we had before there was an app: not the app's.
     pub strangers: Vec<i32>,
     /// The newest snapshot that is known to be sound, because it was resumed or made here: what the next one may refer
@@ -231,6 +232,11 @@ impl Checkpointer {
     /// This snapshot is sound, and what the app's memory began from.
     pub(crate) fn build_upon(&self, snapshot: Candidate) {
         *self.base.lock().expect("no holder of this lock panics") = Some(snapshot);
+    }
+
+    fn base(&self) -> Option<Candidate> {
+        let base = self.base.lock().expect("no holder of this lock panics");
+        base.clone()
     }
 
     fn refuse_orphans(&self, subject: &Subject) -> Result<Vec<Process>, CheckpointError> {
@@ -318,12 +324,11 @@ impl Attempt<'_> {
                 );
             }
         }
+        // One that was removed meanwhile may lose its parts at any moment.
         let base = self
             .of
-            .base
-            .lock()
-            .expect("no holder of this lock panics")
-            .clone();
+            .base()
+            .filter(|base| self.head.names(&base.manifest));
         if let Some(base) = base {
             let loaded = timeout_at(deadline, self.load(&base, deadline)).await;
             let reason = match loaded {
@@ -626,8 +631,11 @@ impl Attempt<'_> {
     async fn commit(&mut self, manifest: &Manifest) -> Result<(), CheckpointError> {
         let begun = Instant::now();
         let deadline = self.limits.borrow().committed_by;
-        let ownership = &self.of.ownership;
-        let head = ownership.commit(manifest, self.of.keep, deadline).await?;
+        let (ownership, base) = (&self.of.ownership, self.of.base());
+        let base = base.as_ref().map(|base| base.manifest.as_str());
+        let head = ownership
+            .commit(manifest, base, self.of.keep, deadline)
+            .await?;
         if let Some(newest) = head.generations.first() {
             self.of.build_upon(newest.into());
         }

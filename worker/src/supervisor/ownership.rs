@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use reprieve_core::head::{Finished, Head};
 use reprieve_core::manifest::Manifest;
+use reprieve_core::retention::Policy;
 use tokio::sync::{Mutex, MutexGuard, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 
@@ -72,13 +73,14 @@ impl Ownership {
     pub(crate) async fn commit(
         &self,
         manifest: &Manifest,
-        keep: usize,
+        base: Option<&str>,
+        policy: Policy,
         deadline: Instant,
     ) -> Result<Head, CatalogError> {
         let mut lease = self.lock(deadline).await?;
         self.noticing(
             self.catalog
-                .commit(&mut lease, manifest, keep, deadline)
+                .commit(&mut lease, manifest, base, policy, deadline)
                 .await,
         )?;
         Ok(self.remember(&lease.head))
@@ -116,7 +118,7 @@ impl Ownership {
     async fn lock(&self, deadline: Instant) -> Result<MutexGuard<'_, Lease>, CatalogError> {
         timeout_at(deadline, self.lease.lock())
             .await
-            .map_err(|_| CatalogError::Busy)
+            .map_err(|_| CatalogError::Slow)
     }
 
     fn noticing<T>(&self, result: Result<T, CatalogError>) -> Result<T, CatalogError> {

@@ -1,0 +1,343 @@
+//! Which stored objects may go, and why each of the rest stays.
+//!
+//! What counts is what the head names: the manifests of its generations, and every part that those manifests name,
+//! whichever attempt wrote it. Everything else was dropped, given up, or is on its way to be committed, and only the last
+//! of these is dangerous to take away. Two rules make it safe, with no clock and whoever else sweeps, prunes, claims or
+//! crashes meanwhile:
+//!
+//! - The sweeper takes away what nobody can commit any more: an attempt whose manifest has a number or an epoch that the
+//!   head has passed, or one that the head *condemns*. It writes the condemnation by compare-and-swap against the very
+//!   head that it planned from, and deletes afterwards.
+//! - The writer commits by compare-and-swap against a head of which [`may_commit`] holds: its attempt is not condemned,
+//!   its number is still free, and the snapshot whose parts it refers to still counts.
+//!
+//! So an object that a commit adds was either referred to by the head before, which no sweep of that head takes away, or
+//! belongs to an attempt that no head had condemned.
+//!
+//! ```text
+//! HEAD                       stays
+//! manifests/G-E-ATTEMPT      named by the head: stays     number or epoch passed: goes
+//! data/ATTEMPT/...           a part of a live one: stays  attempt passed: goes
+//!                            else both: younger than the grace: stays; older: condemned, goes
+//! anything else              is not ours: stays
+//! ```
+//!
+//! The grace is a courtesy to slow writers: one that outlasts it loses its attempt, and neither the job nor a snapshot.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt;
+
+use crate::head::{self, Head};
+use crate::manifest::{self, Manifest, Part};
+
+/// The prefix of short-lived objects by which a sweeper learns the time of the store's clock.
+pub const CLOCK_PREFIX: &str = "clock/";
+
+/// A stored object of the job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Object {
+    /// Relative to the job's prefix.
+    pub key: String,
+    pub bytes: u64,
+    /// When it was stored, by the store's clock.
+    pub stored_at_ms: u64,
+}
+
+/// A generation that counts, and what a restore of it reads.
+#[derive(Clone, Copy, Debug)]
+pub struct Live<'a> {
+    pub generation: u64,
+    pub parts: &'a [Part],
+}
+
+/// Everything that the decision follows from.
+#[derive(Clone, Copy, Debug)]
+pub struct Facts<'a> {
+    pub head: &'a Head,
+    /// One for each generation of the head.
+    pub live: &'a [Live<'a>],
+    /// Listed after the head was read.
+    pub objects: &'a [Object],
+    /// By the store's clock.
+    pub now_ms: u64,
+    pub grace_ms: u64,
+}
+
+/// Why an object stays.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stays {
+    Head,
+    /// It is the manifest of this generation.
+    ManifestOf(u64),
+    /// This generation and perhaps others refer to it.
+    PartOf(u64),
+    /// It was written by the attempt that became this generation, which does not name it.
+    WrittenFor(u64),
+    /// It belongs to an attempt that wrote something this long ago, and may still be committed.
+    Young {
+        age_ms: u64,
+    },
+    /// Reprieve has no such key.
+    Unknown,
+}
+
+/// Why an object goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Goes {
+    /// Its snapshot was taken out of the head.
+    Dropped,
+    /// Its attempt was given up.
+    Abandoned,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    Stays(Stays),
+    Goes(Goes),
+}
+
+/// What becomes of one object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    pub key: String,
+    pub bytes: u64,
+    pub verdict: Verdict,
+}
+
+/// Whether a plan that was made from `planned` still holds for `present`: signs of life and condemnations do not matter.
+pub fn still_holds(planned: &Head, present: &Head) -> bool {
+    let named = |head: &Head| -> Vec<String> {
+        let manifests = head.generations.iter();
+        manifests.map(|known| known.manifest.clone()).collect()
+    };
+    (planned.epoch, planned.next_generation) == (present.epoch, present.next_generation)
+        && named(planned) == named(present)
+}
+
+/// What becomes of each object.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// In the order of the listing.
+    pub entries: Vec<Entry>,
+    /// Attempts that the head has to condemn before anything goes.
+    pub condemned: Vec<String>,
+}
+
+impl Plan {
+    /// What goes, in the order in which it has to: manifests first, so that no listing ever finds a manifest whose data
+    /// was taken away.
+    pub fn going(&self) -> Vec<&Entry> {
+        let mut going: Vec<&Entry> = self
+            .entries
+            .iter()
+            .filter(|entry| matches!(entry.verdict, Verdict::Goes(_)))
+            .collect();
+        going.sort_by_key(|entry| !entry.key.starts_with(manifest::PREFIX));
+        going
+    }
+
+    /// Bytes of what goes.
+    pub fn freed(&self) -> u64 {
+        self.going().iter().map(|entry| entry.bytes).sum()
+    }
+}
+
+/// Whether an attempt may still become a snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    /// It is this generation.
+    Counts(u64),
+    Passed(Goes),
+    /// It may be on its way, and last wrote something at this time.
+    Open {
+        stored_at_ms: u64,
+    },
+}
+
+/// Decides about each object.
+pub fn plan(facts: &Facts<'_>) -> Plan {
+    let Facts {
+        head,
+        live,
+        objects,
+        now_ms,
+        grace_ms,
+    } = *facts;
+    // The newest generation is the most telling reason, so it is entered last.
+    let mut parts: HashMap<&str, u64> = HashMap::new();
+    for one in live.iter().rev() {
+        parts.extend(
+            one.parts
+                .iter()
+                .map(|part| (part.key.as_str(), one.generation)),
+        );
+    }
+    let standings = standings(head, objects);
+    let mut condemned = BTreeSet::new();
+    let mut judge = |attempt: &str| match standings[attempt] {
+        Standing::Counts(generation) => Verdict::Stays(Stays::WrittenFor(generation)),
+        Standing::Passed(why) => Verdict::Goes(why),
+        Standing::Open { stored_at_ms } => {
+            let age_ms = now_ms.saturating_sub(stored_at_ms);
+            if age_ms < grace_ms {
+                return Verdict::Stays(Stays::Young { age_ms });
+            }
+            condemned.insert(attempt.to_owned());
+            Verdict::Goes(Goes::Abandoned)
+        }
+    };
+    let mut verdict = |object: &Object| {
+        let key = object.key.as_str();
+        if key == head::KEY {
+            return Verdict::Stays(Stays::Head);
+        }
+        if let Some(named) = head.generations.iter().find(|known| known.manifest == key) {
+            return Verdict::Stays(Stays::ManifestOf(named.generation));
+        }
+        if let Some(generation) = parts.get(key) {
+            return Verdict::Stays(Stays::PartOf(*generation));
+        }
+        if key.starts_with(CLOCK_PREFIX) {
+            let age_ms = now_ms.saturating_sub(object.stored_at_ms);
+            return match age_ms < grace_ms {
+                true => Verdict::Stays(Stays::Young { age_ms }),
+                false => Verdict::Goes(Goes::Abandoned),
+            };
+        }
+        attempt_of(key).map_or(Verdict::Stays(Stays::Unknown), &mut judge)
+    };
+    let entries = objects
+        .iter()
+        .map(|object| Entry {
+            key: object.key.clone(),
+            bytes: object.bytes,
+            verdict: verdict(object),
+        })
+        .collect();
+    Plan {
+        entries,
+        condemned: condemned.into_iter().collect(),
+    }
+}
+
+fn attempt_of(key: &str) -> Option<&str> {
+    manifest::data_attempt(key).or_else(|| manifest::parse_key(key).map(|(_, _, attempt)| attempt))
+}
+
+fn standings<'a>(head: &Head, objects: &'a [Object]) -> BTreeMap<&'a str, Standing> {
+    let mut standings: BTreeMap<&str, Standing> = BTreeMap::new();
+    for object in objects {
+        let Some(attempt) = attempt_of(&object.key) else {
+            continue;
+        };
+        let own = standing(head, object, attempt);
+        standings
+            .entry(attempt)
+            .and_modify(|known| *known = stronger(*known, own))
+            .or_insert(own);
+    }
+    standings
+}
+
+fn standing(head: &Head, object: &Object, attempt: &str) -> Standing {
+    let named = head
+        .generations
+        .iter()
+        .find(|known| known.manifest == object.key);
+    if let Some(named) = named {
+        return Standing::Counts(named.generation);
+    }
+    match manifest::parse_key(&object.key) {
+        Some((generation, epoch, _)) if generation < head.next_generation || epoch < head.epoch => {
+            Standing::Passed(Goes::Dropped)
+        }
+        _ if head.condemned.iter().any(|condemned| condemned == attempt) => {
+            Standing::Passed(Goes::Abandoned)
+        }
+        _ => Standing::Open {
+            stored_at_ms: object.stored_at_ms,
+        },
+    }
+}
+
+/// A manifest says more than data does, and younger data more than older.
+fn stronger(one: Standing, other: Standing) -> Standing {
+    match (one, other) {
+        (Standing::Counts(_), _) => one,
+        (_, Standing::Counts(_)) => other,
+        (Standing::Passed(_), _) => one,
+        (_, Standing::Passed(_)) => other,
+        (Standing::Open { stored_at_ms: a }, Standing::Open { stored_at_ms: b }) => {
+            Standing::Open {
+                stored_at_ms: a.max(b),
+            }
+        }
+    }
+}
+
+/// Why a snapshot that is complete may not be committed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    #[error("a sweep gave this attempt up, because it took longer than the sweep's grace")]
+    Condemned,
+    #[error("its number {0} was given to another snapshot meanwhile")]
+    Taken(u64),
+    #[error("it refers to parts of a snapshot that was removed meanwhile")]
+    Dropped,
+}
+
+/// Whether a snapshot may be committed in front of those that this head names. `base` is the manifest of the one whose
+/// parts it may refer to.
+pub fn may_commit(head: &Head, manifest: &Manifest, base: Option<&str>) -> Result<(), Refusal> {
+    if head.condemned.contains(&manifest.attempt) {
+        return Err(Refusal::Condemned);
+    }
+    if manifest.generation < head.next_generation {
+        return Err(Refusal::Taken(manifest.generation));
+    }
+    let own = manifest::data_prefix(&manifest.attempt);
+    let stands_alone = manifest.parts.iter().all(|part| part.key.starts_with(&own));
+    if stands_alone || base.is_some_and(|base| head.names(base)) {
+        Ok(())
+    } else {
+        Err(Refusal::Dropped)
+    }
+}
+
+impl fmt::Display for Stays {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Head => f.write_str("it is the head"),
+            Self::ManifestOf(generation) => write!(f, "manifest of generation {generation}"),
+            Self::PartOf(generation) => write!(f, "referenced by generation {generation}"),
+            Self::WrittenFor(generation) => write!(f, "written for generation {generation}"),
+            Self::Young { age_ms } => write!(
+                f,
+                "of an attempt that wrote {} s ago, which is within the grace",
+                age_ms / 1000
+            ),
+            Self::Unknown => f.write_str("not a key of Reprieve's"),
+        }
+    }
+}
+
+impl fmt::Display for Goes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Dropped => "its snapshot does not count any more",
+            Self::Abandoned => "of an attempt that was given up",
+        })
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Stays(why) => write!(f, "stays: {why}"),
+            Self::Goes(why) => write!(f, "goes: {why}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,59 @@
+//! From settings to a store that answers, or to what a person can do about one that does not.
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use crate::failure::{ExitCode, Failure};
+use crate::settings::{PathStyle, StoreSettings};
+use crate::store::{self, Addressing, S3Options, Store, StoreAddress, StoreError, StoreErrorKind};
+
+/// Opens the store and makes sure that it is there.
+pub(crate) async fn open(settings: &StoreSettings) -> Result<Arc<dyn Store>, Failure> {
+    let address = settings.address.as_str();
+    let parsed = StoreAddress::parse(address).map_err(|error| {
+        Failure::new(
+            ExitCode::SettingsInvalid,
+            format!("the store address {address} cannot be used"),
+        )
+        .caused_by(error)
+    })?;
+    let options = S3Options {
+        endpoint: settings.s3_endpoint.as_ref().map(ToString::to_string),
+        region: settings.s3_region.clone(),
+        addressing: match settings.s3_path_style {
+            PathStyle::Auto => Addressing::Automatic,
+            PathStyle::On => Addressing::Path,
+            PathStyle::Off => Addressing::VirtualHost,
+        },
+        ..S3Options::default()
+    };
+    let deadline = Instant::now() + settings.timeout;
+    let store = store::open(&parsed, &options)
+        .await
+        .map_err(|error| unreachable_store(address, error))?;
+    store::retry::retry(deadline, "reach", || store.reach())
+        .await
+        .map_err(|error| unreachable_store(address, error))?;
+    Ok(store)
+}
+
+/// What a person reads when a store does not do as asked.
+pub(crate) fn unreachable_store(address: &str, error: StoreError) -> Failure {
+    let remedy = match error.kind {
+        StoreErrorKind::NoSuchStore => {
+            "create the bucket, or mount the directory into the container; a missing one is never taken for an empty one"
+        }
+        StoreErrorKind::Denied => {
+            "give this worker credentials that may list, read and write there (s3:ListBucket, s3:GetObject, \
+             s3:PutObject), or the right to the directory"
+        }
+        _ => "check the address, the network and the service; then start again",
+    };
+    Failure::new(
+        ExitCode::StoreUnreachable,
+        format!("the store {address} cannot be used"),
+    )
+    .caused_by(error)
+    .remedy(remedy)
+}
