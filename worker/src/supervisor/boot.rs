@@ -153,7 +153,8 @@ async fn own(
                     Ownership::begin(prepared.catalog.clone(), lease, settings.lease_term);
                 return Ok((candidates, ownership));
             }
-            Err(CatalogError::Fenced(by)) if settings.on_other_owner == OnOtherOwner::Wait => {
+            // Its sign of life came between our look and our claim, or a third worker did.
+            Err(CatalogError::Fenced(by)) if settings.on_other_owner != OnOtherOwner::Leave => {
                 tracing::info!(by, "another worker took the job at the same moment");
             }
             Err(error) => return Err(unclaimed(address, error)),
