@@ -25,6 +25,9 @@ pub enum ExitCode {
     Fenced,
     StoreUnreachable,
     SettingsInvalid,
+    DamagedSnapshot,
+    NoSuchGeneration,
+    NotDone,
     Internal,
     CheckpointFailed,
     NoSupervisor,
@@ -43,6 +46,9 @@ impl ExitCode {
         Self::Fenced,
         Self::StoreUnreachable,
         Self::SettingsInvalid,
+        Self::DamagedSnapshot,
+        Self::NoSuchGeneration,
+        Self::NotDone,
         Self::Internal,
         Self::CheckpointFailed,
         Self::NoSupervisor,
@@ -61,6 +67,9 @@ impl ExitCode {
             Self::Fenced => 172,
             Self::StoreUnreachable => 173,
             Self::SettingsInvalid => 174,
+            Self::DamagedSnapshot => 176,
+            Self::NoSuchGeneration => 177,
+            Self::NotDone => 178,
             Self::Internal => 179,
             Self::CheckpointFailed => 180,
             Self::NoSupervisor => 181,
@@ -79,6 +88,9 @@ impl ExitCode {
             Self::Fenced => "fenced",
             Self::StoreUnreachable => "store unreachable",
             Self::SettingsInvalid => "settings invalid",
+            Self::DamagedSnapshot => "damaged snapshot",
+            Self::NoSuchGeneration => "no such generation",
+            Self::NotDone => "not done",
             Self::Internal => "internal",
             Self::CheckpointFailed => "checkpoint failed",
             Self::NoSupervisor => "no supervisor",
@@ -95,8 +107,13 @@ impl ExitCode {
             | Self::NotFound
             | Self::FailedBeforeReady
             | Self::NoValidSnapshot
-            | Self::Fenced
-            | Self::StoreUnreachable => "run",
+            | Self::Fenced => "run",
+            Self::StoreUnreachable => {
+                "run, snapshots, show, verify, extract, tag, untag, pin, unpin, prune"
+            }
+            Self::DamagedSnapshot => "show, verify, extract, prune",
+            Self::NoSuchGeneration => "show, verify, extract, tag, untag, pin, unpin, prune",
+            Self::NotDone => "snapshots, show, verify, extract, tag, untag, pin, unpin, prune",
             Self::SettingsInvalid | Self::Internal => "all",
             Self::CheckpointFailed | Self::TimedOut => "checkpoint",
             Self::NoSupervisor | Self::Refused => "checkpoint, status",
@@ -126,10 +143,22 @@ impl ExitCode {
             Self::StoreUnreachable => {
                 "The store refused or did not answer at boot (no such bucket, access denied, no connection), so \
                  nobody can know whether there is a snapshot. The app was not started. A store without a snapshot of \
-                 this job is not this case: the job then starts from scratch."
+                 this job is not this case: the job then starts from scratch. For the other commands: the store did not \
+                 do as asked."
             }
             Self::SettingsInvalid => {
                 "A flag, an environment variable or the settings file is not valid. Nothing was started."
+            }
+            Self::DamagedSnapshot => {
+                "A snapshot is not as it was stored; the message says what is wrong with it. `prune` lets nothing go \
+                 while it cannot read what a snapshot needs."
+            }
+            Self::NoSuchGeneration => {
+                "The job has no snapshot of this number or tag, or none at all."
+            }
+            Self::NotDone => {
+                "The command could not do what was asked, and the message says why. The job and its snapshots are as \
+                 they were, except for what the message names."
             }
             Self::Internal => {
                 "A bug in Reprieve: it panicked, or something failed that has no other code. Please report the message."

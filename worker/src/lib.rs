@@ -12,6 +12,7 @@ mod host;
 pub mod logging;
 pub mod metrics;
 mod named;
+pub mod operate;
 pub mod pages;
 mod place;
 pub mod settings;

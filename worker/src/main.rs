@@ -11,6 +11,7 @@ use reprieve::engine::hook;
 use reprieve::failure::{self, Failure};
 use reprieve::logging::Logging;
 use reprieve::metrics::Exporter;
+use reprieve::operate::Request;
 use reprieve::settings::{ProcessEnvironment, Settings};
 use reprieve::supervisor::reaper::Reaper;
 use reprieve::supervisor::{Clock, Supervisor};
@@ -55,6 +56,7 @@ fn invoke() -> Result<u8, Failure> {
         Invocation::Run(settings, app) => run(*settings, app),
         Invocation::Checkpoint(request) => request.carry_out(&mut io::stdout()).map(|()| 0),
         Invocation::Status(request) => request.carry_out(&mut io::stdout()).map(|()| 0),
+        Invocation::Operate(request) => operate(*request),
         Invocation::Print(text) => {
             // Whoever asked and does not read has nothing to be told.
             let _ = io::Write::write_all(&mut io::stdout(), text.as_bytes());
@@ -88,6 +90,15 @@ fn run(settings: Settings, app: AppCommand) -> Result<u8, Failure> {
     runtime.shutdown_background();
     logging.flush(LAST_WORDS);
     ended
+}
+
+fn operate(request: Request) -> Result<u8, Failure> {
+    let runtime =
+        runtime().map_err(|error| before_ready("the runtime cannot be started", error))?;
+    let done = runtime.block_on(request.carry_out(&mut io::stdout()));
+    // A store call that hangs must not hold up the end.
+    runtime.shutdown_background();
+    done.map(|()| 0)
 }
 
 fn runtime() -> io::Result<Runtime> {

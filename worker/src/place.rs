@@ -46,7 +46,7 @@ pub(crate) fn unreachable_store(address: &str, error: StoreError) -> Failure {
         }
         StoreErrorKind::Denied => {
             "give this worker credentials that may list, read and write there (s3:ListBucket, s3:GetObject, \
-             s3:PutObject), or the right to the directory"
+             s3:PutObject, s3:DeleteObject), or the right to the directory"
         }
         _ => "check the address, the network and the service; then start again",
     };

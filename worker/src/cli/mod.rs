@@ -1,11 +1,14 @@
 //! The command line: which command, with which settings, or what is wrong with it.
 //!
-//! [`parse`] only decides; carrying out is left to `main`, the supervisor and `control::client`. Flags of `run` follow from
+//! [`parse`] only decides; carrying out is left to `main`, the supervisor, `control::client`
+//! and `operate`. Flags of `run` follow from
 //! the table of settings. Whatever is wrong, clap's own complaints included, becomes a [`Failure`] with exit code 174:
 //! clap's usual 2 could be the app's.
 
 mod checkpoint;
+mod flags;
 mod run;
+mod snapshots;
 mod status;
 mod version;
 
@@ -17,6 +20,7 @@ use clap::{Parser, Subcommand};
 
 use crate::control::client::{CheckpointRequest, Format, StatusRequest};
 use crate::failure::{ExitCode, Failure};
+use crate::operate;
 use crate::settings::{DEFAULT_FILE, Environment, FlagValue, Layers, Settings};
 
 /// What the command line asks for.
@@ -28,6 +32,8 @@ pub enum Invocation {
     Checkpoint(CheckpointRequest),
     /// Ask the supervisor how it is.
     Status(StatusRequest),
+    /// List, look at or change a job's snapshots.
+    Operate(Box<operate::Request>),
     /// Print this text to stdout and be done.
     Print(String),
 }
@@ -57,6 +63,15 @@ enum Command {
     Run(run::Run),
     Checkpoint(checkpoint::Checkpoint),
     Status(status::Status),
+    Snapshots(snapshots::Snapshots),
+    Show(snapshots::Show),
+    Verify(snapshots::Verify),
+    Extract(snapshots::Extract),
+    Tag(snapshots::Tag),
+    Untag(snapshots::Untag),
+    Pin(snapshots::Pin),
+    Unpin(snapshots::Unpin),
+    Prune(snapshots::Prune),
     Version(version::Version),
 }
 
@@ -101,6 +116,15 @@ fn parse_with(
         Command::Run(run) => run.invocation(layers),
         Command::Checkpoint(checkpoint) => checkpoint.invocation(layers),
         Command::Status(status) => status.invocation(layers),
+        Command::Snapshots(command) => command.invocation(layers),
+        Command::Show(command) => command.invocation(layers),
+        Command::Verify(command) => command.invocation(layers),
+        Command::Extract(command) => command.invocation(layers),
+        Command::Tag(command) => command.invocation(layers),
+        Command::Untag(command) => command.invocation(layers),
+        Command::Pin(command) => command.invocation(layers),
+        Command::Unpin(command) => command.invocation(layers),
+        Command::Prune(command) => command.invocation(layers),
         Command::Version(version) => Ok(version.invocation()),
     }
 }
@@ -161,6 +185,7 @@ fn format(json: bool) -> Format {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::operate::{Action, Prune, Selector, Which};
     use clap::CommandFactory;
     use std::time::Duration;
 
@@ -267,6 +292,49 @@ mod tests {
     }
 
     #[test]
+    fn commands_on_snapshots_take_the_place_and_what_is_kept_from_every_layer() {
+        let environment = Variables(&[
+            ("REPRIEVE_STORE", "file:///env"),
+            ("REPRIEVE_JOB", "env"),
+            ("REPRIEVE_KEEP_DAILY", "7"),
+            // What only `run` uses may be wrong.
+            ("REPRIEVE_TERM_GRACE", "soon"),
+        ]);
+        let asked = |line: &str| match parse_in(&environment, line) {
+            Ok(Invocation::Operate(request)) => *request,
+            other => panic!("{line}: {other:?}"),
+        };
+        let listed = asked("snapshots");
+        assert_eq!(listed.settings.store.address, "file:///env");
+        assert_eq!(
+            (listed.settings.job.as_str(), listed.format),
+            ("env", Format::Human)
+        );
+        let shown = asked("show --job other 12 --store s3://b/p --s3-region r --json");
+        assert_eq!(shown.settings.store.address, "s3://b/p");
+        assert_eq!(shown.settings.store.s3_region.as_deref(), Some("r"));
+        assert_eq!(
+            (shown.settings.job.as_str(), shown.format),
+            ("other", Format::Json)
+        );
+        assert_eq!(shown.action, Action::Show(Selector::Number(12)));
+        assert_eq!(
+            asked("verify").action,
+            Action::Verify(Which::One(Selector::Newest))
+        );
+        assert_eq!(asked("verify --all").action, Action::Verify(Which::All));
+        let pruned = asked("prune --dry-run --keep-generations 3 --sweep-grace 1h");
+        assert_eq!(pruned.action, Action::Prune(Prune::DryRun));
+        let retention = pruned.settings.retention;
+        assert_eq!(
+            (retention.last, retention.hourly, retention.daily),
+            (3, 0, 7)
+        );
+        assert_eq!(pruned.settings.sweep_grace, Duration::from_secs(3600));
+        assert_eq!(asked("prune").action, Action::Prune(Prune::CarryOut));
+    }
+
+    #[test]
     fn help_and_version_are_no_failures() {
         for (line, part) in [
             ("--help", "Usage: reprieve <COMMAND>"),
@@ -337,6 +405,14 @@ mod tests {
                 "checkpoint-timeout = \"soon\" (flag --timeout)",
             ),
             ("status --control-socket x", "is not an absolute path"),
+            (
+                "snapshots --store file:///s",
+                "job (built-in): is not given",
+            ),
+            ("show", "required arguments were not provided: <GENERATION>"),
+            ("show 1/2", "a tag, or \"newest\""),
+            ("tag 1 newest", "\"newest\" is taken"),
+            ("pin 1 --keep-daily 3", "unexpected argument '--keep-daily'"),
             ("status extra", "unexpected argument 'extra'"),
         ] {
             let failure = parsed(line).expect_err(line);

@@ -3,11 +3,12 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Arg, ArgMatches, Args, FromArgMatches};
+use clap::Args;
 
+use super::flags::{All, Flags};
 use super::{AppCommand, Invocation};
 use crate::failure::{ExitCode, Failure};
-use crate::settings::{FlagValue, Kind, Layers, Setting, Settings, TABLE, expected};
+use crate::settings::{FlagValue, Layers, Settings};
 
 /// Run an app, or resume it from its newest snapshot.
 ///
@@ -23,7 +24,7 @@ pub(super) struct Run {
     config: Option<PathBuf>,
 
     #[command(flatten)]
-    settings: SettingFlags,
+    settings: Flags<All>,
 
     /// The app and its arguments
     #[arg(trailing_var_arg = true, required = true, value_name = "APP")]
@@ -42,7 +43,7 @@ impl Run {
         self,
         layers: impl FnOnce(Option<PathBuf>, Vec<FlagValue>) -> Layers<'a>,
     ) -> Result<Invocation, Failure> {
-        let settings = Settings::load(&layers(self.config, self.settings.0), &self.app)?;
+        let settings = Settings::load(&layers(self.config, self.settings.given), &self.app)?;
         let mut words = self.app.into_iter();
         let app = AppCommand {
             program: words.next().unwrap_or_default(),
@@ -57,78 +58,5 @@ impl Run {
             );
         }
         Ok(Invocation::Run(Box::new(settings), app))
-    }
-}
-
-/// The settings that were given as flags.
-#[derive(Debug)]
-struct SettingFlags(Vec<FlagValue>);
-
-impl Args for SettingFlags {
-    fn augment_args(command: clap::Command) -> clap::Command {
-        TABLE
-            .iter()
-            .fold(command, |command, setting| command.arg(argument(setting)))
-    }
-
-    fn augment_args_for_update(command: clap::Command) -> clap::Command {
-        Self::augment_args(command)
-    }
-}
-
-impl FromArgMatches for SettingFlags {
-    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-        let given = TABLE.iter().filter_map(|setting| {
-            let value = matches.get_one::<OsString>(setting.name)?;
-            Some(FlagValue {
-                setting: setting.name,
-                flag: setting.flag(),
-                value: value.clone(),
-            })
-        });
-        Ok(Self(given.collect()))
-    }
-
-    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
-        *self = Self::from_arg_matches(matches)?;
-        Ok(())
-    }
-}
-
-/// Clap takes every value as it is: the settings check it together with all others.
-fn argument(setting: &'static Setting) -> Arg {
-    let default = match setting.default {
-        Some(default) => format!("[default: {default}]"),
-        None => format!("[default: {}]", setting.unset),
-    };
-    let first_sentence = setting
-        .meaning
-        .split_once(". ")
-        .map_or(setting.meaning.trim_end_matches('.'), |(first, _)| first);
-    Arg::new(setting.name)
-        .long(setting.name)
-        .value_name(value_name(setting.kind))
-        .value_parser(clap::value_parser!(OsString))
-        .help_heading(setting.section)
-        .help(format!("{first_sentence} {default}"))
-        .long_help(format!(
-            "{}\n\nGive {}.\n{default} [environment: {}]",
-            setting.meaning,
-            expected(setting.kind),
-            setting.variable()
-        ))
-}
-
-fn value_name(kind: Kind) -> &'static str {
-    match kind {
-        Kind::StoreAddress | Kind::Endpoint => "URL",
-        Kind::Region | Kind::JobName => "NAME",
-        Kind::Choice(_) => "CHOICE",
-        Kind::Duration(..) => "DURATION",
-        Kind::Size(..) => "SIZE",
-        Kind::Count(..) | Kind::ExitCode => "NUMBER",
-        Kind::Program | Kind::Path(_) => "PATH",
-        Kind::ListenAddress => "ADDRESS:PORT",
-        Kind::LogFilter => "FILTER",
     }
 }

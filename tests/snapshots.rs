@@ -1,0 +1,555 @@
+//! The commands on a job's snapshots, run beside real jobs and on what those left in their stores.
+
+mod harness;
+mod job;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use harness::{Host, LIMIT, wait_until};
+use job::{
+    COUNTER, Store, assert_counts, checkpoint_ok, evict, numbers, wait_for_log, wait_for_output,
+};
+use serde_json::Value;
+
+/// Enough memory that snapshots build upon one another.
+const MEMORY: &[&str] = &["python3", "/apps/memory.py", "48"];
+
+struct Said {
+    code: i32,
+    stdout: String,
+    stderr: String,
+}
+
+/// Runs a command on the store's job, from this machine.
+fn reprieve(store: &Store, arguments: &[&str]) -> Said {
+    let output = Command::new(env!("CARGO_BIN_EXE_reprieve"))
+        .args(arguments)
+        .arg("--store")
+        .arg(format!("file://{}", store.path().display()))
+        .args(["--job", "job"])
+        .output()
+        .expect("the binary was built");
+    Said {
+        code: output.status.code().expect("it ends by itself"),
+        stdout: String::from_utf8(output.stdout).expect("it is text"),
+        stderr: String::from_utf8(output.stderr).expect("it is text"),
+    }
+}
+
+#[track_caller]
+fn ok(store: &Store, arguments: &[&str]) -> String {
+    let said = reprieve(store, arguments);
+    assert_eq!(
+        said.code, 0,
+        "{arguments:?}: {}{}",
+        said.stdout, said.stderr
+    );
+    assert_eq!(said.stderr, "", "{arguments:?}");
+    said.stdout
+}
+
+/// The answer as JSON, which is one line of the documented form.
+#[track_caller]
+fn json(store: &Store, arguments: &[&str]) -> Value {
+    let line = ok(store, &[arguments, &["--json"]].concat());
+    let value: Value = serde_json::from_str(&line).expect("it is JSON");
+    assert_eq!(line.lines().count(), 1, "{line}");
+    assert_documented(arguments[0], &value);
+    value
+}
+
+/// Each field of an answer stands in the command's section of docs/json.md.
+#[track_caller]
+fn assert_documented(command: &str, value: &Value) {
+    let text = fs::read_to_string(harness::project_path("docs/json.md")).expect("it is there");
+    let sections = text.split("\n## ").filter(|section| {
+        let heading = section.lines().next().unwrap_or_default();
+        heading.contains(&format!("`{command}`")) || heading == "Every answer"
+    });
+    let section: String = sections.collect();
+    let mut ahead = vec![value];
+    while let Some(next) = ahead.pop() {
+        match next {
+            Value::Object(fields) => {
+                for (name, field) in fields {
+                    assert!(
+                        section.contains(&format!("`{name}`")),
+                        "docs/json.md does not say what {name} is in the answer of {command}"
+                    );
+                    ahead.push(field);
+                }
+            }
+            Value::Array(elements) => ahead.extend(elements),
+            _ => {}
+        }
+    }
+}
+
+fn generations(answer: &Value, list: &str) -> Vec<u64> {
+    let all = answer[list].as_array().expect("it is a list");
+    all.iter()
+        .map(|one| one["generation"].as_u64().expect("it has a number"))
+        .collect()
+}
+
+/// A part that only this generation stored.
+fn own_part(store: &Store, generation: &str) -> PathBuf {
+    let shown = json(store, &["show", generation]);
+    let parts = shown["parts"].as_array().expect("it has parts");
+    let own = parts.iter().find(|part| part["reused"] == false);
+    let key = own.expect("it stored something")["key"].as_str();
+    store.path().join("job").join(key.expect("it has a key"))
+}
+
+fn flip_middle(path: &Path) -> u64 {
+    let mut bytes = fs::read(path).expect("it can be read");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(path, bytes).expect("it can be written");
+    middle as u64
+}
+
+#[test]
+fn a_running_jobs_snapshots_are_listed_shown_and_verified() {
+    let store = Store::new();
+    let empty = json(&store, &["snapshots"]);
+    assert_eq!(
+        (&empty["head"], generations(&empty, "snapshots")),
+        (&"none".into(), vec![])
+    );
+    assert!(ok(&store, &["snapshots"]).contains("no snapshots"));
+    assert_eq!(reprieve(&store, &["show", "newest"]).code, 177);
+
+    let host = store.host("machine", MEMORY).start();
+    wait_for_output(&host, "ready");
+    for _ in 0..3 {
+        checkpoint_ok(&host);
+    }
+    let listed = json(&store, &["snapshots"]);
+    assert_eq!(generations(&listed, "snapshots"), [3, 2, 1]);
+    assert_eq!(listed["head"], "whole");
+    assert_eq!(listed["owner"]["host"], "machine");
+    for one in listed["snapshots"].as_array().expect("it is a list") {
+        assert_eq!(
+            (&one["valid"], &one["problem"]),
+            (&true.into(), &Value::Null),
+            "{one}"
+        );
+        assert_eq!(
+            (&one["host"], &one["trigger"]),
+            (&"machine".into(), &"control".into())
+        );
+        let (logical, stored) = (one["logical_bytes"].as_u64(), one["stored_bytes"].as_u64());
+        assert!(logical > Some(48 << 20) && stored > Some(48 << 20), "{one}");
+    }
+    let new = |at: usize| {
+        listed["snapshots"][at]["new_bytes"]
+            .as_u64()
+            .expect("it is known")
+    };
+    assert!(new(0) * 10 < new(2), "{} after {}", new(0), new(2));
+    let table = ok(&store, &["snapshots"]);
+    assert!(
+        table.starts_with("GENERATION") && table.lines().count() == 4,
+        "{table}"
+    );
+
+    let shown = json(&store, &["show", "2"]);
+    assert_eq!(
+        (&shown["generation"], &shown["parent"]),
+        (&2.into(), &1.into())
+    );
+    assert_eq!(shown["app"]["argv"][0], "python3");
+    let parts = shown["parts"].as_array().expect("it has parts");
+    assert!(parts.iter().any(|part| part["reused"] == true), "{shown}");
+    assert!(
+        parts
+            .iter()
+            .all(|part| part["found_bytes"] == part["bytes"])
+    );
+    assert!(ok(&store, &["show", "newest"]).contains("python3 /apps/memory.py 48"));
+
+    let verified = json(&store, &["verify", "--all"]);
+    assert_eq!(generations(&verified, "snapshots"), [3, 2, 1]);
+    assert_eq!(verified["damaged"], 0);
+    for one in verified["snapshots"].as_array().expect("it is a list") {
+        assert!(
+            one["sound"] == true && one["bytes"].as_u64() > Some(48 << 20),
+            "{one}"
+        );
+        assert!(one["blocks"].as_u64() > Some(100), "{one}");
+    }
+    assert!(ok(&store, &["verify"]).contains("sound"));
+    // None of it disturbed the job.
+    checkpoint_ok(&host);
+    evict(&host);
+}
+
+#[test]
+fn damage_is_found_wherever_it_is() {
+    let store = Store::new();
+    let host = store.host("host", MEMORY).start();
+    wait_for_output(&host, "ready");
+    checkpoint_ok(&host);
+    checkpoint_ok(&host);
+    evict(&host);
+
+    let part = own_part(&store, "1");
+    let name = part
+        .strip_prefix(store.path().join("job"))
+        .expect("it is below");
+    let name = name.to_str().expect("it is text");
+    let whole = fs::read(&part).expect("it can be read");
+    let altered_at = flip_middle(&part);
+    let verify = |what: &[&str]| {
+        let said = reprieve(&store, &[&["verify", "--json"], what].concat());
+        let answer: Value = serde_json::from_str(&said.stdout).expect("it is JSON");
+        assert_documented("verify", &answer);
+        (said, answer)
+    };
+    // All three refer to it; a listing does not read it.
+    let (said, answer) = verify(&["--all"]);
+    assert_eq!(
+        (said.code, &answer["damaged"]),
+        (176, &3.into()),
+        "{answer}"
+    );
+    assert!(
+        said.stderr.contains("altered") && said.stderr.contains(name),
+        "{}",
+        said.stderr
+    );
+    let finding = &answer["snapshots"][2]["findings"][0];
+    let offset = finding["offset"].as_u64().expect("a block was found");
+    assert!(finding["object"] == *name, "{finding}");
+    assert!(
+        (altered_at.saturating_sub(300_000)..=altered_at).contains(&offset),
+        "{finding}"
+    );
+    assert_eq!(json(&store, &["snapshots"])["snapshots"][2]["valid"], true);
+    let out = tempfile::tempdir().expect("a temporary directory can be made");
+    let images = out.path().join("images");
+    let refused = reprieve(
+        &store,
+        &["extract", "1", images.to_str().expect("it is text")],
+    );
+    assert_eq!(refused.code, 176, "{}", refused.stderr);
+    assert!(!images.exists(), "a part of a snapshot is left");
+
+    fs::write(&part, &whole[1..]).expect("it can be written");
+    let listed = json(&store, &["snapshots"]);
+    let problem = listed["snapshots"][2]["problem"]
+        .as_str()
+        .expect("there is one");
+    assert!(
+        problem.contains(name) && problem.contains("bytes instead of"),
+        "{problem}"
+    );
+    assert_eq!(verify(&["1"]).0.code, 176);
+    fs::remove_file(&part).expect("it can be removed");
+    let (said, answer) = verify(&["1"]);
+    let problem = answer["snapshots"][0]["findings"][0]["problem"].as_str();
+    assert!(
+        said.code == 176 && problem.is_some_and(|said| said.contains("missing")),
+        "{answer}"
+    );
+    fs::write(&part, &whole).expect("it can be written");
+    assert_eq!(verify(&["--all"]).0.code, 0);
+
+    // The index and the manifest of the newest.
+    for object in store.objects_of_newest() {
+        let whole = fs::read(&object).expect("it can be read");
+        flip_middle(&object);
+        let (said, answer) = verify(&[]);
+        assert_eq!(
+            (said.code, &answer["damaged"]),
+            (176, &1.into()),
+            "{}",
+            object.display()
+        );
+        fs::write(&object, whole).expect("it can be written");
+    }
+    // Without a head the listing has to do.
+    let head = store.path().join("job/HEAD");
+    let whole = fs::read(&head).expect("it can be read");
+    fs::write(&head, b"").expect("it can be written");
+    let listed = json(&store, &["snapshots"]);
+    assert_eq!(
+        (&listed["head"], generations(&listed, "snapshots")),
+        (&"lost".into(), vec![3, 2, 1])
+    );
+    assert_eq!(verify(&["--all"]).0.code, 0);
+    let refused = reprieve(&store, &["pin", "1"]);
+    assert_eq!(refused.code, 178, "{}", refused.stderr);
+    assert_eq!(reprieve(&store, &["prune"]).code, 178);
+    fs::write(&head, whole).expect("it can be written");
+}
+
+#[test]
+fn stock_criu_restores_what_was_extracted() {
+    let store = Store::new();
+    let first = store.host("first", MEMORY).start();
+    wait_for_output(&first, "ready");
+    let digest = first
+        .stdout()
+        .wait_for_line("a digest", LIMIT, |line| line.starts_with("digest"));
+    checkpoint_ok(&first);
+    evict(&first);
+
+    let out = tempfile::tempdir().expect("a temporary directory can be made");
+    let images = out.path().join("images");
+    let extracted = json(
+        &store,
+        &["extract", "newest", images.to_str().expect("it is text")],
+    );
+    assert_eq!(extracted["generation"], 2);
+    let files = extracted["files"].as_array().expect("it is a list");
+    let found = fs::read_dir(&images).expect("it is there").count();
+    assert!(files.len() == found && found > 10, "{extracted}");
+    let again = reprieve(
+        &store,
+        &["extract", "newest", images.to_str().expect("it is text")],
+    );
+    assert_eq!(again.code, 178, "{}", again.stderr);
+
+    // As the answer says, but for the place of the images; what it wrote before goes where the test can read it.
+    let command = extracted["restore"].as_str().expect("it is a command");
+    let command = command.replace(images.to_str().expect("it is text"), "/images");
+    let second = Host::builder("second")
+        .bind(&images, "/images")
+        .args([
+            "sh",
+            "-c",
+            &format!("sleep 1000 | {command} --log-file /tmp/log || cat /tmp/log"),
+        ])
+        .start();
+    let app = second.wait_for_process("python3 /apps/memory.py", LIMIT);
+    assert_eq!(
+        Some(u64::try_from(app.pid).expect("it is positive")),
+        extracted["root_pid"].as_u64()
+    );
+    second
+        .stdout()
+        .wait_for_line("it goes on", LIMIT, |line| line.starts_with("tick"));
+    second.signal_process(app.pid, libc::SIGUSR1);
+    let after = second
+        .stdout()
+        .wait_for_line("a digest", LIMIT, |line| line.starts_with("digest"));
+    assert_eq!(after, digest);
+}
+
+#[test]
+fn pinned_and_tagged_snapshots_stay_while_others_come_and_go() {
+    let store = Store::new();
+    let host = store
+        .host_with("host", &["--keep-generations", "2"], COUNTER)
+        .start();
+    wait_for_output(&host, "line 10");
+    checkpoint_ok(&host);
+    let pinned = json(&store, &["pin", "1"]);
+    assert_eq!(
+        (&pinned["pinned"], &pinned["changed"]),
+        (&true.into(), &true.into())
+    );
+    assert_eq!(json(&store, &["pin", "newest"])["changed"], false);
+    checkpoint_ok(&host);
+    let tagged = json(&store, &["tag", "2", "paper"]);
+    assert_eq!(tagged["tags"], serde_json::json!(["paper"]));
+    for _ in 0..3 {
+        checkpoint_ok(&host);
+    }
+    assert_eq!(
+        generations(&json(&store, &["snapshots"]), "snapshots"),
+        [5, 4, 2, 1]
+    );
+    assert!(ok(&store, &["snapshots"]).contains("paper"));
+    assert_eq!(json(&store, &["show", "paper"])["generation"], 2);
+    assert_eq!(json(&store, &["verify", "--all"])["damaged"], 0);
+
+    let taken = reprieve(&store, &["tag", "5", "paper"]);
+    assert!(
+        taken.code == 178 && taken.stderr.contains("generation 2"),
+        "{}",
+        taken.stderr
+    );
+    for unknown in [
+        vec!["show", "3"],
+        vec!["untag", "other"],
+        vec!["unpin", "9"],
+    ] {
+        let said = reprieve(&store, &unknown);
+        assert_eq!(said.code, 177, "{unknown:?}: {}", said.stderr);
+        assert!(said.stderr.contains("it has 5, 4, 2, 1"), "{}", said.stderr);
+    }
+    for wrong in [
+        vec!["tag", "5", "7"],
+        vec!["show", "a/b"],
+        vec!["verify", "1", "--all"],
+    ] {
+        let said = reprieve(&store, &wrong);
+        assert_eq!(said.code, 174, "{wrong:?}: {}", said.stderr);
+    }
+    assert_eq!(
+        json(&store, &["untag", "paper"])["tags"],
+        serde_json::json!([])
+    );
+    assert_eq!(json(&store, &["unpin", "1"])["pinned"], false);
+    checkpoint_ok(&host);
+    assert_eq!(
+        generations(&json(&store, &["snapshots"]), "snapshots"),
+        [6, 5]
+    );
+    evict(&host);
+    let next = store.host("next", COUNTER).start();
+    wait_for_log(&next, "the job is resumed");
+}
+
+#[test]
+fn a_prune_says_what_it_would_do_and_takes_nothing_that_counts() {
+    let store = Store::new();
+    let host = store.host("host", MEMORY).start();
+    wait_for_output(&host, "ready");
+    for _ in 0..4 {
+        checkpoint_ok(&host);
+    }
+    // An attempt that was given up: data without a manifest.
+    let litter = store.path().join("job/data/01JD0000000000000000000000");
+    fs::create_dir(&litter).expect("it can be made");
+    fs::write(litter.join("000000"), b"some").expect("it can be written");
+    fs::write(store.path().join("job/notes"), b"mine").expect("it can be written");
+
+    let lenient = json(&store, &["prune", "--dry-run"]);
+    assert_eq!(
+        lenient["removed"], 0,
+        "it is younger than the grace: {lenient}"
+    );
+    let before: Vec<PathBuf> = store.objects();
+    let arguments = ["prune", "--keep-generations", "2", "--sweep-grace", "0s"];
+    let dry = json(&store, &[&arguments[..], &["--dry-run"]].concat());
+    assert_eq!(dry["dry_run"], true);
+    let reasons: Vec<&str> = dry["generations"]
+        .as_array()
+        .expect("it is a list")
+        .iter()
+        .map(|one| one["reason"].as_str().expect("it has a reason"))
+        .collect();
+    assert_eq!(
+        reasons,
+        [
+            "kept: newest",
+            "kept: number 2 of the last 2",
+            "goes: no rule keeps it",
+            "goes: no rule keeps it",
+        ]
+    );
+    assert_eq!(store.objects(), before, "a dry run changed something");
+    let table = ok(&store, &[&arguments[..], &["--dry-run"]].concat());
+    assert!(table.contains("nothing was changed"), "{table}");
+
+    let done = json(&store, &arguments);
+    assert_eq!(done["removed"], dry["removed"]);
+    assert!(!litter.exists(), "litter is left");
+    let goes = |answer: &Value| -> Vec<String> {
+        let objects = answer["objects"].as_array().expect("it is a list").iter();
+        objects
+            .filter(|object| object["goes"] == true)
+            .map(|object| object["key"].as_str().expect("it has a key").to_owned())
+            .collect()
+    };
+    assert_eq!(goes(&done), goes(&dry));
+    let after = store.objects();
+    let left: Vec<PathBuf> = before
+        .into_iter()
+        .filter(|path| {
+            let key = path
+                .strip_prefix(store.path().join("job"))
+                .expect("it is below");
+            !goes(&done).iter().any(|gone| Path::new(gone) == key)
+        })
+        .collect();
+    assert_eq!(after, left);
+    assert!(after.iter().any(|path| path.ends_with("job/notes")));
+    assert_eq!(
+        generations(&json(&store, &["snapshots"]), "snapshots"),
+        [4, 3]
+    );
+    assert_eq!(json(&store, &["verify", "--all"])["damaged"], 0);
+    assert_eq!(
+        json(&store, &arguments)["removed"],
+        0,
+        "a second one found more"
+    );
+
+    // The job did not notice, and goes on elsewhere.
+    checkpoint_ok(&host);
+    evict(&host);
+    assert_eq!(json(&store, &["verify", "--all"])["damaged"], 0);
+    let next = store.host("next", MEMORY).start();
+    wait_for_log(&next, "the job is resumed");
+}
+
+#[test]
+fn prunes_and_verifies_beside_a_job_that_checkpoints_never_hurt_it() {
+    let store = Store::new();
+    let host = store
+        .host_with("host", &["--keep-generations", "2"], COUNTER)
+        .start();
+    wait_for_output(&host, "line 10");
+    std::thread::scope(|scope| {
+        let pruning = scope.spawn(|| {
+            for _ in 0..15 {
+                // With this grace attempts on their way are given up; those fail, and nothing else.
+                let said = reprieve(&store, &["prune", "--sweep-grace", "0s"]);
+                assert!([0, 176, 177, 178].contains(&said.code), "{}", said.stderr);
+            }
+        });
+        let mut durable = 0;
+        while !pruning.is_finished() {
+            let ran = job::checkpoint(&host);
+            match ran.code {
+                0 => durable += 1,
+                180 => assert!(
+                    ran.stderr.contains("gave this attempt up"),
+                    "{}",
+                    ran.stderr
+                ),
+                _ => panic!("{}{}", ran.stdout, ran.stderr),
+            }
+        }
+        assert!(durable > 0);
+    });
+    checkpoint_ok(&host);
+    assert_eq!(json(&store, &["verify", "--all"])["damaged"], 0);
+    evict(&host);
+    let next = store.host("next", COUNTER).start();
+    wait_for_log(&next, "the job is resumed");
+    let mark = next.stdout().mark();
+    wait_until(LIMIT, "more lines", || next.stdout().mark() > mark + 100);
+    let all = host.stdout().text() + &next.stdout().lines().join("\n");
+    assert!(!numbers(&all).is_empty());
+    assert_counts(&all, None);
+}
+
+#[test]
+fn commands_need_to_be_told_where_the_job_is() {
+    let output = Command::new(env!("CARGO_BIN_EXE_reprieve"))
+        .arg("snapshots")
+        .env_remove("REPRIEVE_STORE")
+        .output()
+        .expect("the binary was built");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(174), "{said}");
+    assert!(
+        said.contains("REPRIEVE_STORE") && said.contains("--job"),
+        "{said}"
+    );
+    let nowhere = Command::new(env!("CARGO_BIN_EXE_reprieve"))
+        .args(["snapshots", "--boot-timeout", "1s"])
+        .env("REPRIEVE_STORE", "file:///not-mounted")
+        .env("REPRIEVE_JOB", "job")
+        .output()
+        .expect("the binary was built");
+    assert_eq!(nowhere.status.code(), Some(173));
+}

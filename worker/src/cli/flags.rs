@@ -1,0 +1,124 @@
+//! Rows of the table of settings as flags of a command.
+
+use std::ffi::OsString;
+use std::marker::PhantomData;
+
+use clap::{Arg, ArgMatches, Args, FromArgMatches};
+
+use crate::settings::{FlagValue, JobSettings, Kind, Setting, TABLE, expected};
+
+/// Which rows a command takes.
+pub(super) trait Rows {
+    fn has(name: &str) -> bool;
+}
+
+/// Every row.
+#[derive(Debug)]
+pub(super) struct All;
+
+/// Those that say where a job is.
+#[derive(Debug)]
+pub(super) struct Place;
+
+/// Those that say what is kept of it.
+#[derive(Debug)]
+pub(super) struct Keeping;
+
+impl Rows for All {
+    fn has(_: &str) -> bool {
+        true
+    }
+}
+
+impl Rows for Place {
+    fn has(name: &str) -> bool {
+        JobSettings::PLACE.contains(&name)
+    }
+}
+
+impl Rows for Keeping {
+    fn has(name: &str) -> bool {
+        JobSettings::KEEPING.contains(&name)
+    }
+}
+
+/// The settings that were given as flags.
+#[derive(Debug)]
+pub(super) struct Flags<R> {
+    pub given: Vec<FlagValue>,
+    rows: PhantomData<R>,
+}
+
+fn rows<R: Rows>() -> impl Iterator<Item = &'static Setting> {
+    TABLE.iter().filter(|setting| R::has(setting.name))
+}
+
+impl<R: Rows> Args for Flags<R> {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        rows::<R>().fold(command, |command, setting| command.arg(argument(setting)))
+    }
+
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        Self::augment_args(command)
+    }
+}
+
+impl<R: Rows> FromArgMatches for Flags<R> {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let given = rows::<R>().filter_map(|setting| {
+            let value = matches.get_one::<OsString>(setting.name)?;
+            Some(FlagValue {
+                setting: setting.name,
+                flag: setting.flag(),
+                value: value.clone(),
+            })
+        });
+        Ok(Self {
+            given: given.collect(),
+            rows: PhantomData,
+        })
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+/// Clap takes every value as it is: the settings check it together with all others.
+fn argument(setting: &'static Setting) -> Arg {
+    let default = match setting.default {
+        Some(default) => format!("[default: {default}]"),
+        None => format!("[default: {}]", setting.unset),
+    };
+    let first_sentence = setting
+        .meaning
+        .split_once(". ")
+        .map_or(setting.meaning.trim_end_matches('.'), |(first, _)| first);
+    Arg::new(setting.name)
+        .long(setting.name)
+        .value_name(value_name(setting.kind))
+        .value_parser(clap::value_parser!(OsString))
+        .help_heading(setting.section)
+        .help(format!("{first_sentence} {default}"))
+        .long_help(format!(
+            "{}\n\nGive {}.\n{default} [environment: {}]",
+            setting.meaning,
+            expected(setting.kind),
+            setting.variable()
+        ))
+}
+
+fn value_name(kind: Kind) -> &'static str {
+    match kind {
+        Kind::StoreAddress | Kind::Endpoint => "URL",
+        Kind::Region | Kind::JobName => "NAME",
+        Kind::Choice(_) => "CHOICE",
+        Kind::Duration(..) => "DURATION",
+        Kind::Size(..) => "SIZE",
+        Kind::Count(..) | Kind::ExitCode => "NUMBER",
+        Kind::Program | Kind::Path(_) => "PATH",
+        Kind::ListenAddress => "ADDRESS:PORT",
+        Kind::LogFilter => "FILTER",
+    }
+}
