@@ -477,7 +477,10 @@ mod tests {
                 .sweep(|_, _| ())
                 .await
                 .expect("it is swept");
-            assert_eq!(job.objects(), needed, "{nth}");
+            let mut left = job.objects();
+            // The marker of the first one stays for an hour.
+            left.retain(|key| !key.starts_with(sweep::CLOCK_PREFIX));
+            assert_eq!(left, needed, "{nth}");
             if cut.is_ok() {
                 assert!(nth > 5, "only {nth} were removed");
                 return;

@@ -18,7 +18,8 @@
 //! HEAD                       stays
 //! manifests/G-E-ATTEMPT      named by the head: stays     number or epoch passed: goes
 //! data/ATTEMPT/...           a part of a live one: stays  attempt passed: goes
-//!                            else both: younger than the grace: stays; older: condemned, goes
+//!                            both otherwise: younger than the grace: stays; older: condemned, goes
+//! clock/...                  younger than an hour: stays; older: goes
 //! anything else              is not ours: stays
 //! ```
 //!
@@ -32,6 +33,9 @@ use crate::manifest::{self, Manifest, Part};
 
 /// The prefix of short-lived objects by which a sweeper learns the time of the store's clock.
 pub const CLOCK_PREFIX: &str = "clock/";
+
+/// How long such an object stays, whatever the grace: another sweeper may be about to look at it.
+const CLOCK_STAYS_MS: u64 = 60 * 60 * 1000;
 
 /// A stored object of the job.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -199,7 +203,7 @@ pub fn plan(facts: &Facts<'_>) -> Plan {
         }
         if key.starts_with(CLOCK_PREFIX) {
             let age_ms = now_ms.saturating_sub(object.stored_at_ms);
-            return match age_ms < grace_ms {
+            return match age_ms < CLOCK_STAYS_MS {
                 true => Verdict::Stays(Stays::Young { age_ms }),
                 false => Verdict::Goes(Goes::Abandoned),
             };
@@ -313,7 +317,7 @@ impl fmt::Display for Stays {
             Self::WrittenFor(generation) => write!(f, "written for generation {generation}"),
             Self::Young { age_ms } => write!(
                 f,
-                "of an attempt that wrote {} s ago, which is within the grace",
+                "of somebody who wrote {} s ago and may still be at it",
                 age_ms / 1000
             ),
             Self::Unknown => f.write_str("not a key of Reprieve's"),
@@ -325,7 +329,7 @@ impl fmt::Display for Goes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Dropped => "its snapshot does not count any more",
-            Self::Abandoned => "of an attempt that was given up",
+            Self::Abandoned => "of an attempt or a sweep that was given up",
         })
     }
 }

@@ -8,6 +8,7 @@
 pub mod boot;
 mod checkpoint;
 mod child;
+mod housekeeping;
 mod ownership;
 mod pids;
 mod proc;
@@ -43,9 +44,11 @@ use crate::metrics::{self, CheckpointOutcome, NoticeKind, NoticeSource};
 use crate::settings::{OnCheckpointFailure, Settings, SignalTarget};
 use crate::supervisor::boot::{Booted, Gate, Origin, Protection};
 use crate::supervisor::checkpoint::{Limits, Subject};
+use crate::supervisor::housekeeping::Housekeeping;
 use crate::supervisor::ownership::Ownership;
 use crate::supervisor::reaper::Reaper;
 use crate::supervisor::stdio::Stdio;
+use crate::sweeper::Sweeper;
 use crate::sys::{self, Exit};
 
 /// How long the app's last output may take to be read.
@@ -128,6 +131,7 @@ pub struct Supervisor {
     protection: Option<Protection>,
     /// Set by the boot as soon as the job is ours.
     owned: Arc<OnceLock<Arc<Ownership>>>,
+    housekeeping: Option<Housekeeping>,
     under_way: Option<UnderWay>,
     /// What to tell those who wait for the checkpoint that just ended.
     last_answer: Option<Outcome>,
@@ -171,6 +175,7 @@ impl Supervisor {
             origin: None,
             protection: None,
             owned: Arc::default(),
+            housekeeping: None,
             under_way: None,
             last_answer: None,
             waiting: HashMap::new(),
@@ -306,6 +311,14 @@ impl Supervisor {
             stdio: Arc::new(stdio),
         });
         self.origin = Some(origin);
+        self.housekeeping = protection.as_ref().map(|protection| {
+            Housekeeping::begin(Sweeper {
+                catalog: protection.checkpointer.catalog.clone(),
+                grace: self.settings.sweep_grace,
+                limit: self.settings.boot_timeout,
+                at_once: 1,
+            })
+        });
         self.protection = protection;
         self.life.handle(Event::AppReady, self.clock.now())
     }
@@ -438,6 +451,9 @@ impl Supervisor {
         };
         let (limits, watched) = watch::channel(self.limits(budget));
         let checkpointer = Arc::clone(&protection.checkpointer);
+        if let Some(housekeeping) = &mut self.housekeeping {
+            housekeeping.stop();
+        }
         tracing::info!(
             trigger = notice.trigger.as_str(),
             afterwards = ?notice.afterwards,
@@ -459,8 +475,13 @@ impl Supervisor {
             Err(error) => self.not_succeeded(error),
         };
         metrics::checkpoint_ended(notice.trigger.into(), outcome);
-        self.life
-            .handle(Event::CheckpointEnded(how), self.clock.now())
+        let effects = self
+            .life
+            .handle(Event::CheckpointEnded(how), self.clock.now());
+        if let (Phase::Running, Some(housekeeping)) = (self.life.phase(), &mut self.housekeeping) {
+            housekeeping.look();
+        }
+        effects
     }
 
     fn succeeded(&mut self, report: &Report, afterwards: Afterwards) -> (Ended, CheckpointOutcome) {
@@ -551,6 +572,7 @@ impl Supervisor {
     }
 
     async fn finish(mut self, finish: Finish, signals: &mut Signals) -> u8 {
+        self.housekeeping = None;
         match finish {
             Finish::AppEnded => self.finish_ended(signals).await,
             Finish::Checkpointed => self.finish_checkpointed(signals).await,
