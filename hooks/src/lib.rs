@@ -1,7 +1,139 @@
 //! Where the supervisor hears of things: whatever announces that the machine is going, or asks for a checkpoint.
 //!
 //! A source only sends; it decides nothing, knows nothing of the supervisor and never ends it. Each is a module of its
-//! own. Signals are the first; the metadata services, queues and timers join them here.
+//! own that runs as one task: it takes its options, an [`Ear`] to speak into and nothing else, goes on until it is
+//! dropped, and when it cannot do its work says so through [`Ear::health`] and tries again later.
 #![forbid(unsafe_code)]
 
 pub mod signals;
+
+use std::sync::Arc;
+
+use reprieve_core::notice::{Announcement, Settled, Source, WallMs};
+use tokio::sync::{mpsc, oneshot, watch};
+
+/// Announcements that were made and not yet heard. A source that meets a full queue waits.
+const QUEUE: usize = 64;
+
+/// Something that a source heard.
+#[derive(Debug)]
+pub struct Heard {
+    pub announcement: Announcement,
+    /// Where to tell what became of it. A source that does not care drops the other end.
+    pub settled: oneshot::Sender<Settled>,
+}
+
+/// How a source is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Health {
+    pub source: Source,
+    pub condition: Condition,
+    /// The last time that it was seen to work.
+    pub last_success: Option<WallMs>,
+    /// Tries in a row that failed.
+    pub failures: u32,
+}
+
+/// Whether a source can be relied upon.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Condition {
+    /// It has not had an answer yet.
+    Starting,
+    Working,
+    /// It goes on trying; notices may be missed meanwhile.
+    Degraded {
+        reason: String,
+        /// What a person can do about it.
+        remedy: String,
+    },
+    /// This machine has no such thing, for instance no metadata service of that cloud.
+    Absent {
+        reason: String,
+    },
+}
+
+/// What a source speaks into.
+#[derive(Clone, Debug)]
+pub struct Ear {
+    source: Source,
+    heard: mpsc::Sender<Heard>,
+    health: Arc<watch::Sender<Health>>,
+}
+
+/// The supervisor's end of one ear.
+#[derive(Debug)]
+pub struct Listener {
+    pub heard: mpsc::Receiver<Heard>,
+    pub health: watch::Receiver<Health>,
+}
+
+impl Ear {
+    /// An ear for this source, and the end where it is heard.
+    pub fn new(source: Source) -> (Self, Listener) {
+        let (heard, receiver) = mpsc::channel(QUEUE);
+        let (health, watched) = watch::channel(Health {
+            source,
+            condition: Condition::Starting,
+            last_success: None,
+            failures: 0,
+        });
+        let ear = Self {
+            source,
+            heard,
+            health: Arc::new(health),
+        };
+        (
+            ear,
+            Listener {
+                heard: receiver,
+                health: watched,
+            },
+        )
+    }
+
+    /// Says what was heard; the answer comes when it is known what became of it. None when nobody listens any more.
+    pub async fn say(&self, announcement: Announcement) -> Option<oneshot::Receiver<Settled>> {
+        let (settled, answer) = oneshot::channel();
+        let heard = Heard {
+            announcement,
+            settled,
+        };
+        self.heard.send(heard).await.ok().map(|()| answer)
+    }
+
+    /// It works.
+    pub fn works(&self, now: WallMs) {
+        self.health.send_if_modified(|health| {
+            let news = health.condition != Condition::Working;
+            health.condition = Condition::Working;
+            health.last_success = Some(now);
+            health.failures = 0;
+            news
+        });
+    }
+
+    /// It does not work for now.
+    pub fn fails(&self, reason: String, remedy: &str) {
+        let condition = Condition::Degraded {
+            reason,
+            remedy: remedy.to_owned(),
+        };
+        self.health.send_if_modified(|health| {
+            let news = health.condition != condition;
+            health.condition = condition;
+            health.failures = health.failures.saturating_add(1);
+            news
+        });
+    }
+
+    /// There is no such thing here.
+    pub fn absent(&self, reason: String) {
+        self.health
+            .send_modify(|health| health.condition = Condition::Absent { reason });
+    }
+
+    /// Whose ear it is.
+    pub fn source(&self) -> Source {
+        self.source
+    }
+}

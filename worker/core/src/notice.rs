@@ -58,3 +58,118 @@ pub struct Notice {
     /// When the snapshot has to be durable.
     pub deadline: Moment,
 }
+
+/// Milliseconds since the Unix epoch, as the world outside tells time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct WallMs(pub u64);
+
+/// Who said it. Used as a metric label, hence a closed set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Source {
+    Signal,
+    Control,
+    /// EC2's instance metadata service.
+    Ec2Metadata,
+    /// A message of a queue: one of our own commands, or an event that EventBridge put there.
+    Sqs,
+    /// Google Cloud's metadata server.
+    Gcp,
+    /// Azure's Scheduled Events.
+    Azure,
+    /// Our own clock: a periodic checkpoint is due.
+    Timer,
+    /// The memory limit is near.
+    MemoryPressure,
+}
+
+impl Source {
+    pub const ALL: [Self; 8] = [
+        Self::Signal,
+        Self::Control,
+        Self::Ec2Metadata,
+        Self::Sqs,
+        Self::Gcp,
+        Self::Azure,
+        Self::Timer,
+        Self::MemoryPressure,
+    ];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Signal => "signal",
+            Self::Control => "control",
+            Self::Ec2Metadata => "ec2_metadata",
+            Self::Sqs => "sqs",
+            Self::Gcp => "gcp",
+            Self::Azure => "azure",
+            Self::Timer => "timer",
+            Self::MemoryPressure => "memory_pressure",
+        }
+    }
+}
+
+/// What happens to the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fate {
+    /// It is taken away and does not come back.
+    Terminate,
+    /// It is switched off; memory is lost, disks may come back.
+    Stop,
+    /// It is suspended, from the moment of the notice on.
+    Hibernate,
+    /// Its provider reboots it, moves it or works on it.
+    Maintenance,
+    /// It is more likely than others to be taken: a hint without a deadline.
+    AtRisk,
+}
+
+impl Fate {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Terminate => "terminate",
+            Self::Stop => "stop",
+            Self::Hibernate => "hibernate",
+            Self::Maintenance => "maintenance",
+            Self::AtRisk => "at_risk",
+        }
+    }
+}
+
+/// What one source heard of this machine, in the form that all sources share.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Announcement {
+    pub source: Source,
+    /// The same announcement, told again, carries the same one, whatever the time of the poll: built from what the
+    /// provider says (an event's own number, or its kind and time), never from when we heard it.
+    pub identity: String,
+    pub says: Says,
+}
+
+/// What an announcement says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Says {
+    /// The machine goes. Without a time where the provider gives none.
+    Goes { fate: Fate, at: Option<WallMs> },
+    /// What this identity announced before will not happen.
+    Withdrawn,
+}
+
+/// What became of an announcement or a command; told to the source that brought it, exactly once.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "outcome")]
+pub enum Settled {
+    /// The job's state is in the store, as of after the announcement.
+    Durable {
+        generation: u64,
+        afterwards: Afterwards,
+    },
+    /// There will be no checkpoint, and this is why.
+    Refused { reason: String },
+    /// A checkpoint was tried and is not durable; the job runs on.
+    Failed { reason: String },
+    /// Nothing needed to be done: a hint, a withdrawal, a question that was answered otherwise.
+    Noted,
+}
