@@ -109,11 +109,15 @@ impl ExitCode {
             | Self::NoValidSnapshot
             | Self::Fenced => "run",
             Self::StoreUnreachable => {
-                "run, snapshots, show, verify, extract, tag, untag, pin, unpin, prune"
+                "run, snapshots, show, inspect, diff, verify, extract, tag, untag, pin, unpin, prune"
             }
-            Self::DamagedSnapshot => "show, verify, extract, prune",
-            Self::NoSuchGeneration => "show, verify, extract, tag, untag, pin, unpin, prune",
-            Self::NotDone => "snapshots, show, verify, extract, tag, untag, pin, unpin, prune",
+            Self::DamagedSnapshot => "show, inspect, diff, verify, extract, prune",
+            Self::NoSuchGeneration => {
+                "show, inspect, diff, verify, extract, tag, untag, pin, unpin, prune"
+            }
+            Self::NotDone => {
+                "snapshots, show, inspect, diff, verify, extract, tag, untag, pin, unpin, prune"
+            }
             Self::SettingsInvalid | Self::Internal => "all",
             Self::CheckpointFailed | Self::TimedOut => "checkpoint",
             Self::NoSupervisor | Self::Refused => "checkpoint, status",

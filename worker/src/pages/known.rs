@@ -357,6 +357,12 @@ impl Renumbered {
     }
 }
 
+/// The hashes in such an image, in order.
+pub(crate) fn hashes(image: &[u8]) -> Vec<PageHash> {
+    let (hashes, _) = image.as_chunks();
+    hashes.to_vec()
+}
+
 /// The name of the image that holds a memory image's hashes.
 pub(crate) fn hashes_name(memory: usize) -> String {
     format!("{HASHES}{memory}")
