@@ -12,19 +12,21 @@ use reprieve_core::document;
 use reprieve_core::head::{Generation, Owner};
 use reprieve_core::manifest::HostFacts;
 use reprieve_core::selection::{Candidate, Contents};
+use reprieve_core::sweep::PROBE_PREFIX;
 use tokio::time::{Instant, sleep};
 
 use crate::catalog::{self, Catalog, CatalogError, Found};
 use crate::engine::criu::Criu;
 use crate::failure::{ExitCode, Failure};
 use crate::host;
-use crate::metrics::{self, RestoreOutcome, StartedHow};
+use crate::metrics::{self, RestoreOutcome, SelfTest, StartedHow};
 use crate::pages::codec::Effort;
 use crate::pages::load::{self, Unusable};
 use crate::pages::parts::PART;
 use crate::place::{self, unreachable_store};
-use crate::settings::{Compression, OnNoValidSnapshot, OnOtherOwner, Settings};
+use crate::settings::{Compression, OnNoValidSnapshot, OnOtherOwner, Settings, StoreSelfTest};
 use crate::store::Store;
+use crate::store::selftest::{self, SelfTestError};
 use crate::supervisor::checkpoint::Checkpointer;
 use crate::supervisor::child;
 use crate::supervisor::ownership::Ownership;
@@ -127,8 +129,15 @@ async fn own(
     settings: &Settings,
     address: &str,
 ) -> Result<(Vec<Candidate>, Arc<Ownership>), Failure> {
+    let mut untested = true;
     loop {
-        let found = turn(&prepared.catalog, settings, address).await?;
+        // Beside waiting for our turn, of which it takes nothing.
+        let (found, ()) = tokio::try_join!(turn(&prepared.catalog, settings, address), async {
+            match std::mem::take(&mut untested) {
+                true => self_test(&prepared.catalog, settings, address).await,
+                false => Ok(()),
+            }
+        })?;
         let deadline = Instant::now() + settings.boot_timeout;
         let candidates = candidates(&found.contents);
         let listed = match &found.contents {
@@ -158,6 +167,34 @@ async fn own(
                 tracing::info!(by, "another worker took the job at the same moment");
             }
             Err(error) => return Err(unclaimed(address, error)),
+        }
+    }
+}
+
+/// Makes sure that the store can keep two workers apart.
+async fn self_test(catalog: &Catalog, settings: &Settings, address: &str) -> Result<(), Failure> {
+    if settings.store_self_test == StoreSelfTest::Off {
+        metrics::store_self_test(SelfTest::Skipped);
+        return Ok(());
+    }
+    let begun = Instant::now();
+    let key = format!("{}{PROBE_PREFIX}{}", catalog.root(), catalog::nonce());
+    let deadline = begun + settings.boot_timeout;
+    match selftest::check(catalog.store().as_ref(), &key, deadline).await {
+        Ok(()) => {
+            metrics::store_self_test(SelfTest::Passed);
+            tracing::debug!(took = ?begun.elapsed(), "the store keeps the conditions of writes");
+            Ok(())
+        }
+        Err(SelfTestError::Store(error)) => Err(unreachable_store(address, error)),
+        Err(error) => {
+            metrics::store_self_test(SelfTest::Failed);
+            let what =
+                format!("the store {address} cannot keep two workers from running the same job");
+            Err(Failure::new(ExitCode::StoreUnfit, what).caused_by(error).remedy(
+                "nothing was started; use a store that keeps conditional writes (a server that speaks S3 may have them \
+                 in a later version). Where nothing else can ever run this job, --store-self-test off starts all the same",
+            ))
         }
     }
 }
@@ -400,6 +437,7 @@ impl Prepared {
                 workers,
                 ghost_limit: u64::from(settings.ghost_limit_bytes),
                 keep: settings.retention(),
+                waste_factor: settings.waste_factor,
                 strangers: self.strangers,
                 base: Mutex::new(None),
             }),
