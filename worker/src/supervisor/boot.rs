@@ -30,6 +30,7 @@ use crate::store::selftest::{self, SelfTestError};
 use crate::supervisor::checkpoint::Checkpointer;
 use crate::supervisor::child;
 use crate::supervisor::ownership::Ownership;
+use crate::supervisor::presence::Presence;
 use crate::supervisor::reaper::{Reaper, Watched};
 use crate::supervisor::restore::{RestoreError, Restorer, Resumed};
 use crate::supervisor::stdio::{Held, Kind, Stdio, Streams};
@@ -106,13 +107,16 @@ pub(crate) async fn boot(
     reaper: Arc<Reaper>,
     gate: Arc<Gate>,
     owned: Arc<OnceLock<Arc<Ownership>>>,
+    presence: Arc<Presence>,
 ) -> Result<Booted, Failure> {
     let Some(address) = settings.store.clone() else {
         tracing::warn!("no store is set: the app runs without checkpoints");
         return start(&reaper, &gate, &argv, None).await;
     };
     let prepared = prepare(&settings, &address, &reaper).await?;
-    let (candidates, ownership) = own(&prepared, &settings, &address).await?;
+    presence.begin(Arc::clone(&prepared.store)).await;
+    let (candidates, ownership) = own(&prepared, &settings, &address, &presence.name()).await?;
+    presence.tell(|worker| worker.epoch = Some(ownership.epoch));
     owned.set(Arc::clone(&ownership)).expect("a boot owns once");
     let restorer = prepared.restorer(&reaper, &gate);
     let resumed = resume(&restorer, &candidates, &settings).await?;
@@ -128,6 +132,7 @@ async fn own(
     prepared: &Prepared,
     settings: &Settings,
     address: &str,
+    worker: &str,
 ) -> Result<(Vec<Candidate>, Arc<Ownership>), Failure> {
     let mut untested = true;
     loop {
@@ -148,7 +153,7 @@ async fn own(
         };
         match prepared
             .catalog
-            .claim(&found, owner(), listed, deadline)
+            .claim(&found, owner(worker), listed, deadline)
             .await
         {
             Ok(lease) => {
@@ -445,9 +450,9 @@ impl Prepared {
     }
 }
 
-fn owner() -> Owner {
+fn owner(worker: &str) -> Owner {
     Owner {
-        worker: catalog::nonce(),
+        worker: worker.to_owned(),
         host: host::hostname(),
         since_ms: host::wall_ms(),
         beat: 0,
