@@ -16,6 +16,7 @@ mod named;
 pub mod operate;
 pub mod pages;
 mod place;
+pub mod registry;
 pub mod settings;
 pub mod store;
 #[cfg(test)]
