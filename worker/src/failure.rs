@@ -34,6 +34,8 @@ pub enum ExitCode {
     NoSupervisor,
     Refused,
     TimedOut,
+    Warnings,
+    Unfit,
 }
 
 impl ExitCode {
@@ -56,6 +58,8 @@ impl ExitCode {
         Self::NoSupervisor,
         Self::Refused,
         Self::TimedOut,
+        Self::Warnings,
+        Self::Unfit,
     ];
 
     /// The number, for [`ExitCode::Checkpointed`] the default of the setting `checkpointed-exit-code`.
@@ -78,6 +82,8 @@ impl ExitCode {
             Self::NoSupervisor => 181,
             Self::Refused => 182,
             Self::TimedOut => 183,
+            Self::Warnings => 184,
+            Self::Unfit => 185,
         }
     }
 
@@ -100,6 +106,8 @@ impl ExitCode {
             Self::NoSupervisor => "no supervisor",
             Self::Refused => "refused",
             Self::TimedOut => "timed out",
+            Self::Warnings => "warnings",
+            Self::Unfit => "unfit",
         }
     }
 
@@ -126,6 +134,7 @@ impl ExitCode {
             Self::SettingsInvalid | Self::Internal => "all",
             Self::CheckpointFailed | Self::TimedOut => "checkpoint",
             Self::NoSupervisor | Self::Refused => "checkpoint, status",
+            Self::Warnings | Self::Unfit => "doctor",
         }
     }
 
@@ -187,6 +196,12 @@ impl ExitCode {
             Self::TimedOut => {
                 "The requested checkpoint was not durable in time. It was given up or its end is not known; \
                  `reprieve status` tells."
+            }
+            Self::Warnings => {
+                "Checkpoints work here; something about the place should be looked at."
+            }
+            Self::Unfit => {
+                "Jobs cannot be checkpointed in this container as it is; each reason comes with a remedy."
             }
         }
     }

@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use reprieve::cli::{self, AppCommand, Invocation};
 use reprieve::control::server::{self, Callers};
+use reprieve::doctor;
 use reprieve::engine::hook;
 use reprieve::failure::{self, Failure};
 use reprieve::logging::Logging;
 use reprieve::metrics::Exporter;
-use reprieve::operate::Request;
 use reprieve::settings::{ProcessEnvironment, Settings};
 use reprieve::supervisor::reaper::Reaper;
 use reprieve::supervisor::{Clock, Supervisor};
@@ -33,6 +33,12 @@ const BLOCKING_THREADS: usize = 8;
 fn main() -> ExitCode {
     if let Some(code) = hook::run_if_called(|name| std::env::var_os(name)) {
         return code.into();
+    }
+    if std::env::args_os()
+        .nth(1)
+        .is_some_and(|word| word == doctor::CHILD_COMMAND)
+    {
+        return doctor::rehearsal_child().into();
     }
     match failure::catch(invoke) {
         Ok(code) => code.into(),
@@ -56,7 +62,8 @@ fn invoke() -> Result<u8, Failure> {
         Invocation::Run(settings, app) => run(*settings, app),
         Invocation::Checkpoint(request) => request.carry_out(&mut io::stdout()).map(|()| 0),
         Invocation::Status(request) => request.carry_out(&mut io::stdout()).map(|()| 0),
-        Invocation::Operate(request) => operate(*request),
+        Invocation::Operate(request) => on_runtime(request.carry_out(&mut io::stdout())),
+        Invocation::Doctor(request) => on_runtime(request.carry_out(&mut io::stdout())),
         Invocation::Print(text) => {
             // Whoever asked and does not read has nothing to be told.
             let _ = io::Write::write_all(&mut io::stdout(), text.as_bytes());
@@ -92,10 +99,10 @@ fn run(settings: Settings, app: AppCommand) -> Result<u8, Failure> {
     ended
 }
 
-fn operate(request: Request) -> Result<u8, Failure> {
+fn on_runtime(command: impl Future<Output = Result<(), Failure>>) -> Result<u8, Failure> {
     let runtime =
         runtime().map_err(|error| before_ready("the runtime cannot be started", error))?;
-    let done = runtime.block_on(request.carry_out(&mut io::stdout()));
+    let done = runtime.block_on(command);
     // A store call that hangs must not hold up the end.
     runtime.shutdown_background();
     done.map(|()| 0)

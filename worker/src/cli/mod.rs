@@ -6,6 +6,7 @@
 //! clap's usual 2 could be the app's.
 
 mod checkpoint;
+mod doctor;
 mod flags;
 mod manual;
 mod run;
@@ -35,6 +36,8 @@ pub enum Invocation {
     Status(StatusRequest),
     /// List, look at or change a job's snapshots.
     Operate(Box<operate::Request>),
+    /// Find out whether jobs can be checkpointed here.
+    Doctor(Box<crate::doctor::Request>),
     /// Print this text to stdout and be done.
     Print(String),
 }
@@ -75,6 +78,7 @@ enum Command {
     Pin(snapshots::Pin),
     Unpin(snapshots::Unpin),
     Prune(snapshots::Prune),
+    Doctor(doctor::Doctor),
     Completions(manual::Completions),
     Manual(manual::Manual),
     Version(version::Version),
@@ -139,6 +143,7 @@ fn parse_with(
         Command::Pin(command) => command.invocation(layers),
         Command::Unpin(command) => command.invocation(layers),
         Command::Prune(command) => command.invocation(layers),
+        Command::Doctor(doctor) => doctor.invocation(layers),
         Command::Completions(completions) => Ok(completions.invocation()),
         Command::Manual(manual) => manual.invocation(),
         Command::Version(version) => Ok(version.invocation()),

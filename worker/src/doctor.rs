@@ -1,0 +1,723 @@
+//! `reprieve doctor`: whether checkpoints will work here, tried and not guessed.
+//!
+//! It looks at the container as a start of `run` would, tries the store's conditional writes out, and ends with a
+//! rehearsal: a small child with a listening socket is run by this same binary, checkpointed into a directory and resumed
+//! from it. `criu check` proves little; this proves the whole way but the store. Nothing of the job is touched, and what
+//! the rehearsal made is removed.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::sys::statfs::{TMPFS_MAGIC, statfs};
+use nix::unistd::Pid;
+use reprieve_core::compat;
+use reprieve_core::sweep::PROBE_PREFIX;
+use serde::Serialize;
+
+use crate::catalog::{self, Catalog};
+use crate::control::client::Format;
+use crate::failure::{ExitCode, Failure};
+use crate::host;
+use crate::settings::Settings;
+use crate::store::selftest::{self, SelfTestError};
+use crate::store::{Condition, Store};
+use crate::supervisor::with_causes;
+use crate::{operate, place};
+
+/// How long each step of the rehearsal may take.
+const STEP_LIMIT: Duration = Duration::from_secs(30);
+
+/// How long CRIU may take to say its version.
+const VERSION_LIMIT: Duration = Duration::from_secs(10);
+
+/// From this kernel on, CRIU before 4.2 cannot dump internet sockets (the project's own trials; docs/limits.md).
+const NEW_SOCKETS: (u64, u64) = (6, 16);
+
+/// CRIU's small images and our sockets fit well into this, in bytes.
+const WORK_SPACE: u64 = 64 << 20;
+
+/// What a snapshot needs besides the job's memory, in bytes: docs/limits.md.
+const MEMORY_NEEDED: u64 = 64 << 20;
+
+/// Process ids that a checkpoint and a restore take, ours and CRIU's.
+const PROCESSES_NEEDED: u64 = 32;
+
+/// Between the store's clock and ours; S3 refuses requests of 15 minutes.
+const SKEW_LIMIT: Duration = Duration::from_secs(60);
+
+/// Between two lines of the rehearsal's child.
+const CHILD_PACE: Duration = Duration::from_millis(20);
+
+/// The command, ready to be carried out.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Request {
+    pub settings: Settings,
+    pub rehearsal: Rehearsal,
+    pub format: Format,
+}
+
+/// Whether a child is checkpointed and resumed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rehearsal {
+    Held,
+    LeftOut,
+}
+
+/// How bad a finding is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Level {
+    Ok,
+    Warning,
+    Fatal,
+}
+
+/// One thing that was looked at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+struct Finding {
+    check: &'static str,
+    level: Level,
+    found: String,
+    /// Null: nothing needs to be done.
+    remedy: Option<String>,
+}
+
+impl Finding {
+    fn ok(check: &'static str, found: impl Into<String>) -> Self {
+        Self {
+            check,
+            level: Level::Ok,
+            found: found.into(),
+            remedy: None,
+        }
+    }
+
+    fn warning(check: &'static str, found: impl Into<String>, remedy: &str) -> Self {
+        Self {
+            level: Level::Warning,
+            remedy: Some(remedy.to_owned()),
+            ..Self::ok(check, found)
+        }
+    }
+
+    fn fatal(check: &'static str, found: impl Into<String>, remedy: &str) -> Self {
+        Self {
+            level: Level::Fatal,
+            ..Self::warning(check, found, remedy)
+        }
+    }
+}
+
+/// All of them.
+#[derive(Debug, Serialize)]
+struct Examined {
+    schema: u32,
+    verdict: Level,
+    findings: Vec<Finding>,
+}
+
+impl Request {
+    /// Looks at everything and prints it to `out`.
+    pub async fn carry_out(self, out: &mut impl Write) -> Result<(), Failure> {
+        let settings = &self.settings;
+        let mut findings = container();
+        findings.push(pid_budget());
+        findings.push(memory());
+        findings.push(security_module());
+        findings.push(criu(&settings.criu));
+        let work = host::work_directory(settings.work_dir.as_deref());
+        findings.push(work_directory(work.as_ref().map(PathBuf::as_path)));
+        findings.extend(store(settings).await);
+        let has_worked = findings
+            .iter()
+            .all(|one| one.level < Level::Fatal || one.check == "store");
+        match (self.rehearsal, work) {
+            (Rehearsal::Held, Ok(work)) if has_worked => {
+                let criu = settings.criu.clone();
+                let held = tokio::task::spawn_blocking(move || rehearse(&work, &criu)).await;
+                findings.push(held.unwrap_or_else(|error| {
+                    Finding::fatal(
+                        "rehearsal",
+                        format!("it panicked: {error}"),
+                        "please report this",
+                    )
+                }));
+            }
+            (Rehearsal::Held, _) => findings.push(Finding::warning(
+                "rehearsal",
+                "not held, because of what is above",
+                "mend that and run this again",
+            )),
+            (Rehearsal::LeftOut, _) => {}
+        }
+        let verdict = findings
+            .iter()
+            .map(|one| one.level)
+            .max()
+            .unwrap_or(Level::Ok);
+        let examined = Examined {
+            schema: operate::SCHEMA,
+            verdict,
+            findings,
+        };
+        let text = match self.format {
+            Format::Human => examined.human(),
+            Format::Json => {
+                let json = serde_json::to_string(&examined);
+                json.expect("our own types have string keys and finite numbers") + "\n"
+            }
+        };
+        // Whoever asked and does not read has nothing to be told.
+        drop(out.write_all(text.as_bytes()));
+        examined.verdict()
+    }
+}
+
+impl Examined {
+    fn human(&self) -> String {
+        let mut text = String::new();
+        for one in &self.findings {
+            let level = match one.level {
+                Level::Ok => "ok",
+                Level::Warning => "warning",
+                Level::Fatal => "FATAL",
+            };
+            text.push_str(&format!("{level:8}{:18}{}\n", one.check, one.found));
+            if let Some(remedy) = &one.remedy {
+                text.push_str(&format!("{:26}-> {remedy}\n", ""));
+            }
+        }
+        text
+    }
+
+    fn verdict(&self) -> Result<(), Failure> {
+        let count = |level| {
+            self.findings
+                .iter()
+                .filter(|one| one.level == level)
+                .count()
+        };
+        match self.verdict {
+            Level::Ok => Ok(()),
+            Level::Warning => Err(Failure::new(
+                ExitCode::Warnings,
+                format!(
+                    "checkpoints work here, with {} warnings",
+                    count(Level::Warning)
+                ),
+            )
+            .remedy("see them above")),
+            Level::Fatal => Err(Failure::new(
+                ExitCode::Unfit,
+                format!(
+                    "jobs cannot be checkpointed here, for {} reasons",
+                    count(Level::Fatal)
+                ),
+            )
+            .remedy("see them above, each with what to do")),
+        }
+    }
+}
+
+/// What a start of `run` would refuse.
+fn container() -> Vec<Finding> {
+    let facts = host::facts("");
+    let mut found: Vec<Finding> = host::obstacles()
+        .into_iter()
+        .map(|obstacle| {
+            let (what, remedy) = obstacle.split_once("; ").unwrap_or((&obstacle, ""));
+            Finding::fatal("container", what, remedy)
+        })
+        .collect();
+    if found.is_empty() {
+        found.push(Finding::ok(
+            "container",
+            "capabilities, seccomp and ptrace allow checkpoints",
+        ));
+    }
+    found.push(Finding::ok(
+        "kernel",
+        format!(
+            "Linux {}, {}, pages of {} bytes",
+            facts.kernel, facts.arch, facts.page_size
+        ),
+    ));
+    found
+}
+
+/// The first two numbers of a kernel's version.
+fn kernel_version() -> (u64, u64) {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let mut numbers = release
+        .split(|c: char| !c.is_ascii_digit())
+        .map(|word| word.parse().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+}
+
+fn criu(path: &Path) -> Finding {
+    let shown = path.display();
+    let missing = "install CRIU 4.2 or later in the image, or set --criu to its path";
+    let mut command = Command::new(path);
+    command
+        .arg("--version")
+        .stdin(Stdio::null())
+        .stderr(Stdio::null());
+    let answer = match command.stdout(Stdio::piped()).spawn() {
+        Ok(child) => answer(child, VERSION_LIMIT),
+        Err(error) => return Finding::fatal("criu", format!("{shown}: {error}"), missing),
+    };
+    let version = answer
+        .lines()
+        .find_map(|line| line.strip_prefix("Version: "));
+    let Some(version) = version.map(str::trim) else {
+        return Finding::fatal(
+            "criu",
+            format!("{shown} is not CRIU, or does not answer"),
+            missing,
+        );
+    };
+    if compat::version(version) < compat::version("4.2") && kernel_version() >= NEW_SOCKETS {
+        return Finding::fatal(
+            "criu",
+            format!("version {version} cannot dump internet sockets on this kernel"),
+            missing,
+        );
+    }
+    Finding::ok("criu", format!("version {version} at {shown}"))
+}
+
+/// What a process says until it ends; it is ended if that takes longer than the limit.
+fn answer(mut child: Child, limit: Duration) -> String {
+    let (sender, receiver) = mpsc::channel();
+    let stdout = child.stdout.take();
+    std::thread::spawn(move || {
+        let mut text = String::new();
+        if let Some(mut stdout) = stdout {
+            drop(stdout.read_to_string(&mut text));
+        }
+        // Nobody listens any more after the limit.
+        drop(sender.send(text));
+    });
+    let text = receiver.recv_timeout(limit).unwrap_or_default();
+    // It may have ended by itself.
+    drop(child.kill());
+    drop(child.wait());
+    text
+}
+
+fn number(path: &str) -> Option<u64> {
+    fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+fn pid_budget() -> Finding {
+    let most = number("/proc/sys/kernel/pid_max").unwrap_or(32_768);
+    let limit = number("/sys/fs/cgroup/pids.max");
+    let used = number("/sys/fs/cgroup/pids.current").unwrap_or(0);
+    match limit {
+        Some(limit) if limit.saturating_sub(used) < PROCESSES_NEEDED => Finding::fatal(
+            "processes",
+            format!("the container may have {limit} and has {used}"),
+            "raise the container's limit (--pids-limit): a checkpoint and a restore start some of their own",
+        ),
+        Some(limit) => Finding::ok(
+            "processes",
+            format!("{used} of {limit} that the container may have"),
+        ),
+        None => Finding::ok("processes", format!("no limit below the kernel's {most}")),
+    }
+}
+
+fn memory() -> Finding {
+    let Some(limit) = number("/sys/fs/cgroup/memory.max") else {
+        return Finding::ok("memory", "the container has no limit");
+    };
+    let used = number("/sys/fs/cgroup/memory.current").unwrap_or(0);
+    let free = limit.saturating_sub(used);
+    let found = format!(
+        "{} MiB free of {} MiB that the container may have",
+        free >> 20,
+        limit >> 20
+    );
+    match free < MEMORY_NEEDED {
+        true => Finding::warning(
+            "memory",
+            found,
+            "raise the container's limit: a checkpoint needs some 64 MiB besides the job's own memory",
+        ),
+        false => Finding::ok("memory", found),
+    }
+}
+
+fn security_module() -> Finding {
+    let label = fs::read_to_string("/proc/self/attr/current").unwrap_or_default();
+    let label = label.trim_matches(['\0', '\n', ' ']);
+    match label {
+        "" | "unconfined" | "kernel" => Finding::ok("security module", "none confines us"),
+        label => Finding::warning(
+            "security module",
+            format!("we are confined as {label}"),
+            "if checkpoints fail, run the container with --security-opt apparmor=unconfined or label=disable",
+        ),
+    }
+}
+
+fn work_directory(found: Result<&Path, &std::io::Error>) -> Finding {
+    const CHECK: &str = "work directory";
+    let path = match found {
+        Ok(path) => path,
+        Err(error) => {
+            return Finding::fatal(
+                CHECK,
+                error.to_string(),
+                "give the container a tmpfs at /run, or set --work-dir to a directory that can be written",
+            );
+        }
+    };
+    let shown = path.display();
+    match statfs(path) {
+        Err(error) => Finding::warning(CHECK, format!("{shown}: {error}"), "see the cause"),
+        Ok(stat) => {
+            let free = stat.blocks_available() * u64::try_from(stat.block_size()).unwrap_or(0);
+            let found = format!("{shown}, {} MiB free", free >> 20);
+            if free < WORK_SPACE {
+                Finding::warning(
+                    CHECK,
+                    found,
+                    "a checkpoint writes CRIU's small images there; give it more room",
+                )
+            } else if stat.filesystem_type() != TMPFS_MAGIC {
+                Finding::warning(
+                    CHECK,
+                    format!("{found}, not in memory"),
+                    "give the container a tmpfs at /run, so that no disk is waited for",
+                )
+            } else {
+                Finding::ok(CHECK, found)
+            }
+        }
+    }
+}
+
+/// Whether the store answers, keeps conditions, and has the same time.
+async fn store(settings: &Settings) -> Vec<Finding> {
+    let Some(address) = &settings.store else {
+        return vec![Finding::warning(
+            "store",
+            "none is set, so nothing would be checkpointed",
+            "give --store, as to `reprieve run`",
+        )];
+    };
+    let store = match place::open(&settings.store_settings(address)).await {
+        Ok(store) => store,
+        Err(failure) => {
+            return vec![Finding::fatal("store", failure.to_string(), "see above")];
+        }
+    };
+    let catalog = Catalog::new(store, &settings.job);
+    let deadline = tokio::time::Instant::now() + settings.boot_timeout;
+    let key = format!("{}{PROBE_PREFIX}{}", catalog.root(), catalog::nonce());
+    let begun = Instant::now();
+    let tested = selftest::check(catalog.store().as_ref(), &key, deadline).await;
+    let mut findings = vec![match tested {
+        Ok(()) => Finding::ok(
+            "store",
+            format!(
+                "{address} answers and keeps the conditions of writes ({} ms for six requests)",
+                begun.elapsed().as_millis()
+            ),
+        ),
+        Err(SelfTestError::Store(error)) => Finding::fatal(
+            "store",
+            with_causes(&error),
+            "the worker needs to read, write, list and remove objects below the job's prefix",
+        ),
+        Err(error) => Finding::fatal(
+            "store",
+            with_causes(&error),
+            "two workers could run one job on such a store; use another",
+        ),
+    }];
+    if findings[0].level == Level::Ok {
+        findings.push(clock(catalog.store().as_ref(), &key, deadline).await);
+    }
+    findings
+}
+
+/// The store's clock against ours, by the time that it gives an object written now.
+async fn clock(store: &dyn Store, key: &str, deadline: tokio::time::Instant) -> Finding {
+    let key = format!("{key}-clock");
+    let before = host::wall_ms();
+    let looked = async {
+        store
+            .put(&key, bytes::Bytes::from_static(b"clock"), Condition::Always)
+            .await?;
+        store.list(&key, None, 1).await
+    };
+    let looked = tokio::time::timeout_at(deadline, looked).await;
+    drop(tokio::time::timeout_at(deadline, store.delete(&key)).await);
+    let after = host::wall_ms();
+    let Ok(Ok(entries)) = looked else {
+        return Finding::warning("clock", "the store's time is not known", "see the store");
+    };
+    let Some(entry) = entries.iter().find(|entry| entry.key == key) else {
+        return Finding::warning(
+            "clock",
+            "the store does not list what it took",
+            "see the store",
+        );
+    };
+    let limit = u64::try_from(SKEW_LIMIT.as_millis()).unwrap_or(u64::MAX);
+    let skew = match entry.modified_ms {
+        // Stores round to seconds.
+        modified if modified + 1000 < before => before - modified,
+        modified => modified.saturating_sub(after),
+    };
+    match skew > limit {
+        true => Finding::warning(
+            "clock",
+            format!("{} s away from the store's", skew / 1000),
+            "set the host's clock (NTP): S3 refuses requests 15 minutes off, and ages and deadlines are wrong before",
+        ),
+        false => Finding::ok("clock", "agrees with the store's to within a minute"),
+    }
+}
+
+/// The child of a rehearsal: a process with a listening socket that counts. Ends with its parent's pipe.
+pub fn rehearsal_child() -> u8 {
+    let listener = TcpListener::bind(("127.0.0.1", 0));
+    let mut out = std::io::stdout();
+    for count in 1_u64.. {
+        let line = match &listener {
+            Ok(_) => format!("{count}\n"),
+            Err(error) => format!("no listening socket: {error}\n"),
+        };
+        if out
+            .write_all(line.as_bytes())
+            .and_then(|()| out.flush())
+            .is_err()
+        {
+            break;
+        }
+        std::thread::sleep(CHILD_PACE);
+    }
+    0
+}
+
+/// Removes what the rehearsal made, however it ends.
+struct Scratch(PathBuf);
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        drop(fs::remove_dir_all(&self.0));
+    }
+}
+
+/// A supervisor with the child, ended with the value.
+struct Stage {
+    supervisor: Child,
+    lines: Receiver<String>,
+    log: PathBuf,
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        // After its end this does nothing.
+        drop(self.supervisor.kill());
+        drop(self.supervisor.wait());
+    }
+}
+
+fn rehearse(work: &Path, criu: &Path) -> Finding {
+    let scratch = Scratch(
+        // Short, because paths of sockets are.
+        work.join(format!("doctor-{}", std::process::id())),
+    );
+    match rehearsed(&scratch.0, criu) {
+        Ok((checkpoint, resume)) => Finding::ok(
+            "rehearsal",
+            format!(
+                "a child with a listening socket was checkpointed in {} ms and resumed in {} ms",
+                checkpoint.as_millis(),
+                resume.as_millis()
+            ),
+        ),
+        Err(why) => Finding::fatal(
+            "rehearsal",
+            why,
+            "docs/troubleshooting.md explains what CRIU says; without this no job can be saved here",
+        ),
+    }
+}
+
+fn rehearsed(scratch: &Path, criu: &Path) -> Result<(Duration, Duration), String> {
+    let prepared = ["store", "work"].map(|name| fs::create_dir_all(scratch.join(name)));
+    for made in prepared {
+        made.map_err(|error| format!("no directory for it: {error}"))?;
+    }
+    let mut first = Stage::open(scratch, criu, "first")?;
+    first.count(Instant::now() + STEP_LIMIT)?;
+    let begun = Instant::now();
+    let last = first.leave()?;
+    let checkpoint = begun.elapsed();
+    let begun = Instant::now();
+    let mut second = Stage::open(scratch, criu, "second")?;
+    let next = second.count(Instant::now() + STEP_LIMIT)?;
+    let resume = begun.elapsed();
+    if next != last + 1 {
+        return Err(format!("it went on with {next} after {last}"));
+    }
+    second.leave()?;
+    Ok((checkpoint, resume))
+}
+
+impl Stage {
+    /// Starts the child, or resumes it.
+    fn open(scratch: &Path, criu: &Path, name: &str) -> Result<Self, String> {
+        let failed = |error: std::io::Error| format!("it could not be started: {error}");
+        let own = std::env::current_exe().map_err(failed)?;
+        let log = scratch.join(name);
+        let settings = scratch.join("settings.toml");
+        fs::write(&settings, "").map_err(failed)?;
+        let mut command = Command::new(&own);
+        // Nothing of this job's settings is to reach it.
+        command
+            .env_clear()
+            .envs(std::env::vars_os().filter(|(name, _)| name == "PATH"));
+        command.arg("run").arg("--config").arg(settings);
+        command
+            .arg("--store")
+            .arg(format!("file://{}", scratch.join("store").display()));
+        command.args([
+            "--job",
+            "rehearsal",
+            "--term-grace",
+            "30s",
+            "--log-format",
+            "json",
+        ]);
+        command.arg("--work-dir").arg(scratch.join("work"));
+        command
+            .arg("--control-socket")
+            .arg(scratch.join("control.sock"));
+        command.arg("--criu").arg(criu);
+        command.arg("--").arg(&own).arg(CHILD_COMMAND);
+        command.stdin(Stdio::null()).stdout(Stdio::piped());
+        command.stderr(fs::File::create(&log).map_err(failed)?);
+        let mut supervisor = command.spawn().map_err(failed)?;
+        let stdout = supervisor.stdout.take().expect("it was asked for");
+        let (sender, lines) = mpsc::channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                if sender.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Self {
+            supervisor,
+            lines,
+            log,
+        })
+    }
+
+    /// The next number that the child says.
+    fn count(&mut self, deadline: Instant) -> Result<u64, String> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        match self.lines.recv_timeout(left) {
+            Ok(line) => line.parse().map_err(|_| line),
+            Err(RecvTimeoutError::Timeout) => {
+                Err(self.why(&format!("nothing came of it in {STEP_LIMIT:?}")))
+            }
+            Err(RecvTimeoutError::Disconnected) => Err(self.why("it ended")),
+        }
+    }
+
+    /// Evicts it, and returns the last number that was said.
+    fn leave(&mut self) -> Result<u64, String> {
+        let deadline = Instant::now() + STEP_LIMIT;
+        let pid = i32::try_from(self.supervisor.id()).expect("process ids fit");
+        kill(Pid::from_raw(pid), Signal::SIGTERM)
+            .map_err(|error| format!("it could not be told to stop: {error}"))?;
+        let mut last = None;
+        // Its output ends when it does.
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.lines.recv_timeout(left) {
+                Ok(line) => last = line.parse().ok(),
+                Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) => {
+                    return Err(self.why(&format!("the checkpoint took more than {STEP_LIMIT:?}")));
+                }
+            }
+        }
+        let status = self.supervisor.wait().map_err(|error| error.to_string())?;
+        let wanted = ExitCode::Checkpointed.number();
+        match (last, status.code()) {
+            (Some(last), Some(code)) if code == i32::from(wanted) => Ok(last),
+            (None, Some(code)) if code == i32::from(wanted) => Err("it said nothing".to_owned()),
+            _ => Err(self.why(&format!("it was not checkpointed ({status})"))),
+        }
+    }
+
+    /// What happened, with the last word of the log.
+    fn why(&self, what: &str) -> String {
+        let log = fs::read_to_string(&self.log).unwrap_or_default();
+        let reason = log.lines().rev().find_map(|line| {
+            let line: serde_json::Value = serde_json::from_str(line).ok()?;
+            line.get("reason")?.as_str().map(str::to_owned)
+        });
+        let last = reason.or_else(|| log.lines().last().map(str::to_owned));
+        match last {
+            Some(last) => format!("{what}: {last}"),
+            None => what.to_owned(),
+        }
+    }
+}
+
+/// The word by which this binary becomes the child of a rehearsal.
+pub const CHILD_COMMAND: &str = "rehearsal-child";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_worst_finding_decides() {
+        let examined = |findings: Vec<Finding>| Examined {
+            schema: 1,
+            verdict: findings
+                .iter()
+                .map(|one| one.level)
+                .max()
+                .expect("there are some"),
+            findings,
+        };
+        let ok = || Finding::ok("kernel", "Linux");
+        let warning = || Finding::warning("memory", "little", "more");
+        let fatal = || Finding::fatal("criu", "none", "install it");
+        assert!(examined(vec![ok()]).verdict().is_ok());
+        for (findings, code, words) in [
+            (vec![ok(), warning()], ExitCode::Warnings, "1 warnings"),
+            (
+                vec![fatal(), warning(), fatal()],
+                ExitCode::Unfit,
+                "2 reasons",
+            ),
+        ] {
+            let failure = examined(findings).verdict().expect_err("it is not well");
+            assert_eq!(failure.code(), code);
+            assert!(failure.to_string().contains(words), "{failure}");
+        }
+        let text = examined(vec![ok(), fatal()]).human();
+        assert_eq!(
+            text,
+            "ok      kernel            Linux\nFATAL   criu              none\n                          -> install it\n"
+        );
+    }
+}
