@@ -25,6 +25,7 @@ pub enum ExitCode {
     Fenced,
     StoreUnreachable,
     SettingsInvalid,
+    KeyRefused,
     DamagedSnapshot,
     NoSuchGeneration,
     NotDone,
@@ -46,6 +47,7 @@ impl ExitCode {
         Self::Fenced,
         Self::StoreUnreachable,
         Self::SettingsInvalid,
+        Self::KeyRefused,
         Self::DamagedSnapshot,
         Self::NoSuchGeneration,
         Self::NotDone,
@@ -67,6 +69,7 @@ impl ExitCode {
             Self::Fenced => 172,
             Self::StoreUnreachable => 173,
             Self::SettingsInvalid => 174,
+            Self::KeyRefused => 175,
             Self::DamagedSnapshot => 176,
             Self::NoSuchGeneration => 177,
             Self::NotDone => 178,
@@ -88,6 +91,7 @@ impl ExitCode {
             Self::Fenced => "fenced",
             Self::StoreUnreachable => "store unreachable",
             Self::SettingsInvalid => "settings invalid",
+            Self::KeyRefused => "key refused",
             Self::DamagedSnapshot => "damaged snapshot",
             Self::NoSuchGeneration => "no such generation",
             Self::NotDone => "not done",
@@ -108,7 +112,7 @@ impl ExitCode {
             | Self::FailedBeforeReady
             | Self::NoValidSnapshot
             | Self::Fenced => "run",
-            Self::StoreUnreachable => {
+            Self::StoreUnreachable | Self::KeyRefused => {
                 "run, snapshots, show, verify, extract, tag, untag, pin, unpin, prune"
             }
             Self::DamagedSnapshot => "show, verify, extract, prune",
@@ -148,6 +152,11 @@ impl ExitCode {
             }
             Self::SettingsInvalid => {
                 "A flag, an environment variable or the settings file is not valid. Nothing was started."
+            }
+            Self::KeyRefused => {
+                "The keys that are set do not open what is stored of the job, there is none and it is sealed, there is one \
+                 and it is not, KMS did not give it, or the job's head does not carry the seal of its key. Nothing was \
+                 started and nothing was changed: a job never begins anew because a key is wrong."
             }
             Self::DamagedSnapshot => {
                 "A snapshot is not as it was stored; the message says what is wrong with it. `prune` lets nothing go \

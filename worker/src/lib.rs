@@ -9,6 +9,7 @@ pub mod control;
 pub mod engine;
 pub mod failure;
 mod host;
+pub mod keys;
 pub mod logging;
 pub mod metrics;
 mod named;

@@ -26,6 +26,7 @@ use bytes::Bytes;
 
 pub use directory::DirectoryStore;
 pub use location::{AddressError, StoreAddress};
+pub(crate) use s3::aws_config;
 pub use s3::{Addressing, S3Limits, S3Options, S3Store};
 pub use unreliable::UnreliableStore;
 

@@ -872,6 +872,18 @@ impl Error for Cause {
 
 // ---- Settings of the SDK
 
+/// The settings of other services of AWS: found in the same places, by the same way through the network.
+pub(crate) async fn aws_config(region: Option<String>) -> aws_config::SdkConfig {
+    let options = S3Options {
+        region,
+        ..S3Options::default()
+    };
+    let config = Box::pin(sdk_config(&options, trust_store())).await;
+    // There is no other place that tries again.
+    let config = config.into_builder().retry_config(RetryConfig::standard());
+    config.build()
+}
+
 async fn sdk_config(options: &S3Options, trusted: TrustStore) -> aws_config::SdkConfig {
     let context = TlsContext::builder().with_trust_store(trusted).build();
     let http = aws_smithy_http_client::Builder::new()
