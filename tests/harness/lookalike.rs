@@ -55,15 +55,29 @@ impl Lookalike {
         self.ask("GET", &format!("/{bucket}/{key}"))
     }
 
+    /// Makes a key of KMS and returns its id.
+    pub(crate) fn make_kms_key(&self) -> String {
+        let answer = self.send("POST", "/", "kms", "TrentService.CreateKey", "{}");
+        let answer: serde_json::Value = serde_json::from_slice(&answer).expect("it is JSON");
+        let id = answer["KeyMetadata"]["KeyId"].as_str();
+        id.expect("a key has an id").to_owned()
+    }
+
     /// The body of the answer to a request that must succeed.
     fn ask(&self, method: &str, path: &str) -> Vec<u8> {
+        self.send(method, path, "s3", "", "")
+    }
+
+    fn send(&self, method: &str, path: &str, service: &str, target: &str, body: &str) -> Vec<u8> {
         let host = self.url.trim_start_matches("http://");
         let mut stream = TcpStream::connect(host).expect("it listens");
         // Any credentials are taken, but without any the objects are private.
         let head = format!(
-            "{method} {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: 0\r\nConnection: close\r\n\
-             Authorization: AWS4-HMAC-SHA256 Credential=a/20260101/us-east-1/s3/aws4_request, \
-             SignedHeaders=host, Signature=0\r\n\r\n"
+            "{method} {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {}\r\nConnection: close\r\n\
+             Content-Type: application/x-amz-json-1.1\r\nX-Amz-Target: {target}\r\n\
+             Authorization: AWS4-HMAC-SHA256 Credential=a/20260101/us-east-1/{service}/aws4_request, \
+             SignedHeaders=host, Signature=0\r\n\r\n{body}",
+            body.len()
         );
         stream.write_all(head.as_bytes()).expect("it reads");
         let mut answer = Vec::new();

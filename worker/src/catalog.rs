@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use reprieve_core::document::{self, DocumentError};
+use reprieve_core::document::{self, DocumentError, Stored};
 use reprieve_core::head::{self, Finished, Generation, Head, Owner};
 use reprieve_core::manifest::{self, Manifest};
 use reprieve_core::retention::{self, Policy};
@@ -15,6 +15,7 @@ use reprieve_core::selection::{self, Contents};
 use reprieve_core::sweep::{self, Object, Refusal};
 use tokio::time::Instant;
 
+use crate::keys::{KeyError, Keyring, MasterKey, OpenError, Opened, Place};
 use crate::store::{Condition, Store, StoreError, StoreErrorKind, Tag, retry};
 
 /// Objects asked for in one listing; S3 gives no more.
@@ -50,6 +51,17 @@ pub enum CatalogError {
         "the manifest would have {0} bytes, more than is ever read; the snapshot has too many parts"
     )]
     TooLarge(usize),
+    /// With other keys it could be read; nothing is known about the job.
+    #[error("the head of the job at {key} is refused")]
+    Sealing {
+        key: String,
+        #[source]
+        source: DocumentError,
+    },
+    #[error("a key of the job is not there")]
+    Key(#[from] KeyError),
+    #[error("the kernel gives no random bytes")]
+    Random(#[source] std::io::Error),
     /// The head belongs to another job or to a newer program.
     #[error("the head of the job at {key} cannot be used")]
     Head {
@@ -64,6 +76,7 @@ pub enum CatalogError {
 pub struct Catalog {
     store: Arc<dyn Store>,
     job: String,
+    keys: Arc<Keyring>,
 }
 
 /// What was found at the start.
@@ -71,6 +84,8 @@ pub struct Catalog {
 pub struct Found {
     pub head: Option<Head>,
     pub tag: Option<Tag>,
+    /// What the head is sealed with, if it is.
+    pub key: Option<Arc<MasterKey>>,
     pub contents: Contents,
     /// Why the head could not be used, when there was one.
     pub damage: Option<DocumentError>,
@@ -88,14 +103,30 @@ impl Found {
 pub struct Lease {
     pub head: Head,
     tag: Tag,
+    /// What everything is sealed with that its holder writes; `None` if nothing is.
+    pub key: Option<Arc<MasterKey>>,
 }
 
 impl Catalog {
+    /// Without keys: what is sealed is refused.
     pub fn new(store: Arc<dyn Store>, job: &str) -> Self {
+        Self::with_keys(store, job, Arc::new(Keyring::none()))
+    }
+
+    pub fn with_keys(store: Arc<dyn Store>, job: &str, keys: Arc<Keyring>) -> Self {
         Self {
             store,
             job: job.to_owned(),
+            keys,
         }
+    }
+
+    pub fn job(&self) -> &str {
+        &self.job
+    }
+
+    pub fn keys(&self) -> &Keyring {
+        &self.keys
     }
 
     pub fn store(&self) -> &Arc<dyn Store> {
@@ -118,16 +149,13 @@ impl Catalog {
             self.store.get(&key, document::SIZE_LIMIT)
         })
         .await;
-        let (head, tag, damage) = match object {
-            Ok(object) => match Head::from_bytes(&object.bytes) {
-                Ok(head) => (Some(head), Some(object.tag), None),
-                // Rewriting what a newer program wrote would destroy it.
-                Err(source @ DocumentError::OtherVersion { .. }) => {
-                    return Err(CatalogError::Head { key, source });
-                }
-                Err(damage) => (None, Some(object.tag), Some(damage)),
+        let (head, tag, key, damage) = match object {
+            Ok(object) => match self.open(&object.bytes, deadline).await {
+                Ok(Opened { value, key }) => (Some(value), Some(object.tag), key, None),
+                Err(CatalogError::NoHead(damage)) => (None, Some(object.tag), None, damage),
+                Err(error) => return Err(error),
             },
-            Err(error) if error.kind == StoreErrorKind::NotFound => (None, None, None),
+            Err(error) if error.kind == StoreErrorKind::NotFound => (None, None, None, None),
             Err(error) => return Err(error.into()),
         };
         let manifests = if head.is_none() {
@@ -139,9 +167,55 @@ impl Catalog {
         Ok(Found {
             head,
             tag,
+            key,
             contents,
             damage,
         })
+    }
+
+    /// Opens the head. With a key, one that is not what a holder of the key wrote is refused, and not taken for a lost one:
+    /// the job must not begin anew, nor go back, because somebody altered it.
+    async fn open(&self, bytes: &[u8], deadline: Instant) -> Result<Opened<Head>, CatalogError> {
+        let place = Place {
+            store: &self.store,
+            job: &self.job,
+            name: head::KEY,
+        };
+        let refused = |source| CatalogError::Sealing {
+            key: self.key(head::KEY),
+            source,
+        };
+        match self.keys.open(place, bytes, false, deadline).await {
+            Ok(opened) => Ok(opened),
+            // Rewriting what a newer program wrote would destroy it.
+            Err(OpenError::Document(source @ DocumentError::OtherVersion { .. })) => {
+                Err(CatalogError::Head {
+                    key: self.key(head::KEY),
+                    source,
+                })
+            }
+            Err(OpenError::Document(source)) if self.keys.seals() || source.is_about_keys() => {
+                Err(refused(source))
+            }
+            Err(OpenError::Document(damage)) => Err(CatalogError::NoHead(Some(damage))),
+            Err(OpenError::Key(error)) => Err(error.into()),
+        }
+    }
+
+    /// A document of the job, sealed if there is a key.
+    fn seal<T: Stored>(
+        &self,
+        key: Option<&Arc<MasterKey>>,
+        name: &str,
+        value: &T,
+    ) -> Result<Bytes, CatalogError> {
+        let bytes = match key {
+            Some(key) => key
+                .seal(&self.job, name, value)
+                .map_err(CatalogError::Random)?,
+            None => document::seal(T::KIND, T::VERSION, value),
+        };
+        Ok(bytes.into())
     }
 
     async fn manifests(&self, deadline: Instant) -> Result<Vec<String>, CatalogError> {
@@ -195,8 +269,12 @@ impl Catalog {
                 ..Head::new(&self.job)
             }
         });
-        self.replace(found.tag.clone(), before.claimed(owner, nonce()), deadline)
-            .await
+        let key = self
+            .keys
+            .newest(&self.store, &self.job, found.key.as_ref(), deadline)
+            .await?;
+        let head = before.claimed(owner, nonce());
+        self.replace(found.tag.clone(), head, key, deadline).await
     }
 
     /// Writes the manifest and then the head. When this returns, the snapshot counts. `base` is the manifest of the
@@ -211,7 +289,7 @@ impl Catalog {
     ) -> Result<(), CatalogError> {
         // Before anything is written, so that nothing is left behind for the most likely reason.
         sweep::may_commit(&lease.head, manifest, base)?;
-        let bytes = Bytes::from(manifest.to_bytes());
+        let bytes = self.seal(lease.key.as_ref(), &manifest.key(), manifest)?;
         if bytes.len() as u64 > document::SIZE_LIMIT {
             // Committed, it could not be read again.
             return Err(CatalogError::TooLarge(bytes.len()));
@@ -258,7 +336,12 @@ impl Catalog {
     ) -> Result<(), CatalogError> {
         for _ in 0..CHANGE_TRIES {
             let written = self
-                .replace(Some(lease.tag.clone()), change(&lease.head)?, deadline)
+                .replace(
+                    Some(lease.tag.clone()),
+                    change(&lease.head)?,
+                    lease.key.clone(),
+                    deadline,
+                )
                 .await;
             match written {
                 Ok(renewed) => {
@@ -286,7 +369,9 @@ impl Catalog {
                 Ok(head) => head,
                 Err(reason) => return Ok(Err(reason)),
             };
-            match self.replace(Some(present.tag), head, deadline).await {
+            // With the key that it has: only an owner changes to a newer one.
+            let Lease { tag, key, .. } = present;
+            match self.replace(Some(tag), head, key, deadline).await {
                 Ok(lease) => return Ok(Ok(lease.head)),
                 Err(CatalogError::Fenced(_)) => {}
                 Err(error) => return Err(error),
@@ -308,7 +393,16 @@ impl Catalog {
             let by = describe(present.head.owner.as_ref(), present.head.epoch);
             return Err(CatalogError::Fenced(by));
         }
-        *lease = present;
+        if lease.key.is_some() && present.key.is_none() {
+            return Err(CatalogError::Sealing {
+                key: self.key(head::KEY),
+                source: DocumentError::NotSealed,
+            });
+        }
+        *lease = Lease {
+            key: lease.key.take(),
+            ..present
+        };
         Ok(())
     }
 
@@ -325,13 +419,11 @@ impl Catalog {
             }
             Err(error) => return Err(error.into()),
         };
-        let head = Head::from_bytes(&present.bytes).map_err(|damage| match damage {
-            source @ DocumentError::OtherVersion { .. } => CatalogError::Head { key, source },
-            damage => CatalogError::NoHead(Some(damage)),
-        })?;
+        let Opened { value, key } = self.open(&present.bytes, deadline).await?;
         Ok(Lease {
-            head,
+            head: value,
             tag: present.tag,
+            key,
         })
     }
 
@@ -378,35 +470,37 @@ impl Catalog {
         &self,
         tag: Option<Tag>,
         head: Head,
+        key: Option<Arc<MasterKey>>,
         deadline: Instant,
     ) -> Result<Lease, CatalogError> {
-        let key = self.key(head::KEY);
-        let bytes = Bytes::from(head.to_bytes());
+        let name = self.key(head::KEY);
+        let bytes = self.seal(key.as_ref(), head::KEY, &head)?;
         let condition = tag.map_or(Condition::Absent, Condition::Matches);
         let put = retry::retry(deadline, "put", || {
-            self.store.put(&key, bytes.clone(), condition.clone())
+            self.store.put(&name, bytes.clone(), condition.clone())
         })
         .await;
         match put {
-            Ok(tag) => Ok(Lease { head, tag }),
-            Err(error) => self.after_failure(&key, head, error, deadline).await,
+            Ok(tag) => Ok(Lease { head, tag, key }),
+            Err(error) => self.after_failure(head, key, error, deadline).await,
         }
     }
 
     /// A failed write may have taken place all the same. The head in the store tells, if it can be read.
     async fn after_failure(
         &self,
-        key: &str,
         head: Head,
+        key: Option<Arc<MasterKey>>,
         error: StoreError,
         deadline: Instant,
     ) -> Result<Lease, CatalogError> {
+        let name = self.key(head::KEY);
         let refused = error.kind == StoreErrorKind::ConditionFailed;
         if !refused && !error.kind.is_retryable() {
             return Err(error.into());
         }
         let present = match retry::retry(deadline, "get", || {
-            self.store.get(key, document::SIZE_LIMIT)
+            self.store.get(&name, document::SIZE_LIMIT)
         })
         .await
         {
@@ -414,20 +508,21 @@ impl Catalog {
             Err(_) if refused => return Err(error.into()),
             Err(_) => return Err(CatalogError::Unknown(error)),
         };
-        match Head::from_bytes(&present.bytes) {
-            Ok(found) if found.nonce == head.nonce => Ok(Lease {
+        match self.open(&present.bytes, deadline).await {
+            Ok(found) if found.value.nonce == head.nonce => Ok(Lease {
                 head,
                 tag: present.tag,
+                key,
             }),
             Ok(found) if refused => Err(CatalogError::Fenced(describe(
-                found.owner.as_ref(),
-                found.epoch,
+                found.value.owner.as_ref(),
+                found.value.epoch,
             ))),
             Ok(_) => Err(error.into()),
-            Err(source) => Err(CatalogError::Head {
-                key: key.to_owned(),
-                source,
-            }),
+            Err(CatalogError::NoHead(Some(source))) => {
+                Err(CatalogError::Head { key: name, source })
+            }
+            Err(error) => Err(error),
         }
     }
 }
@@ -452,6 +547,8 @@ pub(crate) mod tests {
     use reprieve_core::manifest::{AppFacts, HostFacts, Part, Sizes, Stdio};
     use reprieve_core::notice::{Afterwards, Trigger};
 
+    use crate::keys::Unsealed;
+    use crate::pages::load::Unusable;
     use crate::store::DirectoryStore;
 
     pub(crate) fn soon() -> Instant {
@@ -504,6 +601,7 @@ pub(crate) mod tests {
             parts: parts.iter().map(part).collect(),
             index: Vec::new(),
             sizes: Sizes::default(),
+            keys: Default::default(),
         }
     }
 
@@ -565,6 +663,97 @@ pub(crate) mod tests {
             (head.finished, numbers(&head)),
             (Some(finished), vec![6, 5, 4])
         );
+    }
+
+    #[tokio::test]
+    async fn a_sealed_head_changes_its_key_with_its_owner_and_is_never_taken_for_a_lost_one() {
+        let (directory, unsealed) = catalog();
+        let with = |numbers: &[u8]| {
+            let keys = Keyring::for_tests(numbers, Unsealed::Refuse);
+            Catalog::with_keys(Arc::clone(&unsealed.store), "job", Arc::new(keys))
+        };
+        let id = |key: &Option<Arc<MasterKey>>| key.as_ref().map(|key| key.id().to_owned());
+        let first = with(&[1]);
+        let mut lease = claim(&first, "v").await;
+        let made = snapshot(&first, &mut lease, Policy::last(5)).await;
+        let candidate = (&lease.head.generations[0]).into();
+        let read = crate::pages::load::manifest(&first, &candidate, soon());
+        assert_eq!(read.await.expect("it is ours").manifest, made);
+
+        let second = with(&[2, 1]);
+        // An operator who has both keys leaves it as it is; a new owner takes the newer one.
+        let amended = second.amend(soon(), |head| Ok::<_, ()>(head.without(&[], nonce())));
+        amended.await.expect("the store works").expect("a change");
+        first
+            .beat(&mut lease, soon())
+            .await
+            .expect("it is still ours");
+        let before = id(&lease.key);
+        let mut lease = claim(&second, "w").await;
+        assert!(id(&lease.key).is_some() && id(&lease.key) != before);
+        for refused in [with(&[1]).find(soon()).await, unsealed.find(soon()).await] {
+            let refused = refused.expect_err("it has another key");
+            let CatalogError::Sealing { source, .. } = refused else {
+                panic!("{refused:?}")
+            };
+            assert!(source.is_about_keys(), "{source}");
+        }
+        let key = directory.path().join("job/HEAD");
+        let whole = std::fs::read(&key).expect("it can be read");
+        let owner = |head: &Head| (head.epoch, head.owner.clone());
+        for altered in [lease.head.to_bytes(), Vec::new(), whole[1..].to_vec()] {
+            std::fs::write(&key, &altered).expect("it can be written");
+            let found = second.find(soon()).await;
+            assert!(
+                matches!(found, Err(CatalogError::Sealing { .. })),
+                "{found:?}"
+            );
+            let beaten = second.beat(&mut lease, soon()).await;
+            assert!(
+                matches!(beaten, Err(CatalogError::Sealing { .. })),
+                "{beaten:?}"
+            );
+            let present = std::fs::read(&key).expect("it can be read");
+            assert_eq!(present, altered, "what was found was written over");
+        }
+        std::fs::write(&key, &whole).expect("it can be written");
+        second.beat(&mut lease, soon()).await.expect("it is ours");
+        let found = second.find(soon()).await.expect("it is sealed");
+        assert_eq!(found.head.as_ref().map(owner), Some(owner(&lease.head)));
+    }
+
+    #[tokio::test]
+    async fn a_manifest_in_the_place_of_another_is_refused() {
+        let (directory, unsealed) = catalog();
+        let with = |job: &str| {
+            let keys = Arc::new(Keyring::for_tests(&[1], Unsealed::Refuse));
+            Catalog::with_keys(Arc::clone(&unsealed.store), job, keys)
+        };
+        let (ours, other) = (with("job"), with("other"));
+        let mut lease = claim(&ours, "v").await;
+        let first = snapshot(&ours, &mut lease, Policy::last(5)).await;
+        let second = snapshot(&ours, &mut lease, Policy::last(5)).await;
+        let path = |job: &str, made: &Manifest| directory.path().join(job).join(made.key());
+        std::fs::create_dir_all(directory.path().join("other/manifests")).expect("directory");
+        for (job, catalog, from, to) in [
+            ("job", &ours, &first, &second),
+            ("other", &other, &first, &first),
+        ] {
+            let whole = std::fs::read(path("job", from)).expect("it can be read");
+            std::fs::write(path(job, to), whole).expect("it can be written");
+            // Found by listing: no digest is known.
+            let candidate = selection::Candidate {
+                manifest: to.key(),
+                digest: None,
+            };
+            let read = crate::pages::load::manifest(catalog, &candidate, soon()).await;
+            let error = read.expect_err("it belongs elsewhere");
+            assert!(
+                matches!(error, Unusable::Manifest(DocumentError::Forged)),
+                "{job}: {error}"
+            );
+            assert!(!error.is_about_keys());
+        }
     }
 
     #[tokio::test]
@@ -649,6 +838,7 @@ pub(crate) mod tests {
         let stale = Lease {
             head: lease.head.clone(),
             tag: lease.tag.clone(),
+            key: None,
         };
         let policy = Policy::last(5);
         let made = snapshot(&catalog, &mut lease, policy).await;

@@ -36,6 +36,7 @@ pub enum ExitCode {
     TimedOut,
     Warnings,
     Unfit,
+    KeyRefused,
 }
 
 impl ExitCode {
@@ -60,6 +61,7 @@ impl ExitCode {
         Self::TimedOut,
         Self::Warnings,
         Self::Unfit,
+        Self::KeyRefused,
     ];
 
     /// The number, for [`ExitCode::Checkpointed`] the default of the setting `checkpointed-exit-code`.
@@ -84,6 +86,7 @@ impl ExitCode {
             Self::TimedOut => 183,
             Self::Warnings => 184,
             Self::Unfit => 185,
+            Self::KeyRefused => 186,
         }
     }
 
@@ -108,6 +111,7 @@ impl ExitCode {
             Self::TimedOut => "timed out",
             Self::Warnings => "warnings",
             Self::Unfit => "unfit",
+            Self::KeyRefused => "key refused",
         }
     }
 
@@ -121,7 +125,7 @@ impl ExitCode {
             | Self::NoValidSnapshot
             | Self::Fenced
             | Self::StoreUnfit => "run",
-            Self::StoreUnreachable => {
+            Self::StoreUnreachable | Self::KeyRefused => {
                 "run, snapshots, show, inspect, diff, verify, extract, tag, untag, pin, unpin, prune"
             }
             Self::DamagedSnapshot => "show, inspect, diff, verify, extract, prune",
@@ -196,6 +200,11 @@ impl ExitCode {
             Self::TimedOut => {
                 "The requested checkpoint was not durable in time. It was given up or its end is not known; \
                  `reprieve status` tells."
+            }
+            Self::KeyRefused => {
+                "The keys that are set do not open what is stored of the job, there is none and it is sealed, there is one \
+                 and it is not, KMS did not give it, or the job's head does not carry the seal of its key. Nothing was \
+                 started and nothing was changed: a job never begins anew because a key is wrong."
             }
             Self::Warnings => {
                 "Checkpoints work here; something about the place should be looked at."

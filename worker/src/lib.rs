@@ -11,6 +11,7 @@ pub mod engine;
 pub mod failure;
 mod host;
 pub mod images;
+pub mod keys;
 pub mod logging;
 pub mod metrics;
 mod named;

@@ -12,7 +12,7 @@ use reprieve::engine::hook;
 use reprieve::failure::{self, Failure};
 use reprieve::logging::Logging;
 use reprieve::metrics::Exporter;
-use reprieve::settings::{ProcessEnvironment, Settings};
+use reprieve::settings::{self, ProcessEnvironment, Settings};
 use reprieve::supervisor::reaper::Reaper;
 use reprieve::supervisor::{Clock, Supervisor};
 use reprieve::sys;
@@ -29,6 +29,9 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Threads for calls that block. They stay once started: a thread takes a process id, and a restore needs those of its
 /// app to be free.
 const BLOCKING_THREADS: usize = 8;
+
+/// [`settings::KEY_VARIABLE`] as the C library takes it.
+const KEY_VARIABLE: &std::ffi::CStr = c"REPRIEVE_KEY";
 
 fn main() -> ExitCode {
     if let Some(code) = hook::run_if_called(|name| std::env::var_os(name)) {
@@ -58,7 +61,13 @@ fn invoke() -> Result<u8, Failure> {
         // so that all inherit it.
         signals::block_all().map_err(|error| before_ready("signals cannot be blocked", error))?;
     }
-    match cli::parse(std::env::args_os(), &ProcessEnvironment)? {
+    let invocation = cli::parse(std::env::args_os(), &ProcessEnvironment);
+    if std::env::var_os(settings::KEY_VARIABLE).is_some() {
+        // The first other thread is started by the runtime.
+        sys::wipe_variable(KEY_VARIABLE)
+            .map_err(|error| before_ready("REPRIEVE_KEY cannot be wiped", error))?;
+    }
+    match invocation? {
         Invocation::Run(settings, app) => run(*settings, app),
         Invocation::Checkpoint(request) => request.carry_out(&mut io::stdout()).map(|()| 0),
         Invocation::Status(request) => request.carry_out(&mut io::stdout()).map(|()| 0),

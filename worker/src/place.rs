@@ -5,8 +5,10 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use crate::failure::{ExitCode, Failure};
+use crate::keys::{Keyring, Source, Unsealed};
 use crate::settings::{
-    self, PathStyle, S3Encryption, S3RequestPayer, S3StorageClass, StoreSettings,
+    self, KeySettings, OnUnsealed, PathStyle, S3Encryption, S3RequestPayer, S3StorageClass,
+    StoreSettings,
 };
 use crate::store::{
     self, Addressing, Encryption, S3Objects, S3Options, Store, StoreAddress, StoreError,
@@ -66,6 +68,56 @@ fn objects(settings: &settings::S3Objects) -> S3Objects {
         },
         requester_pays: settings.request_payer == S3RequestPayer::Requester,
     }
+}
+
+/// Reads the keys that are set.
+pub(crate) async fn keys(
+    settings: &KeySettings,
+    store: &StoreSettings,
+) -> Result<Arc<Keyring>, Failure> {
+    let has_kms = settings
+        .sources
+        .iter()
+        .any(|source| matches!(source, Source::Kms(_)));
+    let kms = match has_kms {
+        true => Some(aws_sdk_kms::Client::new(
+            &store::aws_config(store.s3_region.clone()).await,
+        )),
+        false => None,
+    };
+    let unsealed = match settings.on_unsealed {
+        OnUnsealed::Refuse => Unsealed::Refuse,
+        OnUnsealed::Accept => Unsealed::Accept,
+    };
+    let read = Keyring::read(&settings.sources, unsealed, kms);
+    read.map(Arc::new).map_err(|(source, error)| {
+        Failure::new(
+            ExitCode::SettingsInvalid,
+            format!("{source} cannot be used"),
+        )
+        .caused_by(error)
+        .remedy(
+            "give 32 bytes as they are, in hexadecimal or in base64, or a passphrase in one line; \
+             `openssl rand -hex 32` makes a good key",
+        )
+    })
+}
+
+/// What a person reads when the keys do not open what is there.
+pub(crate) fn refused_keys(
+    job: &str,
+    error: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+) -> Failure {
+    Failure::new(
+        ExitCode::KeyRefused,
+        format!("the keys that are set do not fit job {job}"),
+    )
+    .caused_by(error)
+    .remedy(
+        "nothing was started, changed or lost; give the key that the job was stored with (--key-file, REPRIEVE_KEY or \
+         --kms-key; an older one with --old-key-file or --old-kms-key). Only if the job was stored without a key and is to \
+         have one from now on: --on-unsealed accept, once. What nobody of yours wrote is not to be accepted at all",
+    )
 }
 
 /// What a person reads when a store does not do as asked.

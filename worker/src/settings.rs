@@ -14,7 +14,7 @@ use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::io::Read;
 use std::net::SocketAddr;
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -24,12 +24,16 @@ use tracing_subscriber::EnvFilter;
 use url::Url;
 
 use crate::failure::{ExitCode, Failure};
+use crate::keys::{Secret, Source as KeySource};
 use crate::named::named;
 
 /// Read when it exists and no other file is named.
 pub const DEFAULT_FILE: &str = "/etc/reprieve.toml";
 /// Names the settings file; not a setting itself, as a file cannot name itself.
 pub const FILE_VARIABLE: &str = "REPRIEVE_CONFIG";
+/// Holds a key or passphrase; not a setting itself, since a secret has no place in a file of settings or on a command
+/// line, which everybody can read.
+pub const KEY_VARIABLE: &str = "REPRIEVE_KEY";
 
 const VARIABLE_PREFIX: &str = "REPRIEVE_";
 /// A settings file is a page; whatever is larger is some other file.
@@ -76,6 +80,11 @@ pub enum Kind {
     Program,
     /// An absolute path and the largest number of bytes it may have.
     Path(usize),
+    /// Absolute paths with commas between them.
+    Paths,
+    KmsKey,
+    /// Several with commas between them.
+    KmsKeys,
     ListenAddress,
     LogFilter,
     /// Printable ASCII without spaces, and its greatest length.
@@ -93,6 +102,13 @@ pub struct Setting {
     /// What holds while there is no value; empty when there is a default.
     pub unset: &'static str,
     pub meaning: &'static str,
+}
+
+impl Kind {
+    /// Whether a flag of it may be given several times, for a list.
+    pub(crate) fn is_list(self) -> bool {
+        matches!(self, Self::Paths | Self::KmsKeys)
+    }
 }
 
 impl Setting {
@@ -119,6 +135,7 @@ impl Setting {
 }
 
 const STORE: &str = "Store";
+const KEYS: &str = "Keys";
 const EVICTION: &str = "Eviction and checkpoint";
 const BOOT: &str = "Boot and restore";
 const HOST: &str = "Host";
@@ -276,6 +293,51 @@ pub const TABLE: &[Setting] = &[
         default: Some("64MiB"),
         unset: "",
         meaning: "Memory for data on its way between the job and the store.",
+    },
+    Setting {
+        name: "key-file",
+        section: KEYS,
+        kind: Kind::Path(usize::MAX),
+        default: None,
+        unset: "nothing is sealed, unless `kms-key` or the environment variable `REPRIEVE_KEY` is set",
+        meaning: "A file with the key that snapshots are encrypted and signed with: 32 bytes as they are, in hexadecimal \
+                  or in base64, or a passphrase in one line.",
+    },
+    Setting {
+        name: "kms-key",
+        section: KEYS,
+        kind: Kind::KmsKey,
+        default: None,
+        unset: "nothing is sealed, unless `key-file` or the environment variable `REPRIEVE_KEY` is set",
+        meaning: "The key of AWS KMS that encrypts the job's key. Reprieve asks for `kms:GenerateDataKey` once for each job \
+                  and for `kms:Decrypt` at each start, with the job's name as encryption context (`reprieve-job`).",
+    },
+    Setting {
+        name: "old-key-file",
+        section: KEYS,
+        kind: Kind::Paths,
+        default: None,
+        unset: "snapshots are opened with the newest key only",
+        meaning: "Files with keys that older snapshots were sealed with. They only open; new snapshots are sealed with the \
+                  key of `key-file`, `kms-key` or `REPRIEVE_KEY`. The flag can be repeated.",
+    },
+    Setting {
+        name: "old-kms-key",
+        section: KEYS,
+        kind: Kind::KmsKeys,
+        default: None,
+        unset: "snapshots are opened with the newest key only",
+        meaning: "The same for keys of AWS KMS. The flag can be repeated.",
+    },
+    Setting {
+        name: "on-unsealed",
+        section: KEYS,
+        kind: Kind::Choice(OnUnsealed::NAMES),
+        default: Some("refuse"),
+        unset: "",
+        meaning: "When a key is set and the job was stored without one: end with exit code 186 (`refuse`), or go on from what \
+                  is there and seal everything from now on (`accept`). Anybody who may write the store can put something there \
+                  that is not sealed, so `accept` is for one start, right after a key was first set.",
     },
     Setting {
         name: "term-grace",
@@ -487,6 +549,11 @@ named! {
 }
 
 named! {
+    /// What to do with what is not sealed although a key is set.
+    pub enum OnUnsealed { Refuse = "refuse", Accept = "accept", }
+}
+
+named! {
     /// What to do when another worker owns the job.
     pub enum OnOtherOwner { Wait = "wait", TakeOver = "take-over", Leave = "leave", }
 }
@@ -532,6 +599,7 @@ pub struct Settings {
     pub waste_factor: u32,
     pub compression: Compression,
     pub memory_budget_bytes: u64,
+    pub keys: KeySettings,
     pub term_grace: Duration,
     pub deadline_margin: Duration,
     pub stop_grace: Duration,
@@ -553,6 +621,94 @@ pub struct Settings {
     pub log: LogSettings,
     /// What is allowed but dangerous, to be logged once logging works.
     pub warnings: Vec<String>,
+}
+
+/// Where keys come from.
+#[derive(Clone, Debug, PartialEq)]
+pub struct KeySettings {
+    /// The newest first; older ones only open.
+    pub sources: Vec<KeySource>,
+    pub on_unsealed: OnUnsealed,
+}
+
+impl KeySettings {
+    fn typed(merged: &Merged, environment: &dyn Environment) -> Self {
+        let list = |name: &str| -> Vec<String> {
+            let text = merged.text(name).unwrap_or_default();
+            text.split(',')
+                .filter(|one| !one.is_empty())
+                .map(str::to_owned)
+                .collect()
+        };
+        let newest = newest_sources(merged, environment);
+        let old_files = list("old-key-file")
+            .into_iter()
+            .map(|path| KeySource::File(path.into()));
+        let old_kms = list("old-kms-key").into_iter().map(KeySource::Kms);
+        Self {
+            sources: newest
+                .into_iter()
+                .map(|(_, source)| source)
+                .chain(old_files)
+                .chain(old_kms)
+                .collect(),
+            on_unsealed: merged.need("on-unsealed", Checked::choice(OnUnsealed::from_name)),
+        }
+    }
+
+    /// There is one newest key at most, and older ones only beside it.
+    fn contradictions(merged: &Merged, environment: &dyn Environment) -> Vec<Fault> {
+        let newest = newest_sources(merged, environment);
+        let fault = |name: &str, origin, problem: String, remedy: &str| Fault {
+            name: name.into(),
+            origin,
+            value: None,
+            problem,
+            remedy: remedy.into(),
+        };
+        if let [(first, _), (second, _), ..] = &newest[..] {
+            let problem = format!(
+                "is set beside {first}; there is one key that new snapshots are sealed with"
+            );
+            let remedy = "leave one out; keys that are only to open older snapshots go to old-key-file or old-kms-key";
+            let origin = match *second {
+                KEY_VARIABLE => Origin::Variable(KEY_VARIABLE.into()),
+                name => merged.origin(name),
+            };
+            return vec![fault(second, origin, problem, remedy)];
+        }
+        let old = ["old-key-file", "old-kms-key"]
+            .into_iter()
+            .filter(|name| merged.text(name).is_some());
+        let faults = old.filter(|_| newest.is_empty()).map(|name| {
+            let problem = "is set, and no key that new snapshots are to be sealed with".to_owned();
+            fault(
+                name,
+                merged.origin(name),
+                problem,
+                "set key-file, kms-key or REPRIEVE_KEY as well; it may be the same key",
+            )
+        });
+        faults.collect()
+    }
+}
+
+/// The keys that are set for new snapshots, by the names of their settings.
+fn newest_sources(
+    merged: &Merged,
+    environment: &dyn Environment,
+) -> Vec<(&'static str, KeySource)> {
+    let variables = environment.variables();
+    let secret = variables
+        .into_iter()
+        .find(|(name, value)| name == KEY_VARIABLE && !value.is_empty())
+        .map(|(_, value)| KeySource::Environment(Secret::new(value.into_vec())));
+    let file = merged.get("key-file", Checked::path).map(KeySource::File);
+    let kms = merged.text("kms-key").map(KeySource::Kms);
+    [("key-file", file), (KEY_VARIABLE, secret), ("kms-key", kms)]
+        .into_iter()
+        .filter_map(|(name, source)| Some((name, source?)))
+        .collect()
 }
 
 /// What logging needs to know.
@@ -606,6 +762,7 @@ pub struct StoreSettings {
 #[derive(Clone, Debug, PartialEq)]
 pub struct JobSettings {
     pub store: StoreSettings,
+    pub keys: KeySettings,
     pub job: String,
     pub retention: Policy,
     pub sweep_grace: Duration,
@@ -712,15 +869,16 @@ impl Settings {
         if !faults.is_empty() {
             return Err(Faults(faults));
         }
-        let settings = Self::typed(&merged, argv);
-        let faults = settings.contradictions(&merged);
+        let settings = Self::typed(&merged, layers.environment, argv);
+        let mut faults = settings.contradictions(&merged);
+        faults.extend(KeySettings::contradictions(&merged, layers.environment));
         if !faults.is_empty() {
             return Err(Faults(faults));
         }
         Ok(settings)
     }
 
-    fn typed(merged: &Merged, argv: &[OsString]) -> Self {
+    fn typed(merged: &Merged, environment: &dyn Environment, argv: &[OsString]) -> Self {
         let given = merged.text("job");
         let mut settings = Self {
             store: merged.text("store"),
@@ -742,6 +900,7 @@ impl Settings {
             waste_factor: merged.need("waste-factor", Checked::count),
             compression: merged.need("compression", Checked::choice(Compression::from_name)),
             memory_budget_bytes: merged.need("memory-budget", Checked::bytes),
+            keys: KeySettings::typed(merged, environment),
             term_grace: merged.need("term-grace", Checked::duration),
             deadline_margin: merged.need("deadline-margin", Checked::duration),
             stop_grace: merged.need("stop-grace", Checked::duration),
@@ -869,6 +1028,9 @@ impl Settings {
                     .into(),
             );
         }
+        if self.store.is_none() && !self.keys.sources.is_empty() {
+            dangers.push("a key is set but no store; it has no effect".into());
+        }
         if self.s3_endpoint.is_some()
             && !self
                 .store
@@ -911,6 +1073,11 @@ impl JobSettings {
         "s3-sse-key",
         "s3-storage-class",
         "s3-request-payer",
+        "key-file",
+        "kms-key",
+        "old-key-file",
+        "old-kms-key",
+        "on-unsealed",
         "boot-timeout",
         "restore-timeout",
     ];
@@ -934,6 +1101,7 @@ impl JobSettings {
                 faults.push(not_given(name));
             }
         }
+        faults.extend(KeySettings::contradictions(&merged, layers.environment));
         let (Some(address), Some(job), []) = (store, job, &faults[..]) else {
             return Err(Faults(faults));
         };
@@ -947,6 +1115,7 @@ impl JobSettings {
                 s3_objects: S3Objects::typed(&merged),
                 timeout: merged.need("boot-timeout", Checked::duration),
             },
+            keys: KeySettings::typed(&merged, layers.environment),
             job,
             retention: Policy {
                 last: count("keep-generations"),
@@ -1123,6 +1292,9 @@ fn environment_layer(
             file = Some(PathBuf::from(value));
             continue;
         }
+        if shown == KEY_VARIABLE {
+            continue;
+        }
         match TABLE.iter().find(|setting| setting.variable() == shown) {
             Some(setting) => match value.to_str() {
                 Some(text) => entries.push(Entry {
@@ -1139,7 +1311,7 @@ fn environment_layer(
                 TABLE
                     .iter()
                     .map(Setting::variable)
-                    .chain([FILE_VARIABLE.to_string()]),
+                    .chain([FILE_VARIABLE, KEY_VARIABLE].map(str::to_owned)),
             )),
         }
     }
@@ -1441,6 +1613,18 @@ fn check(kind: Kind, text: &str) -> Result<Checked, Problem> {
             )),
             _ => Ok(Checked::Path(text.into())),
         },
+        Kind::Paths => match text.split(',').all(|path| path.starts_with('/')) {
+            true => Ok(Checked::Text(text.into())),
+            false => Err(Problem::new(kind, "is not a list of absolute paths")),
+        },
+        Kind::KmsKey => match is_kms_key(text) {
+            true => Ok(Checked::Text(text.into())),
+            false => Err(Problem::new(kind, "is not the name of a key of KMS")),
+        },
+        Kind::KmsKeys => match text.split(',').all(is_kms_key) {
+            true => Ok(Checked::Text(text.into())),
+            false => Err(Problem::new(kind, "is not a list of names of keys of KMS")),
+        },
         Kind::ListenAddress => match text.parse() {
             Ok(address) => Ok(Checked::Address(address)),
             Err(_) => Err(Problem::new(kind, "is not an IP address and a port")),
@@ -1518,6 +1702,10 @@ fn is_name(text: &str, punctuation: &[u8], limit: usize) -> bool {
         && text
             .bytes()
             .all(|byte| byte.is_ascii_alphanumeric() || punctuation.contains(&byte))
+}
+
+fn is_kms_key(text: &str) -> bool {
+    is_name(text, b"-_/:", 2048)
 }
 
 fn check_duration(
@@ -1628,6 +1816,11 @@ pub(crate) fn expected(kind: Kind) -> String {
         Kind::Program => "a name without slashes or an absolute path".into(),
         Kind::Path(usize::MAX) => "an absolute path".into(),
         Kind::Path(limit) => format!("an absolute path of at most {limit} bytes"),
+        Kind::Paths => "absolute paths with commas between them".into(),
+        Kind::KmsKey => "the id, the ARN or the alias (alias/NAME) of a key".into(),
+        Kind::KmsKeys => {
+            "ids, ARNs or aliases (alias/NAME) of keys with commas between them".into()
+        }
         Kind::ListenAddress => "an IP address and a port like 0.0.0.0:9184 or [::]:9184".into(),
         Kind::LogFilter => "a level or a list like info,reprieve::store=debug".into(),
         Kind::PlainText(limit) => format!("1 to {limit} printable ASCII characters without spaces"),
@@ -1767,7 +1960,9 @@ pub fn document() -> String {
          Unknown keys and unknown `REPRIEVE_*` variables are refused, except those that Kubernetes sets for a service \
          called `reprieve...` (`REPRIEVE_SERVICE_HOST`, `REPRIEVE_PORT_80_TCP` and so on). `reprieve checkpoint` and \
          `reprieve status` read only `control-socket` and `checkpoint-timeout`.\n\n\
-         No setting holds a secret. Credentials for S3 come from the usual AWS sources.\n",
+         No setting holds a secret. Credentials for S3 and KMS come from the usual AWS sources; a key comes from a file, from \
+         KMS, or from the environment variable `REPRIEVE_KEY`, which holds what a key file would hold and is neither a flag \
+         nor a key of the settings file. Reprieve wipes it from its own environment and gives it to nobody.\n",
     );
     let mut section = "";
     for setting in TABLE {
@@ -1905,6 +2100,10 @@ mod tests {
                 waste_factor: 2,
                 compression: Compression::Auto,
                 memory_budget_bytes: 64 * MIB,
+                keys: KeySettings {
+                    sources: Vec::new(),
+                    on_unsealed: OnUnsealed::Refuse,
+                },
                 term_grace: Duration::from_secs(10),
                 deadline_margin: Duration::from_secs(1),
                 stop_grace: Duration::from_secs(5),
@@ -1934,7 +2133,8 @@ mod tests {
         );
     }
 
-    /// A valid value other than the default for every row, so that no row is left out of `Settings`.
+    /// A valid value other than the default for every row, so that no row is left out of `Settings`; but for `kms-key`,
+    /// which goes not with `key-file` and has a test of its own.
     const OTHERS: &[(&str, &str)] = &[
         ("store", "s3://bucket/pre/fix"),
         ("job", "nightly"),
@@ -1953,6 +2153,10 @@ mod tests {
         ("waste-factor", "3"),
         ("compression", "high"),
         ("memory-budget", "1GiB"),
+        ("key-file", "/secrets/key"),
+        ("old-key-file", "/secrets/a,/secrets/b"),
+        ("old-kms-key", "alias/old"),
+        ("on-unsealed", "accept"),
         ("term-grace", "2m"),
         ("deadline-margin", "500ms"),
         ("stop-grace", "0s"),
@@ -1978,7 +2182,11 @@ mod tests {
     fn each_row_is_read_in_every_layer() {
         assert_eq!(
             OTHERS.iter().map(|(name, _)| *name).collect::<Vec<_>>(),
-            TABLE.iter().map(|setting| setting.name).collect::<Vec<_>>()
+            TABLE
+                .iter()
+                .map(|setting| setting.name)
+                .filter(|name| *name != "kms-key")
+                .collect::<Vec<_>>()
         );
         let leak = |text: String| -> &'static str { text.leak() };
         let by_flags = flags(OTHERS).load().expect("valid flags");
@@ -2029,6 +2237,15 @@ mod tests {
             waste_factor: 3,
             compression: Compression::High,
             memory_budget_bytes: 1024 * MIB,
+            keys: KeySettings {
+                sources: vec![
+                    KeySource::File("/secrets/key".into()),
+                    KeySource::File("/secrets/a".into()),
+                    KeySource::File("/secrets/b".into()),
+                    KeySource::Kms("alias/old".into()),
+                ],
+                on_unsealed: OnUnsealed::Accept,
+            },
             term_grace: Duration::from_secs(120),
             deadline_margin: Duration::from_millis(500),
             stop_grace: Duration::ZERO,
@@ -2053,6 +2270,62 @@ mod tests {
             warnings: by_flags.warnings.clone(),
         };
         assert_eq!(by_flags, expected);
+    }
+
+    #[test]
+    fn there_is_one_newest_key_and_no_secret_is_shown() {
+        let store = ("store", "file:///s");
+        let given = |flags: &[(&'static str, &'static str)], secret: Option<&'static str>| Given {
+            flags: [&[store], flags].concat(),
+            variables: secret
+                .map(|secret| (KEY_VARIABLE, secret))
+                .into_iter()
+                .collect(),
+            ..NOTHING
+        };
+        let loaded = given(&[("kms-key", "alias/job")], None).load();
+        let sources = loaded.expect("valid settings").keys.sources;
+        assert_eq!(sources, [KeySource::Kms("alias/job".into())]);
+        let loaded = given(&[("old-key-file", "/a")], Some("correct horse"))
+            .load()
+            .expect("valid settings");
+        assert_eq!(
+            loaded.keys.sources[1..],
+            [KeySource::File("/a".into())],
+            "the newest goes first"
+        );
+        let shown = format!("{loaded:?}");
+        assert!(
+            shown.contains("[hidden]") && !shown.contains("horse"),
+            "{shown}"
+        );
+        for (flags, secret, problem) in [
+            (
+                &[("key-file", "/a"), ("kms-key", "k")][..],
+                None,
+                "is set beside key-file",
+            ),
+            (
+                &[("key-file", "/a")],
+                Some("correct horse"),
+                "REPRIEVE_KEY (environment variable REPRIEVE_KEY): is set beside key-file",
+            ),
+            (
+                &[("old-key-file", "/a")],
+                None,
+                "no key that new snapshots are to be sealed with",
+            ),
+            (
+                &[("old-key-file", "/a,b")],
+                Some("correct horse"),
+                "absolute paths",
+            ),
+            (&[("kms-key", "a b")], None, "not the name of a key"),
+        ] {
+            let faults = given(flags, secret).load().expect_err(problem);
+            let text = faults;
+            assert!(text.contains(problem) && !text.contains("horse"), "{text}");
+        }
     }
 
     #[test]

@@ -108,13 +108,13 @@ impl Sweeper {
     async fn plan(&self, head: &Head, now: Now) -> Result<Plan, SweepError> {
         let mut parts: Vec<(u64, Vec<Part>)> = Vec::new();
         for known in &head.generations {
-            let (store, root) = (self.catalog.store(), self.catalog.root());
-            let read = load::manifest(store, &root, &Candidate::from(known), self.deadline()).await;
-            let manifest = read.map_err(|source| SweepError::Manifest {
+            let candidate = Candidate::from(known);
+            let read = load::manifest(&self.catalog, &candidate, self.deadline()).await;
+            let read = read.map_err(|source| SweepError::Manifest {
                 generation: known.generation,
                 source,
             })?;
-            parts.push((known.generation, manifest.parts));
+            parts.push((known.generation, read.manifest.parts));
         }
         let live: Vec<Live<'_>> = parts
             .iter()
@@ -331,10 +331,12 @@ mod tests {
             let mut needed = vec!["HEAD".to_owned()];
             for known in &head.generations {
                 let store: Arc<dyn Store> = Arc::new(DirectoryStore::new(self.directory.path()));
-                let read = load::manifest(&store, "job/", &known.into(), soon()).await;
+                let catalog = Catalog::new(store, "job");
+                let read = load::manifest(&catalog, &known.into(), soon()).await;
                 needed.push(known.manifest.clone());
                 needed.extend(
                     read.expect("it is whole")
+                        .manifest
                         .parts
                         .into_iter()
                         .map(|part| part.key),

@@ -64,6 +64,30 @@ pub fn kill(pid: i32, signal: i32) -> io::Result<()> {
     }
 }
 
+/// Takes a variable out of our environment, so that no child gets it, and overwrites its value where the kernel put it, so
+/// that `/proc/PID/environ` does not show it either.
+/// Refused once there is another thread: it could be reading the environment.
+pub fn wipe_variable(name: &std::ffi::CStr) -> io::Result<()> {
+    if std::fs::read_dir("/proc/self/task")?.count() != 1 {
+        return Err(io::Error::other("there are other threads already"));
+    }
+    // SAFETY: the name is a C string. This is the only thread, so nobody else touches the environment or starts another one
+    // meanwhile. What getenv gives is a C string that stays valid until the variable is changed; its bytes before the NUL
+    // are ours to write.
+    unsafe {
+        let value = libc::getenv(name.as_ptr());
+        if value.is_null() {
+            return Ok(());
+        }
+        for at in 0..libc::strlen(value) {
+            // Volatile: a plain write before the variable goes may be left out.
+            value.add(at).write_volatile(0);
+        }
+        libc::unsetenv(name.as_ptr());
+    }
+    Ok(())
+}
+
 /// Marks every descriptor from 3 upwards as not to be inherited: what our own parent left open is not the app's.
 pub fn keep_descriptors_private() -> io::Result<()> {
     // SAFETY: close_range with CLOEXEC only sets a flag on descriptors; none is closed.

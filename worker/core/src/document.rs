@@ -1,16 +1,28 @@
 //! The envelope of every small object that we keep in a store: it says what it is, in which version, and proves itself.
 //!
 //! ```text
-//! reprieve KIND VERSION\n
-//! {one line of JSON}\n
-//! BLAKE3 of the two lines above, 64 hexadecimal digits\n
+//! reprieve KIND VERSION\n                          reprieve KIND VERSION sealed-1 KEY\n
+//! {one line of JSON}\n                             the same JSON, encrypted, in base64\n
+//! BLAKE3 of the two lines above, in hexadecimal\n  a keyed BLAKE3 of them\n
 //! ```
 //!
 //! A reader refuses a foreign kind, another version, a wrong digest and anything after the third line, in that order, so
-//! that the reason is the most telling one. The digest guards against damage, not against forgery.
+//! that the reason is the most telling one. The digest guards against damage, not against forgery; what is sealed with a
+//! key guards against both. This module knows the form of sealed documents; sealing and opening them is left to whoever
+//! has the keys.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+
+/// How documents are sealed in this version; stands in their first line.
+const SCHEME: &str = "sealed-1";
+
+/// A value that is stored as a document.
+pub trait Stored: Serialize + DeserializeOwned {
+    const KIND: &'static str;
+    /// The version that is written, and the only one that is read.
+    const VERSION: u32;
+}
 
 /// The largest document a reader takes, in bytes; a larger object is refused before it is read.
 pub const SIZE_LIMIT: u64 = 16 << 20;
@@ -31,15 +43,110 @@ pub enum DocumentError {
     Damaged,
     #[error("its checksum matches but its contents are not understood: {0}")]
     NotUnderstood(String),
+    #[error("it is sealed with key {key}, and no key is set")]
+    NoKey { key: String },
+    #[error("it is sealed with key {key}, which is none of those that are set")]
+    OtherKey { key: String },
+    #[error("it is not sealed, although a key is set")]
+    NotSealed,
+    #[error("its seal does not match: it was altered, or made for another place")]
+    Forged,
 }
 
-/// Writes a value as a document of the given kind and version.
+impl DocumentError {
+    /// Whether other keys, or none, could open it: then nothing is known about its contents.
+    pub fn is_about_keys(&self) -> bool {
+        matches!(
+            self,
+            Self::NoKey { .. } | Self::OtherKey { .. } | Self::NotSealed
+        )
+    }
+}
+
+/// A document taken apart, with nothing proven yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Envelope<'a> {
+    /// The key that it is sealed with, if it is.
+    pub key: Option<&'a str>,
+    /// The second line.
+    pub body: &'a [u8],
+    /// The first two lines with their newlines.
+    pub signed: &'a [u8],
+    /// The third line.
+    pub proof: &'a [u8],
+}
+
+impl<'a> Envelope<'a> {
+    /// Takes a document of this kind and version apart.
+    pub fn parse(kind: &'static str, version: u32, bytes: &'a [u8]) -> Result<Self, DocumentError> {
+        let first = line(bytes).ok_or(DocumentError::Damaged)?;
+        let (found, key) = header(first, kind)?;
+        let body = line(&bytes[first.len() + 1..]).ok_or(DocumentError::Damaged)?;
+        let (signed, rest) = bytes.split_at(first.len() + body.len() + 2);
+        // The version is believed before the proof: a later format may prove itself in another way.
+        if found != version {
+            return Err(DocumentError::OtherVersion {
+                found,
+                supported: version,
+            });
+        }
+        match rest.split_last() {
+            Some((b'\n', proof)) => Ok(Self {
+                key,
+                body,
+                signed,
+                proof,
+            }),
+            _ => Err(DocumentError::Damaged),
+        }
+    }
+
+    /// Whether this is a document of this kind that is sealed, whatever else it is.
+    pub fn is_sealed(kind: &'static str, bytes: &[u8]) -> bool {
+        line(bytes)
+            .and_then(|first| header(first, kind).ok())
+            .is_some_and(|(_, key)| key.is_some())
+    }
+}
+
+/// Puts a sealed document together. `body` is one line; `prove` is given the first two and makes the third.
+pub fn sealed(
+    kind: &'static str,
+    version: u32,
+    key: &str,
+    body: &str,
+    prove: impl FnOnce(&[u8]) -> String,
+) -> Vec<u8> {
+    let mut bytes = sealed_header(kind, version, key).into_bytes();
+    bytes.extend_from_slice(body.as_bytes());
+    bytes.push(b'\n');
+    let proof = prove(&bytes);
+    bytes.extend_from_slice(proof.as_bytes());
+    bytes.push(b'\n');
+    bytes
+}
+
+/// The first line of a sealed document, with its newline.
+pub fn sealed_header(kind: &'static str, version: u32, key: &str) -> String {
+    format!("reprieve {kind} {version} {SCHEME} {key}\n")
+}
+
+/// The value as one line of JSON.
 ///
 /// # Panics
 /// When the value cannot be expressed as JSON, which for our own types (string keys, finite numbers) cannot happen.
+pub fn json(value: &impl Serialize) -> String {
+    serde_json::to_string(value).expect("our own types have string keys and finite numbers")
+}
+
+/// Reads the line of JSON of a document that was proven.
+pub fn from_json<T: DeserializeOwned>(json: &[u8]) -> Result<T, DocumentError> {
+    serde_json::from_slice(json).map_err(|error| DocumentError::NotUnderstood(error.to_string()))
+}
+
+/// Writes a value as a document of the given kind and version, not sealed.
 pub fn seal<T: Serialize>(kind: &'static str, version: u32, value: &T) -> Vec<u8> {
-    let json =
-        serde_json::to_string(value).expect("our own types have string keys and finite numbers");
+    let json = json(value);
     let mut bytes = format!("reprieve {kind} {version}\n{json}\n").into_bytes();
     let digest = blake3::hash(&bytes).to_hex();
     bytes.extend_from_slice(digest.as_bytes());
@@ -53,21 +160,14 @@ pub fn open<T: DeserializeOwned>(
     version: u32,
     bytes: &[u8],
 ) -> Result<T, DocumentError> {
-    let first = line(bytes).ok_or(DocumentError::Damaged)?;
-    let found_version = header_version(first, kind)?;
-    let second = line(&bytes[first.len() + 1..]).ok_or(DocumentError::Damaged)?;
-    let (signed, digest) = bytes.split_at(first.len() + second.len() + 2);
-    // The version is believed before the digest: a later format may prove itself in another way.
-    if found_version != version {
-        return Err(DocumentError::OtherVersion {
-            found: found_version,
-            supported: version,
-        });
+    let envelope = Envelope::parse(kind, version, bytes)?;
+    if let Some(key) = envelope.key {
+        return Err(DocumentError::NoKey { key: key.into() });
     }
-    if digest != format!("{}\n", blake3::hash(signed).to_hex()).as_bytes() {
+    if envelope.proof != blake3::hash(envelope.signed).to_hex().as_bytes() {
         return Err(DocumentError::Damaged);
     }
-    serde_json::from_slice(second).map_err(|error| DocumentError::NotUnderstood(error.to_string()))
+    from_json(envelope.body)
 }
 
 /// The BLAKE3 digest of some bytes as 64 hexadecimal digits, the form in which documents name one another.
@@ -82,19 +182,33 @@ fn line(bytes: &[u8]) -> Option<&[u8]> {
         .map(|end| &bytes[..end])
 }
 
-fn header_version(first: &[u8], kind: &'static str) -> Result<u32, DocumentError> {
+/// The version and, if it is sealed, the key that a first line names.
+fn header<'a>(
+    first: &'a [u8],
+    kind: &'static str,
+) -> Result<(u32, Option<&'a str>), DocumentError> {
     let other = || DocumentError::OtherKind {
         expected: kind,
         found: String::from_utf8_lossy(&first[..first.len().min(40)]).into_owned(),
     };
     let text = std::str::from_utf8(first).map_err(|_| other())?;
-    let rest = text
-        .strip_prefix("reprieve ")
-        .and_then(|rest| rest.strip_prefix(kind))
-        .ok_or_else(other)?;
-    rest.strip_prefix(' ')
-        .and_then(|number| number.parse().ok())
-        .ok_or_else(other)
+    let mut words = text.split(' ');
+    if (words.next(), words.next()) != (Some("reprieve"), Some(kind)) {
+        return Err(other());
+    }
+    let version = words.next().and_then(|number| number.parse().ok());
+    let version = version.ok_or_else(other)?;
+    match (words.next(), words.next(), words.next()) {
+        (None, ..) => Ok((version, None)),
+        (Some(SCHEME), Some(key), None) if is_key_id(key) => Ok((version, Some(key))),
+        _ => Err(other()),
+    }
+}
+
+/// Whether this can be the name of a key: it becomes part of an object's name.
+fn is_key_id(text: &str) -> bool {
+    let digit = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+    text.len() == 16 && text.bytes().all(digit)
 }
 
 #[cfg(test)]
@@ -127,6 +241,42 @@ mod tests {
                 supported: 2
             })
         );
+    }
+
+    #[test]
+    fn sealed_documents_are_told_from_others_and_not_opened_here() {
+        let key = "0123456789abcdef";
+        let bytes = sealed("sample", 3, key, "body", |signed| {
+            assert_eq!(
+                signed,
+                b"reprieve sample 3 sealed-1 0123456789abcdef\nbody\n"
+            );
+            "proof".into()
+        });
+        let envelope = Envelope::parse("sample", 3, &bytes).expect("it is whole");
+        assert_eq!(
+            (envelope.key, envelope.body, envelope.proof),
+            (Some(key), &b"body"[..], &b"proof"[..])
+        );
+        assert!(Envelope::is_sealed("sample", &bytes) && !Envelope::is_sealed("sample", &sample()));
+        assert_eq!(
+            open::<Vec<String>>("sample", 3, &bytes),
+            Err(DocumentError::NoKey { key: key.into() })
+        );
+        for line in [
+            "sealed-2 0123456789abcdef",
+            "sealed-1 ../../x",
+            "sealed-1 0123456789abcdef x",
+            "sealed-1",
+            "x",
+        ] {
+            let bytes = format!("reprieve sample 3 {line}\nbody\nproof\n");
+            let parsed = Envelope::parse("sample", 3, bytes.as_bytes());
+            assert!(
+                matches!(parsed, Err(DocumentError::OtherKind { .. })),
+                "{line}"
+            );
+        }
     }
 
     proptest! {

@@ -7,7 +7,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::document::{self, DocumentError};
+use crate::document::{self, DocumentError, Stored};
 
 const KIND: &str = "head";
 /// The version this program writes and the only one it reads.
@@ -216,12 +216,17 @@ impl Head {
     }
 
     pub fn to_bytes(&self) -> Vec<u8> {
-        document::seal(KIND, VERSION, self)
+        document::seal(Self::KIND, Self::VERSION, self)
     }
 
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, DocumentError> {
-        document::open(KIND, VERSION, bytes)
+        document::open(Self::KIND, Self::VERSION, bytes)
     }
+}
+
+impl Stored for Head {
+    const KIND: &'static str = KIND;
+    const VERSION: u32 = VERSION;
 }
 
 #[cfg(test)]

@@ -3,9 +3,11 @@
 //! The manifest is written after every part that it names and before the commit that makes it count
 //! ([`crate::head`]). It names everything a restore needs; older snapshots need not be there any more.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
-use crate::document::{self, DocumentError};
+use crate::document::{self, DocumentError, Stored};
 use crate::notice::{Afterwards, Trigger};
 
 const KIND: &str = "manifest";
@@ -150,6 +152,10 @@ pub struct Manifest {
     /// Which of `parts` hold the index, in order.
     pub index: Vec<usize>,
     pub sizes: Sizes,
+    /// The data key of each attempt that wrote one of `parts`, wrapped with the key that the manifest is sealed with, in
+    /// base64. Empty when nothing is sealed.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub keys: BTreeMap<String, String>,
 }
 
 impl Manifest {
@@ -158,12 +164,17 @@ impl Manifest {
     }
 
     pub fn to_bytes(&self) -> Vec<u8> {
-        document::seal(KIND, VERSION, self)
+        document::seal(Self::KIND, Self::VERSION, self)
     }
 
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, DocumentError> {
-        document::open(KIND, VERSION, bytes)
+        document::open(Self::KIND, Self::VERSION, bytes)
     }
+}
+
+impl Stored for Manifest {
+    const KIND: &'static str = KIND;
+    const VERSION: u32 = VERSION;
 }
 
 #[cfg(test)]

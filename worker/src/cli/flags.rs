@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::marker::PhantomData;
 
-use clap::{Arg, ArgMatches, Args, FromArgMatches};
+use clap::{Arg, ArgAction, ArgMatches, Args, FromArgMatches};
 
 use crate::settings::{FlagValue, JobSettings, Kind, Setting, TABLE, expected};
 
@@ -66,11 +66,18 @@ impl<R: Rows> Args for Flags<R> {
 impl<R: Rows> FromArgMatches for Flags<R> {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
         let given = rows::<R>().filter_map(|setting| {
-            let value = matches.get_one::<OsString>(setting.name)?;
+            let values: Vec<&OsString> = matches.get_many(setting.name)?.collect();
+            let value = values.into_iter().fold(OsString::new(), |mut list, value| {
+                if !list.is_empty() {
+                    list.push(",");
+                }
+                list.push(value);
+                list
+            });
             Some(FlagValue {
                 setting: setting.name,
                 flag: setting.flag(),
-                value: value.clone(),
+                value,
             })
         });
         Ok(Self {
@@ -97,6 +104,10 @@ fn argument(setting: &'static Setting) -> Arg {
         .map_or(setting.meaning.trim_end_matches('.'), |(first, _)| first);
     Arg::new(setting.name)
         .long(setting.name)
+        .action(match setting.kind.is_list() {
+            true => ArgAction::Append,
+            false => ArgAction::Set,
+        })
         .value_name(value_name(setting.kind))
         .value_parser(clap::value_parser!(OsString))
         .help_heading(setting.section)
@@ -117,7 +128,8 @@ fn value_name(kind: Kind) -> &'static str {
         Kind::Duration(..) => "DURATION",
         Kind::Size(..) => "SIZE",
         Kind::Count(..) | Kind::ExitCode => "NUMBER",
-        Kind::Program | Kind::Path(_) => "PATH",
+        Kind::Program | Kind::Path(_) | Kind::Paths => "PATH",
+        Kind::KmsKey | Kind::KmsKeys => "KEY",
         Kind::ListenAddress => "ADDRESS:PORT",
         Kind::LogFilter => "FILTER",
         Kind::PlainText(_) => "TEXT",

@@ -115,10 +115,10 @@ pub enum Values {
 
 impl Anatomy {
     pub(super) async fn read(job: &Job, known: &Known, values: Values) -> Result<Self, Failure> {
-        let manifest = job.manifest(known).await;
-        let manifest = manifest.map_err(|error| job.unusable(known, error))?;
+        let read = job.read(known).await;
+        let read = read.map_err(|error| job.unusable(known, error))?;
         let deadline = Instant::now() + job.restore_limit;
-        let opened = load::open(job.store(), &job.catalog.root(), manifest, deadline).await;
+        let opened = load::open(&job.catalog, read, deadline).await;
         let snapshot = opened.map_err(|error| job.unusable(known, error))?;
         let images = Images::read(&snapshot, deadline).await;
         let images = images.map_err(|error| job.unusable(known, error))?;

@@ -74,10 +74,10 @@ pub(super) async fn extract(
 ) -> Result<Extracted, Failure> {
     let contained = job.contained().await?;
     let known = job.find(&contained, which)?;
-    let manifest = job.manifest(&known).await;
-    let manifest = manifest.map_err(|error| job.unusable(&known, error))?;
+    let read = job.read(&known).await;
+    let read = read.map_err(|error| job.unusable(&known, error))?;
     let deadline = Instant::now() + job.restore_limit;
-    let snapshot = load::open(job.store(), &job.catalog.root(), manifest, deadline).await;
+    let snapshot = load::open(&job.catalog, read, deadline).await;
     let snapshot = snapshot.map_err(|error| job.unusable(&known, error))?;
     let mut output = Output::create(directory).map_err(|error| unwritable(directory, error))?;
     match write(job, &snapshot, &mut output).await {

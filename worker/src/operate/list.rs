@@ -12,6 +12,7 @@ use super::{
     Answer, Failure, HeadState, Job, Known, SCHEMA, damage, missing_part, say_missing, text,
 };
 use crate::host;
+use crate::supervisor::with_causes;
 
 /// Manifests read at once.
 const AT_ONCE: usize = 8;
@@ -69,6 +70,8 @@ pub(super) async fn list(job: &Job) -> Result<Listed, Failure> {
     while let Some((known, read)) = reads.next().await {
         snapshots.push(match read {
             Ok(manifest) => line(known, &manifest, &sizes),
+            // The others are listed all the same.
+            Err(error) if error.is_about_keys() => unreadable(known, with_causes(&error)),
             Err(error) => match damage(&error) {
                 Some(problem) => unreadable(known, problem),
                 None => return Err(job.unusable(known, error)),

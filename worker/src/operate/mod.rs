@@ -34,8 +34,8 @@ use tokio::time::Instant;
 use crate::catalog::{Catalog, CatalogError};
 use crate::control::client::Format;
 use crate::failure::{ExitCode, Failure};
-use crate::pages::load::{self, Unusable};
-use crate::place::{self, unreachable_store};
+use crate::pages::load::{self, Read, Unusable};
+use crate::place::{self, refused_keys, unreachable_store};
 use crate::settings::JobSettings;
 use crate::store::{Store, StoreErrorKind};
 
@@ -247,11 +247,12 @@ struct Contained {
 
 impl Job {
     async fn open(settings: &JobSettings) -> Result<Self, Failure> {
+        let keys = place::keys(&settings.keys, &settings.store).await?;
         let store = place::open(&settings.store).await?;
         Ok(Self {
             name: settings.job.clone(),
             address: settings.store.address.clone(),
-            catalog: Catalog::new(store, &settings.job),
+            catalog: Catalog::with_keys(store, &settings.job, keys),
             limit: settings.store.timeout,
             restore_limit: settings.restore_timeout,
         })
@@ -298,8 +299,12 @@ impl Job {
     }
 
     async fn manifest(&self, known: &Known) -> Result<Manifest, Unusable> {
-        let root = self.catalog.root();
-        load::manifest(self.store(), &root, &known.candidate, self.deadline()).await
+        Ok(self.read(known).await?.manifest)
+    }
+
+    /// The manifest with what opens the rest.
+    async fn read(&self, known: &Known) -> Result<Read, Unusable> {
+        load::manifest(&self.catalog, &known.candidate, self.deadline()).await
     }
 
     /// The size of each object of data.
@@ -356,6 +361,9 @@ impl Job {
         let not_done = |what: String| Failure::new(ExitCode::NotDone, what);
         match error {
             CatalogError::Store(error) => unreachable_store(&self.address, error),
+            error @ (CatalogError::Sealing { .. } | CatalogError::Key(_)) => {
+                refused_keys(&self.name, error)
+            }
             CatalogError::NoHead(None) => self.no_snapshots(),
             CatalogError::NoHead(Some(damage)) => not_done(format!(
                 "the head of job {} is damaged",
@@ -381,6 +389,7 @@ impl Job {
     fn unusable(&self, known: &Known, error: Unusable) -> Failure {
         match error {
             Unusable::Store(error) => unreachable_store(&self.address, error),
+            error if error.is_about_keys() => refused_keys(&self.name, error),
             damage => Failure::new(
                 ExitCode::DamagedSnapshot,
                 format!("snapshot {} of job {} is damaged", known.name(), self.name),
@@ -405,6 +414,7 @@ impl Known {
 fn damage(error: &Unusable) -> Option<String> {
     match error {
         Unusable::Store(error) if error.kind != StoreErrorKind::BadSize => None,
+        error if error.is_about_keys() => None,
         damage => Some(crate::supervisor::with_causes(damage)),
     }
 }

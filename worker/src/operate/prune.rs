@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::{Answer, ExitCode, Failure, Job, Prune, SCHEMA, text};
 use crate::catalog;
 use crate::host;
-use crate::place::unreachable_store;
+use crate::place::{refused_keys, unreachable_store};
 use crate::settings::JobSettings;
 use crate::sweeper::{SweepError, Sweeper};
 
@@ -101,6 +101,9 @@ fn unswept(job: &Job, error: SweepError) -> Failure {
     match error {
         SweepError::Catalog(error) => job.failed(error),
         SweepError::Delete(error) => unreachable_store(&job.address, error),
+        SweepError::Manifest { source, .. } if source.is_about_keys() => {
+            refused_keys(&job.name, source)
+        }
         error @ SweepError::Manifest { .. } => Failure::new(
             ExitCode::DamagedSnapshot,
             format!("nothing of job {} was swept", job.name),

@@ -3,8 +3,6 @@
 //! A part is checked as a whole against the manifest, and each block in it against the index, so that a finding says which
 //! block is damaged and not only which object. A store that does not answer is no finding.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 use futures::StreamExt;
 use reprieve_core::document;
@@ -16,6 +14,7 @@ use super::{Answer, ExitCode, Failure, Job, Known, SCHEMA, Which, damage, text};
 use crate::pages::codec;
 use crate::pages::index::Block;
 use crate::pages::load;
+use crate::pages::seal::PartKeys;
 
 /// Parts read and checked at once; each is 8 MiB.
 const AT_ONCE: usize = 4;
@@ -92,8 +91,8 @@ async fn one(job: &Job, known: &Known) -> Result<One, Failure> {
         offset: None,
         problem,
     };
-    let manifest = match job.manifest(known).await {
-        Ok(manifest) => manifest,
+    let read = match job.read(known).await {
+        Ok(read) => read,
         Err(error) => match damage(&error) {
             Some(problem) => {
                 one.findings
@@ -104,10 +103,12 @@ async fn one(job: &Job, known: &Known) -> Result<One, Failure> {
         },
     };
     let deadline = Instant::now() + job.restore_limit;
-    let root = job.catalog.root();
+    let manifest = read.manifest.clone();
+    let mut keys = PartKeys::default();
     let mut blocks: Vec<Vec<Block>> = vec![Vec::new(); manifest.parts.len()];
-    match load::open(job.store(), &root, manifest.clone(), deadline).await {
+    match load::open(&job.catalog, read, deadline).await {
         Ok(snapshot) => {
+            keys = snapshot.keys;
             for block in snapshot
                 .index
                 .blocks
@@ -131,16 +132,23 @@ async fn one(job: &Job, known: &Known) -> Result<One, Failure> {
             None => return Err(job.unusable(known, error)),
         },
     }
-    parts(job, known, &manifest, blocks, &mut one).await?;
+    let checks = Checks { keys, blocks };
+    parts(job, known, &manifest, checks, &mut one).await?;
     one.sound = one.findings.is_empty();
     Ok(one)
+}
+
+/// What a snapshot's parts are checked against, by part.
+struct Checks {
+    keys: PartKeys,
+    blocks: Vec<Vec<Block>>,
 }
 
 async fn parts(
     job: &Job,
     known: &Known,
     manifest: &Manifest,
-    blocks: Vec<Vec<Block>>,
+    checks: Checks,
     one: &mut One,
 ) -> Result<(), Failure> {
     let total = manifest.parts.iter().map(|part| part.bytes).sum();
@@ -148,8 +156,8 @@ async fn parts(
     let reads: Vec<_> = manifest
         .parts
         .iter()
-        .zip(blocks)
-        .map(|(part, blocks)| read(job, known, part, blocks))
+        .zip(checks.blocks)
+        .map(|(part, blocks)| read(job, known, part, blocks, &checks.keys))
         .collect();
     let mut reads = futures::stream::iter(reads).buffered(AT_ONCE);
     while let Some(read) = reads.next().await {
@@ -177,6 +185,7 @@ async fn read(
     known: &Known,
     part: &Part,
     blocks: Vec<Block>,
+    keys: &PartKeys,
 ) -> Result<(u64, Vec<Finding>), Failure> {
     let full = format!("{}{}", job.catalog.root(), part.key);
     let deadline = Instant::now() + job.limit;
@@ -192,12 +201,12 @@ async fn read(
             return Ok((0, vec![finding]));
         }
     };
-    let (length, part) = (bytes.len() as u64, Arc::new(part.clone()));
-    let checked = tokio::task::spawn_blocking(move || check(&part, &bytes, &blocks)).await;
+    let (length, part, keys) = (bytes.len() as u64, part.clone(), keys.clone());
+    let checked = tokio::task::spawn_blocking(move || check(&part, &bytes, &blocks, &keys)).await;
     Ok((length, checked.expect("a check does not panic")))
 }
 
-fn check(part: &Part, bytes: &Bytes, blocks: &[Block]) -> Vec<Finding> {
+fn check(part: &Part, bytes: &Bytes, blocks: &[Block], keys: &PartKeys) -> Vec<Finding> {
     let finding = |offset, problem| Finding {
         object: part.key.clone(),
         offset,
@@ -211,7 +220,7 @@ fn check(part: &Part, bytes: &Bytes, blocks: &[Block]) -> Vec<Finding> {
             .and_then(|range| bytes.get(range));
         let problem = match stored {
             None => Some("the block lies outside of the object".to_owned()),
-            Some(stored) => codec::unpack(block, stored)
+            Some(stored) => codec::unpack(block, stored, keys.of(block.part))
                 .err()
                 .map(|damage| format!("the block is damaged: {damage}")),
         };

@@ -23,6 +23,7 @@ use crate::pages::codec::{Effort, Packer};
 use crate::pages::index::{File, Memory, MemoryKind, Segment};
 use crate::pages::known::{self, Known, PageHash};
 use crate::pages::parts::Numbered;
+use crate::pages::seal::AttemptKey;
 use crate::pages::{BLOCK, BLOCK_PAGES, PAGE};
 
 /// Buffers between the reader and the workers.
@@ -81,26 +82,42 @@ pub(crate) struct Blocks {
     next: Arc<AtomicU32>,
     sender: mpsc::Sender<Numbered>,
     effort: Effort,
+    key: Option<Arc<AttemptKey>>,
 }
 
 impl Blocks {
     /// Numbers go on behind the first `known` ones, which are taken.
-    pub(crate) fn new(sender: mpsc::Sender<Numbered>, effort: Effort, known: usize) -> Self {
+    pub(crate) fn new(
+        sender: mpsc::Sender<Numbered>,
+        effort: Effort,
+        key: Option<Arc<AttemptKey>>,
+        known: usize,
+    ) -> Self {
         let known = u32::try_from(known).expect("blocks have 32-bit numbers");
         Self {
             next: Arc::new(AtomicU32::new(known)),
             sender,
             effort,
+            key,
         }
     }
 
+    /// A number that nobody else gets in this attempt: sealing depends on it.
     fn number(&self) -> u32 {
-        self.next.fetch_add(1, Ordering::Relaxed)
+        self.next
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |number| {
+                number.checked_add(1)
+            })
+            .expect("a petabyte of blocks is more than any memory")
+    }
+
+    fn packer(&self) -> io::Result<Packer> {
+        Packer::new(self.effort, self.key.clone())
     }
 
     /// Packs one of CRIU's images, block by block. Blocks the calling thread.
     pub(crate) fn add(&self, name: &str, mut contents: impl Read) -> Result<File, CaptureError> {
-        let mut packer = Packer::new(self.effort).map_err(CaptureError::Pack)?;
+        let mut packer = self.packer().map_err(CaptureError::Pack)?;
         let mut file = File {
             name: name.to_owned(),
             size: 0,
@@ -117,7 +134,9 @@ impl Blocks {
                 return Ok(file);
             }
             let number = self.number();
-            let packed = packer.pack(&buffer[..filled]).map_err(CaptureError::Pack)?;
+            let packed = packer
+                .pack(number, &buffer[..filled])
+                .map_err(CaptureError::Pack)?;
             self.sender
                 .blocking_send(Numbered { number, packed })
                 .map_err(|_| CaptureError::Closed)?;
@@ -473,7 +492,7 @@ impl Worker {
         filled: Arc<Mutex<Receiver<Slab>>>,
         empty: SyncSender<Slab>,
     ) -> io::Result<Self> {
-        let packer = Packer::new(blocks.effort)?;
+        let packer = blocks.packer()?;
         let number = blocks.number();
         let block = Vec::with_capacity(BLOCK);
         Ok(Self {
@@ -569,9 +588,12 @@ impl Worker {
             // Its number stays unused: a block of no bytes.
             return Ok(());
         }
-        let packed = self.packer.pack(&self.block).map_err(CaptureError::Pack)?;
-        self.block.clear();
         let number = std::mem::replace(&mut self.number, self.blocks.number());
+        let packed = self
+            .packer
+            .pack(number, &self.block)
+            .map_err(CaptureError::Pack)?;
+        self.block.clear();
         self.blocks
             .sender
             .blocking_send(Numbered { number, packed })
@@ -685,7 +707,7 @@ mod tests {
                 let block = packed.placed(0, 0);
                 found.insert(
                     number as usize,
-                    unpack(&block, &packed.bytes).expect("just packed"),
+                    unpack(&block, &packed.bytes, None).expect("just packed"),
                 );
             }
             found
@@ -695,7 +717,7 @@ mod tests {
     fn start() -> (PageServer, JoinHandle<BTreeMap<usize, Vec<u8>>>) {
         let (sender, receiver) = mpsc::channel(4);
         let known = Arc::new(Known::nothing([1; 32]));
-        let blocks = Blocks::new(sender, Effort::Zstd(1), 0);
+        let blocks = Blocks::new(sender, Effort::Zstd(1), None, 0);
         let server = PageServer::start(&blocks, &known, 3).expect("threads");
         drop(blocks);
         (server, collect(receiver))

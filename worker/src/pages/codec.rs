@@ -1,9 +1,12 @@
 //! Packs blocks and unpacks them again, verified.
 
+use std::borrow::Cow;
 use std::io;
+use std::sync::Arc;
 
 use crate::pages::BLOCK;
 use crate::pages::index::{Block, Codec};
+use crate::pages::seal::{AttemptKey, Broken, TAG};
 
 /// How hard to try to make blocks smaller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,7 +24,10 @@ pub struct Packed {
     /// Bytes before packing.
     pub raw: u32,
     pub codec: Codec,
-    pub digest: [u8; 32],
+    /// Of `bytes`; empty when they are sealed.
+    pub digest: Vec<u8>,
+    /// Unique in the attempt.
+    pub number: u32,
 }
 
 impl Packed {
@@ -30,10 +36,16 @@ impl Packed {
         Block {
             part,
             offset,
-            stored: u32::try_from(self.bytes.len()).expect("a block is never larger than BLOCK"),
+            stored: u32::try_from(self.bytes.len()).expect("a block is hardly larger than BLOCK"),
             raw: self.raw,
             codec: self.codec.into(),
-            digest: self.digest.to_vec(),
+            digest: self.digest.clone(),
+            // What is not sealed does not depend on it.
+            number: if self.digest.is_empty() {
+                self.number
+            } else {
+                0
+            },
         }
     }
 }
@@ -41,41 +53,56 @@ impl Packed {
 /// A compressor with its own working memory, for one thread.
 pub struct Packer {
     zstd: Option<zstd::bulk::Compressor<'static>>,
+    key: Option<Arc<AttemptKey>>,
 }
 
 impl Packer {
     /// # Errors
     /// When there is no memory for the compressor.
-    pub fn new(effort: Effort) -> io::Result<Self> {
+    pub fn new(effort: Effort, key: Option<Arc<AttemptKey>>) -> io::Result<Self> {
         let zstd = match effort {
             Effort::None => None,
             Effort::Zstd(level) => Some(zstd::bulk::Compressor::new(level)?),
         };
-        Ok(Self { zstd })
+        Ok(Self { zstd, key })
     }
 
-    /// Packs up to [`BLOCK`] bytes. What does not get smaller by a sixteenth is stored as it is: unpacking it at the
-    /// resume would cost more than reading it.
+    /// Packs up to [`BLOCK`] bytes as the block of this number, and seals them if there is a key. What does not get smaller
+    /// by a sixteenth is stored as it is: unpacking it at the resume would cost more than reading it.
+    ///
+    /// No number may be given twice in one attempt ([`crate::pages::seal`]).
     ///
     /// # Errors
     /// When the compressor fails, which for memory of this size means that it has none.
-    pub fn pack(&mut self, raw: &[u8]) -> io::Result<Packed> {
+    pub fn pack(&mut self, number: u32, raw: &[u8]) -> io::Result<Packed> {
         debug_assert!(raw.len() <= BLOCK, "a block is never larger than BLOCK");
         let compressed = match &mut self.zstd {
             Some(zstd) => Some(zstd.compress(raw)?),
             None => None,
         };
-        let (bytes, codec) = match compressed {
+        let (mut bytes, codec) = match compressed {
             Some(bytes) if bytes.len() + raw.len() / 16 < raw.len() => (bytes, Codec::Zstd),
-            _ => (raw.to_vec(), Codec::Raw),
+            _ => {
+                // With room for the tag, so that sealing moves nothing.
+                let mut bytes = Vec::with_capacity(raw.len() + TAG);
+                bytes.extend_from_slice(raw);
+                (bytes, Codec::Raw)
+            }
         };
-        let digest = *blake3::hash(&bytes).as_bytes();
+        let digest = match &self.key {
+            Some(key) => {
+                key.seal_block(number, &mut bytes);
+                Vec::new()
+            }
+            None => blake3::hash(&bytes).as_bytes().to_vec(),
+        };
         let raw = u32::try_from(raw.len()).expect("a block is never larger than BLOCK");
         Ok(Packed {
             bytes,
             raw,
             codec,
             digest,
+            number,
         })
     }
 }
@@ -85,20 +112,31 @@ impl Packer {
 pub enum Damage {
     #[error("its checksum does not match: the stored bytes were altered")]
     Altered,
+    #[error(transparent)]
+    Broken(#[from] Broken),
     #[error("it is stored by an unknown method ({0}); a newer program wrote it")]
     UnknownCodec(i32),
     #[error("it does not unpack to what it should")]
     Unpack,
 }
 
-/// Verifies a block's stored bytes and unpacks them.
-pub fn unpack(block: &Block, stored: &[u8]) -> Result<Vec<u8>, Damage> {
-    if blake3::hash(stored).as_bytes()[..] != block.digest[..] {
-        return Err(Damage::Altered);
-    }
+/// Verifies a block's stored bytes, opens them with `key` if they are sealed, and unpacks them. What it takes is bounded by
+/// what the index says of the block, and that by the size of a block.
+pub fn unpack(block: &Block, stored: &[u8], key: Option<&AttemptKey>) -> Result<Vec<u8>, Damage> {
+    let stored = match key {
+        Some(key) => {
+            let mut bytes = stored.to_vec();
+            key.open_block(block.number, &mut bytes)?;
+            Cow::Owned(bytes)
+        }
+        None if blake3::hash(stored).as_bytes()[..] != block.digest[..] => {
+            return Err(Damage::Altered);
+        }
+        None => Cow::Borrowed(stored),
+    };
     let raw = match Codec::try_from(block.codec) {
-        Ok(Codec::Raw) => stored.to_vec(),
-        Ok(Codec::Zstd) => zstd::bulk::decompress(stored, (block.raw as usize).min(BLOCK))
+        Ok(Codec::Raw) => stored.into_owned(),
+        Ok(Codec::Zstd) => zstd::bulk::decompress(&stored, (block.raw as usize).min(BLOCK))
             .map_err(|_| Damage::Unpack)?,
         Err(_) => return Err(Damage::UnknownCodec(block.codec)),
     };
@@ -112,6 +150,7 @@ pub fn unpack(block: &Block, stored: &[u8]) -> Result<Vec<u8>, Damage> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::keys::MasterKey;
 
     fn noise(len: usize) -> Vec<u8> {
         let mut bytes = vec![0; len];
@@ -127,29 +166,92 @@ mod tests {
             (noise(BLOCK), Codec::Raw),
             (Vec::new(), Codec::Raw),
         ] {
-            let packed = Packer::new(Effort::Zstd(1))
+            let packed = Packer::new(Effort::Zstd(1), None)
                 .expect("memory")
-                .pack(&raw)
+                .pack(0, &raw)
                 .expect("pack");
             assert_eq!(packed.codec, codec);
             assert_eq!(
-                unpack(&packed.placed(0, 0), &packed.bytes).expect("sound"),
+                unpack(&packed.placed(0, 0), &packed.bytes, None).expect("sound"),
                 raw
             );
         }
     }
 
     #[test]
+    fn sealed_blocks_unpack_in_their_own_place_only() {
+        let master = MasterKey::for_tests(1);
+        let key = |attempt| {
+            let fresh = AttemptKey::fresh(&master, "job", attempt);
+            Arc::new(fresh.expect("random bytes").0)
+        };
+        let (key, other) = (
+            key("01JD0000000000000000000001"),
+            key("01JD0000000000000000000002"),
+        );
+        let mut packer = Packer::new(Effort::Zstd(1), Some(Arc::clone(&key))).expect("memory");
+        // As large as they get: the tag must find room.
+        let contents = [
+            noise(BLOCK),
+            b"the same line again\n".repeat(100),
+            noise(5000),
+        ];
+        let packed: Vec<Packed> = (5..)
+            .zip(&contents)
+            .map(|(number, raw)| packer.pack(number, raw).expect("pack"))
+            .collect();
+        let open =
+            |at: usize, stored: &[u8], key| unpack(&packed[at].placed(0, 0), stored, Some(key));
+        for (at, raw) in contents.iter().enumerate() {
+            let stored = &packed[at].bytes;
+            assert_eq!(open(at, stored, &*key).expect("sound"), *raw);
+            let swapped = &packed[(at + 1) % 3].bytes;
+            for (what, opened) in [
+                ("swapped", open(at, swapped, &*key)),
+                (
+                    "truncated tag",
+                    open(at, &stored[..stored.len() - 1], &*key),
+                ),
+                ("nothing", open(at, &[], &*key)),
+                ("another attempt", open(at, stored, &*other)),
+            ] {
+                assert!(matches!(opened, Err(Damage::Broken(_))), "{what}");
+            }
+            // The seal may not be taken off either.
+            let unsealed = unpack(&packed[at].placed(0, 0), stored, None);
+            assert!(matches!(unsealed, Err(Damage::Altered)));
+        }
+    }
+
+    #[test]
+    fn what_unpacks_to_more_than_it_says_is_refused_before_it_takes_memory() {
+        let bomb = zstd::bulk::compress(&vec![0; 64 << 20], 1).expect("pack");
+        for raw in [1, 4096, u32::try_from(BLOCK).expect("small"), u32::MAX] {
+            let block = Block {
+                stored: u32::try_from(bomb.len()).expect("small"),
+                raw,
+                codec: Codec::Zstd.into(),
+                digest: blake3::hash(&bomb).as_bytes().to_vec(),
+                ..Block::default()
+            };
+            assert!(
+                matches!(unpack(&block, &bomb, None), Err(Damage::Unpack)),
+                "{raw}"
+            );
+        }
+    }
+
+    #[test]
     fn no_flipped_byte_is_unpacked() {
-        let packed = Packer::new(Effort::None)
+        let packed = Packer::new(Effort::None, None)
             .expect("memory")
-            .pack(&noise(5000))
+            .pack(0, &noise(5000))
             .expect("pack");
         for at in [0, 1, 2500, 4999] {
             let mut bytes = packed.bytes.clone();
             bytes[at] ^= 1;
             assert!(matches!(
-                unpack(&packed.placed(0, 0), &bytes),
+                unpack(&packed.placed(0, 0), &bytes, None),
                 Err(Damage::Altered)
             ));
         }

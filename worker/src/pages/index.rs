@@ -3,6 +3,7 @@
 //! Stored as one zstd-compressed protobuf message, named and proven by the manifest. Numbers of blocks are positions in
 //! `blocks`; numbers of parts are positions in the manifest's list. docs/format.md describes the same for strangers.
 
+use crate::pages::seal::{AttemptKey, Broken, TAG};
 use crate::pages::{BLOCK, PAGE};
 
 /// The largest index that is read, in bytes before compression: enough for 4 TiB of densely written memory.
@@ -31,9 +32,12 @@ pub struct Block {
     pub raw: u32,
     #[prost(enumeration = "Codec", tag = "5")]
     pub codec: i32,
-    /// BLAKE3 of the stored bytes.
+    /// BLAKE3 of the stored bytes; empty when they are sealed, which proves more.
     #[prost(bytes = "vec", tag = "6")]
     pub digest: Vec<u8>,
+    /// The number that it is sealed with, in the attempt that wrote its part.
+    #[prost(uint32, tag = "7")]
+    pub number: u32,
 }
 
 /// One of CRIU's images other than memory, or one of our own (`reprieve-*`).
@@ -126,14 +130,16 @@ pub enum IndexError {
     Decode(#[from] prost::DecodeError),
     #[error("the index contradicts itself: {0}")]
     Inconsistent(String),
+    #[error("the index cannot be opened")]
+    Broken(#[from] Broken),
 }
 
 impl Index {
-    /// Packs the index for storing.
+    /// Packs the index for storing, and seals it if there is a key.
     ///
     /// # Errors
     /// When the index is larger than [`SIZE_LIMIT`] or the compressor has no memory.
-    pub fn to_bytes(&self) -> std::io::Result<Vec<u8>> {
+    pub fn to_bytes(&self, key: Option<&AttemptKey>) -> std::io::Result<Vec<u8>> {
         let plain = prost::Message::encode_to_vec(self);
         if plain.len() > SIZE_LIMIT {
             // Committed, it could not be read again.
@@ -142,12 +148,24 @@ impl Index {
                 plain.len()
             )));
         }
-        zstd::bulk::compress(&plain, 1)
+        let mut packed = zstd::bulk::compress(&plain, 1)?;
+        if let Some(key) = key {
+            key.seal_index(&mut packed);
+        }
+        Ok(packed)
     }
 
-    /// Unpacks an index and checks that nothing in it points outside of what it describes.
-    pub fn from_bytes(bytes: &[u8], parts: usize) -> Result<Self, IndexError> {
-        let mut decoder = zstd::stream::read::Decoder::new(bytes).map_err(IndexError::Unpack)?;
+    /// Opens an index if it is sealed, unpacks it and checks that nothing in it points outside of what it describes.
+    pub fn from_bytes(
+        mut bytes: Vec<u8>,
+        parts: usize,
+        key: Option<&AttemptKey>,
+    ) -> Result<Self, IndexError> {
+        if let Some(key) = key {
+            key.open_index(&mut bytes)?;
+        }
+        let mut decoder =
+            zstd::stream::read::Decoder::new(bytes.as_slice()).map_err(IndexError::Unpack)?;
         let mut plain = Vec::new();
         let limit = SIZE_LIMIT as u64;
         std::io::Read::read_to_end(
@@ -161,11 +179,17 @@ impl Index {
             )));
         }
         let index = <Self as prost::Message>::decode(plain.as_slice())?;
-        index.check(parts).map_err(IndexError::Inconsistent)?;
+        index
+            .check(parts, key.is_some())
+            .map_err(IndexError::Inconsistent)?;
         Ok(index)
     }
 
-    fn check(&self, parts: usize) -> Result<(), String> {
+    fn check(&self, parts: usize, is_sealed: bool) -> Result<(), String> {
+        let (longest, digest) = match is_sealed {
+            true => (BLOCK + TAG, 0),
+            false => (BLOCK, 32),
+        };
         for (number, block) in self.blocks.iter().enumerate() {
             if block.raw == 0 {
                 // A number that was taken and not used; nothing can refer to any of its bytes.
@@ -178,8 +202,8 @@ impl Index {
                 ));
             }
             if block.raw as usize > BLOCK
-                || block.stored as usize > BLOCK
-                || block.digest.len() != 32
+                || block.stored as usize > longest
+                || block.digest.len() != digest
             {
                 return Err(format!("block {number} has impossible sizes"));
             }
@@ -256,6 +280,7 @@ mod tests {
                 raw: 3 * 4096,
                 codec: Codec::Zstd.into(),
                 digest: vec![1; 32],
+                number: 0,
             }],
             files: vec![File {
                 name: "core-1.img".into(),
@@ -280,7 +305,7 @@ mod tests {
     fn comes_back_as_written() {
         let index = sample();
         assert_eq!(
-            Index::from_bytes(&index.to_bytes().expect("pack"), 1).expect("sound"),
+            Index::from_bytes(index.to_bytes(None).expect("pack"), 1, None).expect("sound"),
             index
         );
     }
@@ -304,10 +329,10 @@ mod tests {
         for (what, damage) in damages {
             let mut index = sample();
             damage(&mut index);
-            let bytes = index.to_bytes().expect("pack");
+            let bytes = index.to_bytes(None).expect("pack");
             assert!(
                 matches!(
-                    Index::from_bytes(&bytes, 1),
+                    Index::from_bytes(bytes, 1, None),
                     Err(IndexError::Inconsistent(_))
                 ),
                 "{what}"
@@ -318,9 +343,9 @@ mod tests {
     proptest! {
         #[test]
         fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
-            drop(Index::from_bytes(&bytes, 1));
             let packed = zstd::bulk::compress(&bytes, 1).expect("pack");
-            drop(Index::from_bytes(&packed, 1));
+            drop(Index::from_bytes(bytes, 1, None));
+            drop(Index::from_bytes(packed, 1, None));
         }
     }
 }

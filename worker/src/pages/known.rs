@@ -6,9 +6,9 @@
 //! app's size. References never chain: what is found here names the block that holds the bytes, whichever snapshot wrote
 //! it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
-use reprieve_core::manifest::Part;
+use reprieve_core::manifest::{self, Part};
 
 use crate::pages::PAGE;
 use crate::pages::index::{Block, File, Index, Memory, MemoryKind, Segment};
@@ -51,6 +51,8 @@ pub(crate) struct Known {
     pub key: PageKey,
     pub parts: Vec<Part>,
     pub blocks: Vec<Block>,
+    /// Of the attempts that wrote the parts, wrapped as in their manifest.
+    pub keys: BTreeMap<String, String>,
     memories: HashMap<(MemoryKind, u64), KnownMemory>,
 }
 
@@ -130,6 +132,7 @@ impl Known {
             key,
             parts: parts.to_vec(),
             blocks: index.blocks.clone(),
+            keys: BTreeMap::new(),
             memories,
         })
     }
@@ -257,6 +260,16 @@ fn wasteful_parts(index: &Index, parts: &[Part], waste_factor: u32) -> Vec<bool>
 pub(crate) struct Assembled {
     pub index: Index,
     pub parts: Vec<Part>,
+}
+
+/// The wrapped data keys of the attempts that wrote these parts.
+pub(crate) fn keys_of(parts: &[Part], all: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    let attempts = parts
+        .iter()
+        .filter_map(|part| manifest::data_attempt(&part.key));
+    attempts
+        .filter_map(|attempt| Some((attempt.to_owned(), all.get(attempt)?.clone())))
+        .collect()
 }
 
 /// Puts an index together from what was stored now (`parts` and `blocks`, whose numbers go on behind the known ones) and
@@ -388,6 +401,7 @@ mod tests {
             raw: pages * 4096,
             codec: Codec::Raw.into(),
             digest: vec![u8::try_from(part).expect("few"); 32],
+            number: 0,
         }
     }
 

@@ -16,9 +16,12 @@ use reprieve_core::manifest::{HostFacts, Manifest, Part};
 use reprieve_core::selection::Candidate;
 use tokio::time::Instant;
 
+use crate::catalog::Catalog;
 use crate::images::ImageError;
+use crate::keys::{KeyError, MasterKey, OpenError, Opened, Place};
 use crate::pages::codec::{self, Damage};
 use crate::pages::index::{File, Index, IndexError};
+use crate::pages::seal::PartKeys;
 use crate::store::{Store, StoreError, StoreErrorKind, retry};
 
 /// Parts whose presence is asked for at once.
@@ -35,6 +38,8 @@ const KEPT: usize = 24;
 pub enum Unusable {
     #[error("its manifest is damaged")]
     Manifest(#[source] DocumentError),
+    #[error("the key of its manifest is not there")]
+    Key(#[from] KeyError),
     #[error("its manifest is not the one that was committed: it was altered or replaced")]
     OtherManifest,
     #[error("part {key} is missing")]
@@ -69,73 +74,107 @@ pub enum Unusable {
     Store(#[from] StoreError),
 }
 
+impl Unusable {
+    /// Whether other keys could open it, so that nothing can be said about the snapshot itself.
+    pub fn is_about_keys(&self) -> bool {
+        match self {
+            Self::Manifest(error) => error.is_about_keys(),
+            Self::Key(error) => !error.is_damage(),
+            _ => false,
+        }
+    }
+}
+
+/// A manifest that was verified.
+#[derive(Clone, Debug)]
+pub struct Read {
+    pub manifest: Manifest,
+    /// BLAKE3 of the object, hexadecimal.
+    pub digest: String,
+    /// What it is sealed with, if it is.
+    pub key: Option<Arc<MasterKey>>,
+}
+
 /// A snapshot that is complete and may run here, as far as that can be told without reading all of it.
 #[derive(Debug)]
 pub struct Snapshot {
     pub manifest: Manifest,
     pub index: Index,
+    /// What opens its parts.
+    pub keys: PartKeys,
     store: Arc<dyn Store>,
     root: String,
 }
 
 /// Reads and verifies everything about a snapshot but its blocks, for a host that is to run it.
 pub async fn load(
-    store: &Arc<dyn Store>,
-    root: &str,
+    catalog: &Catalog,
     candidate: &Candidate,
     host: &HostFacts,
     deadline: Instant,
 ) -> Result<Snapshot, Unusable> {
-    let manifest = manifest(store, root, candidate, deadline).await?;
-    let mismatches = compat::mismatches(&manifest.host, host);
+    let read = manifest(catalog, candidate, deadline).await?;
+    let mismatches = compat::mismatches(&read.manifest.host, host);
     if !mismatches.is_empty() {
         return Err(Unusable::Host(mismatches));
     }
-    check_parts(store, root, &manifest, deadline).await?;
-    open(store, root, manifest, deadline).await
+    check_parts(catalog.store(), &catalog.root(), &read.manifest, deadline).await?;
+    open(catalog, read, deadline).await
 }
 
 /// Reads and verifies the index of a snapshot whose manifest was read.
-pub async fn open(
-    store: &Arc<dyn Store>,
-    root: &str,
-    manifest: Manifest,
-    deadline: Instant,
-) -> Result<Snapshot, Unusable> {
-    let index = index(store, root, &manifest, deadline).await?;
+pub async fn open(catalog: &Catalog, read: Read, deadline: Instant) -> Result<Snapshot, Unusable> {
+    let Read { manifest, key, .. } = read;
+    let keys = match key {
+        Some(key) => PartKeys::unwrap(&key, catalog.job(), &manifest.parts, &manifest.keys)?,
+        None => PartKeys::default(),
+    };
+    let index = index(catalog.store(), &catalog.root(), &manifest, &keys, deadline).await?;
     Ok(Snapshot {
         manifest,
         index,
-        store: Arc::clone(store),
-        root: root.to_owned(),
+        keys,
+        store: Arc::clone(catalog.store()),
+        root: catalog.root(),
     })
 }
 
 /// Reads and verifies a manifest.
 pub async fn manifest(
-    store: &Arc<dyn Store>,
-    root: &str,
+    catalog: &Catalog,
     candidate: &Candidate,
     deadline: Instant,
-) -> Result<Manifest, Unusable> {
-    let key = format!("{root}{}", candidate.manifest);
-    let bytes = whole(
+) -> Result<Read, Unusable> {
+    let (store, name) = (catalog.store(), candidate.manifest.as_str());
+    let full = format!("{}{name}", catalog.root());
+    let bytes = whole(store, &full, name, document::SIZE_LIMIT, deadline).await?;
+    let digest = document::digest(&bytes);
+    let is_committed = candidate.digest.as_ref().map(|known| *known == digest);
+    let place = Place {
         store,
-        &key,
-        &candidate.manifest,
-        document::SIZE_LIMIT,
-        deadline,
-    )
-    .await?;
-    let manifest = Manifest::from_bytes(&bytes).map_err(Unusable::Manifest)?;
-    let is_committed = candidate
-        .digest
-        .as_ref()
-        .is_none_or(|digest| *digest == document::digest(&bytes));
-    if !is_committed || manifest.key() != candidate.manifest {
+        job: catalog.job(),
+        name,
+    };
+    // A head that was opened vouches for what it names: with its digest, also what is not sealed is what was committed.
+    let vouched = is_committed == Some(true);
+    let opened = match catalog.keys().open(place, &bytes, vouched, deadline).await {
+        Ok(Opened { value, key }) => Ok((value, key)),
+        // What was put in its place says nothing of keys.
+        Err(_) if is_committed == Some(false) && catalog.keys().seals() => {
+            Err(Unusable::OtherManifest)
+        }
+        Err(OpenError::Document(error)) => Err(Unusable::Manifest(error)),
+        Err(OpenError::Key(error)) => Err(Unusable::Key(error)),
+    };
+    let (manifest, key): (Manifest, _) = opened?;
+    if is_committed == Some(false) || manifest.key() != *name {
         return Err(Unusable::OtherManifest);
     }
-    Ok(manifest)
+    Ok(Read {
+        manifest,
+        digest,
+        key,
+    })
 }
 
 /// A whole object of the job, of at most `limit` bytes.
@@ -198,14 +237,15 @@ async fn index(
     store: &Arc<dyn Store>,
     root: &str,
     manifest: &Manifest,
+    keys: &PartKeys,
     deadline: Instant,
 ) -> Result<Index, Unusable> {
     let mut packed = Vec::new();
-    for part in manifest
-        .index
-        .iter()
-        .filter_map(|&number| manifest.parts.get(number))
-    {
+    let mut key = None;
+    for &number in &manifest.index {
+        let Some(part) = manifest.parts.get(number) else {
+            continue;
+        };
         let bytes = whole(
             store,
             &format!("{root}{}", part.key),
@@ -220,8 +260,11 @@ async fn index(
             });
         }
         packed.extend_from_slice(&bytes);
+        key = u32::try_from(number)
+            .ok()
+            .and_then(|number| keys.of(number));
     }
-    Ok(Index::from_bytes(&packed, manifest.parts.len())?)
+    Ok(Index::from_bytes(packed, manifest.parts.len(), key)?)
 }
 
 impl Snapshot {
@@ -296,7 +339,8 @@ impl<'a> Blocks<'a> {
             let block = &all[number];
             let start = usize::try_from(block.offset - first.offset).expect("within one fetch");
             let stored = &bytes[start..start + block.stored as usize];
-            let raw = codec::unpack(block, stored).map_err(|source| Unusable::Block {
+            let key = self.snapshot.keys.of(block.part);
+            let raw = codec::unpack(block, stored, key).map_err(|source| Unusable::Block {
                 key: part.key.clone(),
                 offset: block.offset,
                 source,

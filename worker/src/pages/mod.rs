@@ -4,10 +4,10 @@
 //! ```text
 //!  criu dump ──page server──▶ reader ──slabs──▶ workers ──blocks──▶ part writer ──parts──▶ store
 //!                             (capture)         zero? keep?         (parts)
-//!                                               compress, digest
+//!                                               compress, seal or digest
 //!
 //!  store ──ranges──▶ feeder ──pages──▶ criu restore --stream
-//!                    verify, unpack    (serve)
+//!                    open, verify, unpack (serve)
 //! ```
 //!
 //! The unit of comparison is the page, the unit of compression and of verification is the block of up to
@@ -19,6 +19,7 @@ pub mod index;
 pub(crate) mod known;
 pub mod load;
 pub mod parts;
+pub mod seal;
 pub mod serve;
 
 /// Bytes of a page; CRIU's images, and so ours, are tied to it. Checked against the host at start.

@@ -27,6 +27,7 @@ use bytes::Bytes;
 
 pub use directory::DirectoryStore;
 pub use location::{AddressError, StoreAddress};
+pub(crate) use s3::aws_config;
 pub use s3::{Addressing, Encryption, S3Limits, S3Objects, S3Options, S3Store};
 pub use unreliable::UnreliableStore;
 

@@ -930,16 +930,19 @@ impl Error for Cause {
 
 // ---- Settings of the SDK
 
-async fn sdk_config(options: &S3Options, trusted: TrustStore) -> aws_config::SdkConfig {
-    let region = RegionProviderChain::first_try(options.region.clone().map(Region::new));
-    let region = match options.endpoint {
-        // Not AWS: the region is a formality, and there is no machine service to ask for it.
-        Some(_) => region
-            .or_else(EnvironmentVariableRegionProvider::new())
-            .or_else(ProfileFileRegionProvider::new())
-            .or_else(Region::from_static("us-east-1")),
-        None => region.or_default_provider(),
+/// The settings of other services of AWS: found in the same places, by the same way through the network.
+pub(crate) async fn aws_config(region: Option<String>) -> aws_config::SdkConfig {
+    let options = S3Options {
+        region,
+        ..S3Options::default()
     };
+    let config = Box::pin(sdk_config(&options, trust_store())).await;
+    // There is no other place that tries again.
+    let config = config.into_builder().retry_config(RetryConfig::standard());
+    config.build()
+}
+
+async fn sdk_config(options: &S3Options, trusted: TrustStore) -> aws_config::SdkConfig {
     let context = TlsContext::builder().with_trust_store(trusted).build();
     let http = aws_smithy_http_client::Builder::new()
         .tls_provider(Provider::Rustls(CryptoMode::Ring))
@@ -947,7 +950,6 @@ async fn sdk_config(options: &S3Options, trusted: TrustStore) -> aws_config::Sdk
         .build_https();
     let mut loader = aws_config::defaults(BehaviorVersion::v2026_01_12())
         .http_client(http)
-        .region(region)
         .retry_config(RetryConfig::disabled())
         .timeout_config(
             TimeoutConfig::builder()
@@ -957,9 +959,19 @@ async fn sdk_config(options: &S3Options, trusted: TrustStore) -> aws_config::Sdk
         .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
         .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
         .response_checksum_validation(ResponseChecksumValidation::WhenRequired);
+    let region = RegionProviderChain::first_try(options.region.clone().map(Region::new));
     if let Some(endpoint) = &options.endpoint {
-        loader = loader.endpoint_url(endpoint);
+        // Not AWS: the region is a formality, and there is no machine service to ask for it.
+        let region = region
+            .or_else(EnvironmentVariableRegionProvider::new())
+            .or_else(ProfileFileRegionProvider::new())
+            .or_else(Region::from_static("us-east-1"));
+        loader = loader.endpoint_url(endpoint).region(region);
+    } else if options.region.is_some() {
+        loader = loader.region(region);
     }
+    // Else the SDK looks for it by itself, at last at the machine's service, and does so with the HTTP client from above; a
+    // provider that is made here would have none.
     if let Some(credentials) = &options.credentials {
         loader = loader.credentials_provider(credentials.clone());
     }

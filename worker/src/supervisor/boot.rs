@@ -8,24 +8,26 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
-use reprieve_core::document;
+use futures::future::{Either, select};
 use reprieve_core::head::{Generation, Owner};
 use reprieve_core::manifest::HostFacts;
 use reprieve_core::selection::{Candidate, Contents};
 use reprieve_core::sweep::PROBE_PREFIX;
 use tokio::time::{Instant, sleep};
 
-use crate::catalog::{self, Catalog, CatalogError, Found};
+use crate::catalog::{self, Catalog, CatalogError, Found, Lease};
 use crate::engine::criu::Criu;
 use crate::failure::{ExitCode, Failure};
 use crate::host;
+use crate::keys::MasterKey;
 use crate::metrics::{self, RestoreOutcome, SelfTest, StartedHow};
 use crate::pages::codec::Effort;
-use crate::pages::load::{self, Unusable};
+use crate::pages::load::{self, Read, Unusable};
 use crate::pages::parts::PART;
-use crate::place::{self, unreachable_store};
-use crate::settings::{Compression, OnNoValidSnapshot, OnOtherOwner, Settings, StoreSelfTest};
-use crate::store::Store;
+use crate::place::{self, refused_keys, unreachable_store};
+use crate::settings::{
+    Compression, OnNoValidSnapshot, OnOtherOwner, OnUnsealed, Settings, StoreSelfTest,
+};
 use crate::store::selftest::{self, SelfTestError};
 use crate::supervisor::checkpoint::Checkpointer;
 use crate::supervisor::child;
@@ -114,7 +116,7 @@ pub(crate) async fn boot(
         return start(&reaper, &gate, &argv, None).await;
     };
     let prepared = prepare(&settings, &address, &reaper).await?;
-    presence.begin(Arc::clone(&prepared.store)).await;
+    presence.begin(Arc::clone(prepared.catalog.store())).await;
     let (candidates, ownership) = own(&prepared, &settings, &address, &presence.name()).await?;
     presence.tell(|worker| worker.epoch = Some(ownership.epoch));
     owned.set(Arc::clone(&ownership)).expect("a boot owns once");
@@ -136,13 +138,27 @@ async fn own(
 ) -> Result<(Vec<Candidate>, Arc<Ownership>), Failure> {
     let mut untested = true;
     loop {
-        // Beside waiting for our turn, of which it takes nothing.
-        let (found, ()) = tokio::try_join!(turn(&prepared.catalog, settings, address), async {
+        // Beside waiting for our turn, of which it takes nothing. Once begun it goes on to its end, where it removes what
+        // it wrote.
+        let test = std::pin::pin!(async {
             match std::mem::take(&mut untested) {
                 true => self_test(&prepared.catalog, settings, address).await,
                 false => Ok(()),
             }
-        })?;
+        });
+        let turn = std::pin::pin!(turn(&prepared.catalog, settings, address));
+        let found = match select(test, turn).await {
+            Either::Left((tested, turn)) => {
+                tested?;
+                turn.await?
+            }
+            Either::Right((found, test)) => {
+                let tested = test.await;
+                let found = found?;
+                tested?;
+                found
+            }
+        };
         let deadline = Instant::now() + settings.boot_timeout;
         let candidates = candidates(&found.contents);
         let listed = match &found.contents {
@@ -161,8 +177,10 @@ async fn own(
                 tracing::info!(
                     job = settings.job,
                     epoch = lease.head.epoch,
+                    sealed_with = lease.key.as_ref().map_or("no key", |key| key.id()),
                     "this worker owns the job"
                 );
+                tell_of_keys(&found, &lease, settings);
                 let ownership =
                     Ownership::begin(prepared.catalog.clone(), lease, settings.lease_term);
                 return Ok((candidates, ownership));
@@ -171,7 +189,7 @@ async fn own(
             Err(CatalogError::Fenced(by)) if settings.on_other_owner != OnOtherOwner::Leave => {
                 tracing::info!(by, "another worker took the job at the same moment");
             }
-            Err(error) => return Err(unclaimed(address, error)),
+            Err(error) => return Err(unclaimed(address, &settings.job, error)),
         }
     }
 }
@@ -212,7 +230,7 @@ async fn turn(catalog: &Catalog, settings: &Settings, address: &str) -> Result<F
     let find = async || {
         let deadline = Instant::now() + settings.boot_timeout;
         let found = catalog.find(deadline).await;
-        found.map_err(|error| unreadable(address, error))
+        found.map_err(|error| unreadable(address, &settings.job, error))
     };
     let mut found = find().await?;
     let mut unchanged_since = Instant::now();
@@ -347,7 +365,6 @@ async fn start(
 }
 
 struct Prepared {
-    store: Arc<dyn Store>,
     catalog: Catalog,
     criu: Criu,
     work: PathBuf,
@@ -387,11 +404,12 @@ async fn prepare(settings: &Settings, address: &str, reaper: &Reaper) -> Result<
         .map(|all| proc::other_children(&all, nix::unistd::getpid().as_raw(), &[]))
         .unwrap_or_default();
     let strangers = strangers.iter().map(|process| process.pid).collect();
-    let store = place::open(&settings.store_settings(address)).await?;
+    let store_settings = settings.store_settings(address);
+    let keys = place::keys(&settings.keys, &store_settings).await?;
+    let store = place::open(&store_settings).await?;
     let host = host::facts(&criu.version);
-    let catalog = Catalog::new(Arc::clone(&store), &settings.job);
+    let catalog = Catalog::with_keys(store, &settings.job, keys);
     Ok(Prepared {
-        store,
         catalog,
         criu,
         work,
@@ -404,8 +422,7 @@ impl Prepared {
     fn restorer(&self, reaper: &Arc<Reaper>, gate: &Arc<Gate>) -> Restorer {
         Restorer {
             criu: self.criu.clone(),
-            store: Arc::clone(&self.store),
-            root: self.catalog.root(),
+            catalog: self.catalog.clone(),
             reaper: Arc::clone(reaper),
             gate: Arc::clone(gate),
             work: self.work.clone(),
@@ -481,6 +498,33 @@ fn tell(found: &Found) {
     }
 }
 
+/// What the person who sets keys has to know.
+fn tell_of_keys(found: &Found, lease: &Lease, settings: &Settings) {
+    let id = |key: &Arc<MasterKey>| key.id().to_owned();
+    let (before, now) = (found.key.as_ref().map(id), lease.key.as_ref().map(id));
+    match (&before, &now) {
+        (_, None) => tracing::info!(
+            "no key is set: whoever reads the store reads the job's memory, and whoever writes it decides what runs here"
+        ),
+        (None, Some(_)) if found.head.is_some() => tracing::warn!(
+            "what was stored so far is not sealed, and was accepted once; from now on it is sealed"
+        ),
+        (Some(before), Some(now)) if before != now => {
+            tracing::info!(
+                before,
+                now,
+                "the job changes its key; the next snapshot is stored whole"
+            );
+        }
+        _ => {}
+    }
+    if before.is_some() && settings.keys.on_unsealed == OnUnsealed::Accept {
+        tracing::warn!(
+            "on-unsealed is \"accept\" and the job is sealed already; leave the setting out from now on"
+        );
+    }
+}
+
 fn candidates(contents: &Contents) -> Vec<Candidate> {
     match contents {
         Contents::Nothing | Contents::Completed => Vec::new(),
@@ -497,23 +541,18 @@ async fn recovered(
 ) -> Result<Vec<Generation>, Failure> {
     let mut found: Vec<Generation> = Vec::new();
     for candidate in candidates {
-        let manifest = load::manifest(
-            &prepared.store,
-            &prepared.catalog.root(),
-            candidate,
-            deadline,
-        )
-        .await;
-        match manifest {
-            Ok(manifest)
-                if found
-                    .iter()
-                    .all(|known| known.generation != manifest.generation) =>
+        let read = load::manifest(&prepared.catalog, candidate, deadline).await;
+        match read {
+            Ok(Read {
+                manifest, digest, ..
+            }) if found
+                .iter()
+                .all(|known| known.generation != manifest.generation) =>
             {
                 found.push(Generation {
                     generation: manifest.generation,
                     manifest: candidate.manifest.clone(),
-                    digest: document::digest(&manifest.to_bytes()),
+                    digest,
                     taken_at_ms: manifest.taken_at_ms,
                     stored_bytes: manifest.sizes.stored,
                     pinned: false,
@@ -523,6 +562,7 @@ async fn recovered(
             Ok(_) => {}
             // It may be sound: a head without it would lose it.
             Err(error @ Unusable::Store(_)) => return Err(undelivered(settings, error.into())),
+            Err(error) if error.is_about_keys() => return Err(refused_keys(&settings.job, error)),
             Err(error) => {
                 tracing::warn!(
                     manifest = candidate.manifest,
@@ -553,6 +593,11 @@ async fn resume(
             Err(error) if error.is_stores() => {
                 metrics::restore_ended(RestoreOutcome::Failed);
                 return Err(undelivered(settings, error));
+            }
+            // An older one, or a start from scratch, would undo work that only waits for its key.
+            Err(error) if error.is_about_keys() => {
+                metrics::restore_ended(RestoreOutcome::Failed);
+                return Err(refused_keys(&settings.job, error));
             }
             Err(error) => {
                 metrics::restore_ended(RestoreOutcome::PassedOver);
@@ -613,9 +658,10 @@ fn undelivered(settings: &Settings, error: RestoreError) -> Failure {
         .remedy("nothing was started and nothing is lost; start again when the store answers")
 }
 
-fn unreadable(address: &str, error: CatalogError) -> Failure {
+fn unreadable(address: &str, job: &str, error: CatalogError) -> Failure {
     match error {
         CatalogError::Store(error) => unreachable_store(address, error),
+        error @ (CatalogError::Sealing { .. } | CatalogError::Key(_)) => refused_keys(job, error),
         other => Failure::new(
             ExitCode::NoValidSnapshot,
             format!("the job's place in {address} cannot be read"),
@@ -625,9 +671,10 @@ fn unreadable(address: &str, error: CatalogError) -> Failure {
     }
 }
 
-fn unclaimed(address: &str, error: CatalogError) -> Failure {
+fn unclaimed(address: &str, job: &str, error: CatalogError) -> Failure {
     match error {
         CatalogError::Store(error) => unreachable_store(address, error),
+        error @ (CatalogError::Sealing { .. } | CatalogError::Key(_)) => refused_keys(job, error),
         CatalogError::Fenced(_) => Failure::new(
             ExitCode::Fenced,
             "another worker took the job at the same moment",

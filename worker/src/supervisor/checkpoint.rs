@@ -29,6 +29,7 @@ use crate::catalog::{self, Catalog, CatalogError};
 use crate::engine::criu::{self, Criu, CriuError, DumpOrder};
 use crate::engine::hook::{Asked, Hooks};
 use crate::host;
+use crate::keys::MasterKey;
 use crate::metrics::{self, CheckpointPhase};
 use crate::pages::capture::{Blocks, CaptureError, Captured, PageServer};
 use crate::pages::codec::Effort;
@@ -36,6 +37,7 @@ use crate::pages::index::{File, Index};
 use crate::pages::known::{self, Assembled, Known};
 use crate::pages::load;
 use crate::pages::parts::{self, Destination, Stored};
+use crate::pages::seal::AttemptKey;
 use crate::store::StoreError;
 use crate::supervisor::ownership::Ownership;
 use crate::supervisor::proc::{self, Process};
@@ -173,6 +175,14 @@ struct Attempt<'a> {
     begun: Instant,
     /// The head that the snapshot is added to.
     head: Head,
+    seal: Option<Seal>,
+}
+
+/// What an attempt seals with.
+struct Seal {
+    key: Arc<AttemptKey>,
+    /// For the manifest.
+    wrapped: String,
 }
 
 /// A dump that waits at `post-dump`: the app is frozen.
@@ -215,6 +225,14 @@ impl Checkpointer {
         limits: watch::Receiver<Limits>,
     ) -> Result<Report, CheckpointError> {
         let name = catalog::nonce();
+        let seal = match &self.ownership.key {
+            Some(master) => {
+                let (key, wrapped) = AttemptKey::fresh(master, self.catalog.job(), &name)?;
+                let key = Arc::new(key);
+                Some(Seal { key, wrapped })
+            }
+            None => None,
+        };
         let images = self.work.join(format!("dump-{name}"));
         std::fs::create_dir(&images)?;
         let attempt = Attempt {
@@ -225,6 +243,7 @@ impl Checkpointer {
             limits,
             begun: Instant::now(),
             head: self.ownership.last_head(),
+            seal,
         };
         let result = attempt.run(notice).await;
         keep_log(&self.work, &images, result.is_err());
@@ -355,13 +374,16 @@ impl Attempt<'_> {
         base: &Candidate,
         deadline: TokioInstant,
     ) -> Result<Option<Known>, Box<dyn std::error::Error + Send + Sync>> {
-        let (store, root) = (self.of.catalog.store(), self.of.catalog.root());
-        let manifest = load::manifest(store, &root, base, deadline).await?;
-        if !Known::is_worth_it(&manifest.parts) {
+        let read = load::manifest(&self.of.catalog, base, deadline).await?;
+        let id = |key: &Arc<MasterKey>| key.id().to_owned();
+        // What is sealed with another key, or not at all, is not relied on any further: who has that key could have
+        // altered it.
+        let is_ours = read.key.as_ref().map(id) == self.of.ownership.key.as_ref().map(id);
+        if !is_ours || !Known::is_worth_it(&read.manifest.parts) {
             return Ok(None);
         }
         // Also makes sure that every part that may be referred to is there.
-        let snapshot = load::load(store, &root, base, &self.of.host, deadline).await?;
+        let snapshot = load::load(&self.of.catalog, base, &self.of.host, deadline).await?;
         let Some(files) = Known::files(&snapshot.index) else {
             return Ok(None);
         };
@@ -369,19 +391,26 @@ impl Attempt<'_> {
         for file in files {
             hashes.push(snapshot.file(file, deadline).await?);
         }
-        Ok(Some(Known::new(
+        let mut known = Known::new(
             &snapshot.index,
             &snapshot.manifest.parts,
             hashes,
             self.of.waste_factor,
-        )?))
+        )?;
+        known.keys = snapshot.manifest.keys;
+        Ok(Some(known))
+    }
+
+    fn key(&self) -> Option<Arc<AttemptKey>> {
+        self.seal.as_ref().map(|seal| Arc::clone(&seal.key))
     }
 
     /// Dumps until CRIU asks whether to go on, with the app frozen.
     async fn freeze(&mut self, known: &Arc<Known>) -> Result<Frozen, CheckpointError> {
         let (sender, writer) = parts::start(self.destination());
         let mut writer = Writer(writer);
-        let blocks = Blocks::new(sender, self.of.effort, known.blocks.len());
+        let key = self.key();
+        let blocks = Blocks::new(sender, self.of.effort, key, known.blocks.len());
         let mut server = PageServer::start(&blocks, known, self.of.workers)?;
         let hooks = Hooks::bind(self.images.join("hook.sock"))?;
         let socket = server.socket.take().expect("taken only here");
@@ -594,9 +623,15 @@ impl Attempt<'_> {
             memories: captured.memories,
             page_key: known.key.to_vec(),
         };
+        let mut keys = known.keys.clone();
+        if let Some(seal) = &self.seal {
+            keys.insert(self.name.clone(), seal.wrapped.clone());
+        }
+        let key = self.key();
         let (index, mut parts) = blocking(move || {
             let Assembled { index, parts } = known::assemble(&known, parts, blocks, index);
-            index.to_bytes().map(|bytes| (bytes, parts))
+            let bytes = index.to_bytes(key.as_deref());
+            bytes.map(|bytes| (bytes, parts))
         })
         .await??;
         let index = self.destination().put("index", index.into()).await?;
@@ -626,6 +661,7 @@ impl Attempt<'_> {
             },
             host: self.of.host.clone(),
             index: vec![parts.len() - 1],
+            keys: known::keys_of(&parts, &keys),
             parts,
             sizes,
         })

@@ -14,6 +14,7 @@ use tokio::sync::{Mutex, MutexGuard, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 
 use crate::catalog::{Catalog, CatalogError, Lease};
+use crate::keys::MasterKey;
 use crate::supervisor::boot::BEATS;
 use crate::supervisor::with_causes;
 
@@ -25,6 +26,8 @@ const BEAT_LIMIT: Duration = Duration::from_secs(2);
 pub(crate) struct Ownership {
     catalog: Catalog,
     pub(crate) epoch: u64,
+    /// What snapshots are sealed with; `None` if they are not.
+    pub(crate) key: Option<Arc<MasterKey>>,
     lease: Mutex<Lease>,
     /// A copy that can be had without waiting.
     last_head: std::sync::Mutex<Head>,
@@ -38,6 +41,7 @@ impl Ownership {
         let ownership = Arc::new(Self {
             catalog,
             epoch: lease.head.epoch,
+            key: lease.key.clone(),
             last_head: std::sync::Mutex::new(lease.head.clone()),
             lease: Mutex::new(lease),
             fenced: watch::Sender::new(false),

@@ -13,13 +13,12 @@ use reprieve_core::manifest::{self, HostFacts, Manifest};
 use reprieve_core::selection::Candidate;
 use tokio::time::{Instant as TokioInstant, sleep, timeout, timeout_at};
 
-use crate::catalog;
+use crate::catalog::{self, Catalog};
 use crate::engine::criu::{self, Criu, CriuError, RestoreOrder};
 use crate::engine::hook::Hooks;
 use crate::metrics::{self, RestorePhase};
 use crate::pages::load::{self, Snapshot, Unusable};
 use crate::pages::serve::{ImageServer, ServeError};
-use crate::store::Store;
 use crate::supervisor::boot::Gate;
 use crate::supervisor::checkpoint::HELD;
 use crate::supervisor::pids;
@@ -69,6 +68,13 @@ impl RestoreError {
     }
 }
 
+impl RestoreError {
+    /// Whether other keys could open it: then no other snapshot may be taken for the job's newest.
+    pub(crate) fn is_about_keys(&self) -> bool {
+        matches!(self, Self::Unusable(error) | Self::Serve(ServeError::Unusable(error)) if error.is_about_keys())
+    }
+}
+
 /// An app that runs again.
 #[derive(Debug)]
 pub(crate) struct Resumed {
@@ -83,9 +89,7 @@ pub(crate) struct Resumed {
 #[derive(Debug)]
 pub(crate) struct Restorer {
     pub criu: Criu,
-    pub store: Arc<dyn Store>,
-    /// The job's prefix, ending in `/`.
-    pub root: String,
+    pub catalog: Catalog,
     pub reaper: Arc<Reaper>,
     pub gate: Arc<Gate>,
     pub work: PathBuf,
@@ -100,8 +104,7 @@ impl Restorer {
         deadline: TokioInstant,
     ) -> Result<Resumed, RestoreError> {
         let begun = Instant::now();
-        let snapshot =
-            Arc::new(load::load(&self.store, &self.root, candidate, &self.host, deadline).await?);
+        let snapshot = Arc::new(load::load(&self.catalog, candidate, &self.host, deadline).await?);
         let held = held(&snapshot, deadline).await?;
         metrics::restore_phase_lasted(RestorePhase::Select, begun.elapsed());
         for attempt in 1.. {

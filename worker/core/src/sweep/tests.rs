@@ -71,6 +71,7 @@ fn manifest_of(generation: u64, epoch: u64, attempt: &str, parts: Vec<Part>) -> 
         parts,
         index: Vec::new(),
         sizes: Sizes::default(),
+        keys: Default::default(),
     }
 }
 
