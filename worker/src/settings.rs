@@ -207,8 +207,9 @@ pub const TABLE: &[Setting] = &[
         kind: Kind::Choice(Compression::NAMES),
         default: Some("auto"),
         unset: "",
-        meaning: "How much processor time goes into smaller snapshots: `low` none, `medium` and `auto` zstd's fast \
-                  level -1, `high` its level 1.",
+        meaning: "How much processor time goes into smaller snapshots: `low` none, `medium` zstd's fast level -1, `high` \
+                  its level 1. `auto` takes whichever the processors, the store and the deadline leave time for, and \
+                  changes it as they do. Blocks that would not shrink are not tried.",
     },
     Setting {
         name: "memory-budget",
@@ -217,6 +218,41 @@ pub const TABLE: &[Setting] = &[
         default: Some("64MiB"),
         unset: "",
         meaning: "Memory for data on its way between the job and the store.",
+    },
+    Setting {
+        name: "seed",
+        section: STORE,
+        kind: Kind::Choice(Seed::NAMES),
+        default: Some("on"),
+        unset: "",
+        meaning: "Whether memory is stored ahead while the job runs, so that a checkpoint has only to store what changed \
+                  since. Nothing is frozen for it.",
+    },
+    Setting {
+        name: "seed-interval",
+        section: STORE,
+        kind: Kind::Duration(Duration::from_millis(100), DAY),
+        default: Some("1m"),
+        unset: "",
+        meaning: "The pause before each look at the job's memory. What changed is stored once it was found the same in \
+                  two looks.",
+    },
+    Setting {
+        name: "seed-bandwidth",
+        section: STORE,
+        kind: Kind::Size(64 * 1024, 1024 * 1024 * MIB),
+        default: Some("32MiB"),
+        unset: "",
+        meaning: "How much is stored ahead in a second, at most.",
+    },
+    Setting {
+        name: "seed-cpu",
+        section: STORE,
+        kind: Kind::Count(1, 100),
+        default: Some("10"),
+        unset: "",
+        meaning: "The share of one processor, in percent, that looking at memory and packing it may take. It yields to \
+                  the job in any case.",
     },
     Setting {
         name: "term-grace",
@@ -396,6 +432,11 @@ named! {
 }
 
 named! {
+    /// Whether memory is stored ahead.
+    pub enum Seed { On = "on", Off = "off", }
+}
+
+named! {
     /// What to do when snapshots exist but none can be restored.
     pub enum OnNoValidSnapshot { Fail = "fail", Start = "start", }
 }
@@ -443,6 +484,11 @@ pub struct Settings {
     pub sweep_grace: Duration,
     pub compression: Compression,
     pub memory_budget_bytes: u64,
+    pub seed: Seed,
+    pub seed_interval: Duration,
+    /// Per second.
+    pub seed_bandwidth_bytes: u64,
+    pub seed_cpu_percent: u32,
     pub term_grace: Duration,
     pub deadline_margin: Duration,
     pub stop_grace: Duration,
@@ -622,6 +668,10 @@ impl Settings {
             sweep_grace: merged.need("sweep-grace", Checked::duration),
             compression: merged.need("compression", Checked::choice(Compression::from_name)),
             memory_budget_bytes: merged.need("memory-budget", Checked::bytes),
+            seed: merged.need("seed", Checked::choice(Seed::from_name)),
+            seed_interval: merged.need("seed-interval", Checked::duration),
+            seed_bandwidth_bytes: merged.need("seed-bandwidth", Checked::bytes),
+            seed_cpu_percent: merged.need("seed-cpu", Checked::count),
             term_grace: merged.need("term-grace", Checked::duration),
             deadline_margin: merged.need("deadline-margin", Checked::duration),
             stop_grace: merged.need("stop-grace", Checked::duration),
@@ -1735,6 +1785,10 @@ mod tests {
                 sweep_grace: DAY,
                 compression: Compression::Auto,
                 memory_budget_bytes: 64 * MIB,
+                seed: Seed::On,
+                seed_interval: Duration::from_secs(60),
+                seed_bandwidth_bytes: 32 * MIB,
+                seed_cpu_percent: 10,
                 term_grace: Duration::from_secs(10),
                 deadline_margin: Duration::from_secs(1),
                 stop_grace: Duration::from_secs(5),
@@ -1777,6 +1831,10 @@ mod tests {
         ("sweep-grace", "2h"),
         ("compression", "high"),
         ("memory-budget", "1GiB"),
+        ("seed", "off"),
+        ("seed-interval", "5m"),
+        ("seed-bandwidth", "8MiB"),
+        ("seed-cpu", "25"),
         ("term-grace", "2m"),
         ("deadline-margin", "500ms"),
         ("stop-grace", "0s"),
@@ -1845,6 +1903,10 @@ mod tests {
             sweep_grace: Duration::from_secs(7200),
             compression: Compression::High,
             memory_budget_bytes: 1024 * MIB,
+            seed: Seed::Off,
+            seed_interval: Duration::from_secs(300),
+            seed_bandwidth_bytes: 8 * MIB,
+            seed_cpu_percent: 25,
             term_grace: Duration::from_secs(120),
             deadline_margin: Duration::from_millis(500),
             stop_grace: Duration::ZERO,

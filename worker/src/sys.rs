@@ -115,6 +115,18 @@ pub(crate) fn own(received: RawFd) -> OwnedFd {
     unsafe { OwnedFd::from_raw_fd(received) }
 }
 
+/// Makes the calling thread give way to every other one, for the processor and for disks.
+pub(crate) fn yield_to_others() {
+    /// linux/ioprio.h: the thread that asks; the idle class.
+    const WHO_PROCESS: libc::c_int = 1;
+    const IDLE: libc::c_int = 3 << 13;
+    // SAFETY: both calls take integers only. A refusal costs nothing but the courtesy.
+    unsafe {
+        libc::setpriority(libc::PRIO_PROCESS, 0, 19);
+        libc::syscall(libc::SYS_ioprio_set, WHO_PROCESS, 0, IDLE);
+    }
+}
+
 /// What the new process gets of a terminal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Terminal {

@@ -239,7 +239,7 @@ impl PageServer {
 
 /// A page-aligned buffer for [`BLOCK_PAGES`] pages. Alignment matters: kernel copies to anything else are three to
 /// five times slower on some processors (measured).
-struct Slab {
+pub(crate) struct Slab {
     memory: Vec<u8>,
     start: usize,
     pages: usize,
@@ -259,7 +259,7 @@ struct Span {
 }
 
 impl Slab {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let memory = vec![0u8; BLOCK + PAGE];
         let start = memory.as_ptr().align_offset(PAGE);
         Self {
@@ -270,12 +270,12 @@ impl Slab {
         }
     }
 
-    fn free(&mut self) -> &mut [u8] {
+    pub(crate) fn free(&mut self) -> &mut [u8] {
         let (start, used) = (self.start, self.pages * PAGE);
         &mut self.memory[start + used..start + BLOCK]
     }
 
-    fn page(&self, number: usize) -> &[u8] {
+    pub(crate) fn page(&self, number: usize) -> &[u8] {
         let at = self.start + number * PAGE;
         &self.memory[at..at + PAGE]
     }
@@ -579,7 +579,7 @@ impl Worker {
     }
 }
 
-fn is_zero(page: &[u8]) -> bool {
+pub(crate) fn is_zero(page: &[u8]) -> bool {
     // The second half of the comparison runs over the whole page at the speed of memory.
     page[0] == 0 && page[..PAGE - 1] == page[1..]
 }

@@ -6,6 +6,8 @@
 //!                             (capture)         zero? keep?         (parts)
 //!                                               compress, digest
 //!
+//!  the living app ──copies──▶ one niced thread ──parts──▶ store, known to the next dump      (seed)
+//!
 //!  store ──ranges──▶ feeder ──pages──▶ criu restore --stream
 //!                    verify, unpack    (serve)
 //! ```
@@ -19,6 +21,7 @@ pub mod index;
 pub(crate) mod known;
 pub mod load;
 pub mod parts;
+pub(crate) mod seed;
 pub mod serve;
 
 /// Bytes of a page; CRIU's images, and so ours, are tied to it. Checked against the host at start.

@@ -30,6 +30,7 @@ use crate::supervisor::child;
 use crate::supervisor::ownership::Ownership;
 use crate::supervisor::reaper::{Reaper, Watched};
 use crate::supervisor::restore::{RestoreError, Restorer, Resumed};
+use crate::supervisor::seeding::Seeds;
 use crate::supervisor::stdio::{Held, Kind, Stdio, Streams};
 use crate::supervisor::{LastSnapshot, with_causes};
 use crate::supervisor::{pids, proc};
@@ -402,6 +403,7 @@ impl Prepared {
                 keep: settings.retention(),
                 strangers: self.strangers,
                 base: Mutex::new(None),
+                seeds: Seeds::default(),
             }),
         }
     }

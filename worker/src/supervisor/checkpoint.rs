@@ -40,6 +40,7 @@ use crate::store::StoreError;
 use crate::supervisor::ownership::Ownership;
 use crate::supervisor::proc::{self, Process};
 use crate::supervisor::reaper::Reaper;
+use crate::supervisor::seeding::Seeds;
 use crate::supervisor::stdio::{CutError, Held, Stdio};
 use crate::supervisor::with_causes;
 use crate::sys::{self, Exit};
@@ -159,6 +160,8 @@ pub(crate) struct Checkpointer {
     /// The newest snapshot that is known to be sound, because it was resumed or made here: what the next one may refer
     /// to.
     pub base: Mutex<Option<Candidate>>,
+    /// What of the app's memory was stored since.
+    pub seeds: Seeds,
 }
 
 /// One attempt: everything it has to give back.
@@ -225,6 +228,7 @@ impl Checkpointer {
             head: self.ownership.last_head(),
         };
         let result = attempt.run(notice).await;
+        self.seeds.release();
         keep_log(&self.work, &images, result.is_err());
         result
     }
@@ -234,9 +238,36 @@ impl Checkpointer {
         *self.base.lock().expect("no holder of this lock panics") = Some(snapshot);
     }
 
-    fn base(&self) -> Option<Candidate> {
+    pub(crate) fn base(&self) -> Option<Candidate> {
         let base = self.base.lock().expect("no holder of this lock panics");
         base.clone()
+    }
+
+    /// What a snapshot has of the app's memory, if it is worth comparing with.
+    pub(crate) async fn load(
+        &self,
+        base: &Candidate,
+        deadline: TokioInstant,
+    ) -> Result<Option<Known>, Box<dyn std::error::Error + Send + Sync>> {
+        let (store, root) = (self.catalog.store(), self.catalog.root());
+        let manifest = load::manifest(store, &root, base, deadline).await?;
+        if !Known::is_worth_it(&manifest.parts) {
+            return Ok(None);
+        }
+        // Also makes sure that every part that may be referred to is there.
+        let snapshot = load::load(store, &root, base, &self.host, deadline).await?;
+        let Some(files) = Known::files(&snapshot.index) else {
+            return Ok(None);
+        };
+        let mut hashes = Vec::new();
+        for file in files {
+            hashes.push(snapshot.file(file, deadline).await?);
+        }
+        Ok(Some(Known::new(
+            &snapshot.index,
+            &snapshot.manifest.parts,
+            hashes,
+        )?))
     }
 
     fn refuse_orphans(&self, subject: &Subject) -> Result<Vec<Process>, CheckpointError> {
@@ -283,7 +314,7 @@ async fn blocking<T: Send + 'static>(
 impl Attempt<'_> {
     async fn run(mut self, notice: Notice) -> Result<Report, CheckpointError> {
         self.of.refuse_orphans(self.subject)?;
-        let known = Arc::new(self.look().await?);
+        let known = self.look().await?;
         metrics::checkpoint_phase_lasted(CheckpointPhase::Prepare, self.begun.elapsed());
         let dumping = Instant::now();
         let frozen = self.freeze(&known).await?;
@@ -306,7 +337,7 @@ impl Attempt<'_> {
 
     /// While the app still runs: whether it is still ours to commit, and what the store has of it already. Apart from the
     /// first, anything in the way of knowing it, time included, costs time later and nothing else.
-    async fn look(&mut self) -> Result<Known, CheckpointError> {
+    async fn look(&mut self) -> Result<Arc<Known>, CheckpointError> {
         let now = TokioInstant::now();
         let left = self
             .limits
@@ -329,10 +360,14 @@ impl Attempt<'_> {
             .of
             .base()
             .filter(|base| self.head.names(&base.manifest));
+        let name = base.as_ref().map(|base| base.manifest.as_str());
+        if let Some(known) = self.of.seeds.hold(name).await {
+            return Ok(known);
+        }
         if let Some(base) = base {
-            let loaded = timeout_at(deadline, self.load(&base, deadline)).await;
+            let loaded = timeout_at(deadline, self.of.load(&base, deadline)).await;
             let reason = match loaded {
-                Ok(Ok(Some(known))) => return Ok(known),
+                Ok(Ok(Some(known))) => return Ok(Arc::new(known)),
                 Ok(Ok(None)) => None,
                 Ok(Err(error)) => Some(with_causes(&*error)),
                 Err(_) => Some("reading it takes too long".to_owned()),
@@ -345,33 +380,7 @@ impl Attempt<'_> {
                 );
             }
         }
-        Ok(Known::nothing(known::fresh_key()?))
-    }
-
-    async fn load(
-        &self,
-        base: &Candidate,
-        deadline: TokioInstant,
-    ) -> Result<Option<Known>, Box<dyn std::error::Error + Send + Sync>> {
-        let (store, root) = (self.of.catalog.store(), self.of.catalog.root());
-        let manifest = load::manifest(store, &root, base, deadline).await?;
-        if !Known::is_worth_it(&manifest.parts) {
-            return Ok(None);
-        }
-        // Also makes sure that every part that may be referred to is there.
-        let snapshot = load::load(store, &root, base, &self.of.host, deadline).await?;
-        let Some(files) = Known::files(&snapshot.index) else {
-            return Ok(None);
-        };
-        let mut hashes = Vec::new();
-        for file in files {
-            hashes.push(snapshot.file(file, deadline).await?);
-        }
-        Ok(Some(Known::new(
-            &snapshot.index,
-            &snapshot.manifest.parts,
-            hashes,
-        )?))
+        Ok(Arc::new(Known::nothing(known::fresh_key()?)))
     }
 
     /// Dumps until CRIU asks whether to go on, with the app frozen.
