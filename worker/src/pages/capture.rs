@@ -16,13 +16,15 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
-use crate::pages::codec::{Effort, Packer};
+use crate::pages::codec::{Packed, Packer};
 use crate::pages::index::{File, Memory, MemoryKind, Segment};
 use crate::pages::known::{self, Known, PageHash};
 use crate::pages::parts::Numbered;
+use crate::pages::tuning::{self, Tuning};
 use crate::pages::{BLOCK, BLOCK_PAGES, PAGE};
 
 /// Buffers between the reader and the workers.
@@ -80,17 +82,17 @@ pub(crate) struct PageServer {
 pub(crate) struct Blocks {
     next: Arc<AtomicU32>,
     sender: mpsc::Sender<Numbered>,
-    effort: Effort,
+    tuning: Arc<Tuning>,
 }
 
 impl Blocks {
     /// Numbers go on behind the first `known` ones, which are taken.
-    pub(crate) fn new(sender: mpsc::Sender<Numbered>, effort: Effort, known: usize) -> Self {
+    pub(crate) fn new(sender: mpsc::Sender<Numbered>, tuning: Arc<Tuning>, known: usize) -> Self {
         let known = u32::try_from(known).expect("blocks have 32-bit numbers");
         Self {
             next: Arc::new(AtomicU32::new(known)),
             sender,
-            effort,
+            tuning,
         }
     }
 
@@ -100,7 +102,7 @@ impl Blocks {
 
     /// Packs one of CRIU's images, block by block. Blocks the calling thread.
     pub(crate) fn add(&self, name: &str, mut contents: impl Read) -> Result<File, CaptureError> {
-        let mut packer = Packer::new(self.effort).map_err(CaptureError::Pack)?;
+        let mut packers = Packers::default();
         let mut file = File {
             name: name.to_owned(),
             size: 0,
@@ -117,7 +119,8 @@ impl Blocks {
                 return Ok(file);
             }
             let number = self.number();
-            let packed = packer.pack(&buffer[..filled]).map_err(CaptureError::Pack)?;
+            let packed = packers.pack(&buffer[..filled], &self.tuning);
+            let packed = packed.map_err(CaptureError::Pack)?;
             self.sender
                 .blocking_send(Numbered { number, packed })
                 .map_err(|_| CaptureError::Closed)?;
@@ -155,6 +158,25 @@ impl Blocks {
     }
 }
 
+/// One thread's compressors, one for each level that was chosen so far.
+#[derive(Default)]
+struct Packers([Option<Packer>; 3]);
+
+impl Packers {
+    fn pack(&mut self, block: &[u8], tuning: &Tuning) -> io::Result<Packed> {
+        let level = tuning.level_for(block);
+        let packer = &mut self.0[level as usize];
+        let packer = match packer {
+            Some(packer) => packer,
+            None => packer.insert(Packer::new(tuning::codec(level))?),
+        };
+        let begun = Instant::now();
+        let packed = packer.pack(block)?;
+        tuning.packed(level, block.len(), packed.bytes.len(), begun.elapsed());
+        Ok(packed)
+    }
+}
+
 fn read_full(from: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
     let mut filled = 0;
     while filled < buffer.len() {
@@ -188,7 +210,7 @@ impl PageServer {
                     Arc::clone(known),
                     Arc::clone(&filled),
                     empty.clone(),
-                )?;
+                );
                 std::thread::Builder::new()
                     .name(format!("pack-{number}"))
                     .spawn(move || worker.run())
@@ -456,7 +478,9 @@ struct Found {
 
 struct Worker {
     blocks: Blocks,
-    packer: Packer,
+    packers: Packers,
+    /// Spent on blocks rather than on looking at pages.
+    elsewhere: Duration,
     filled: Arc<Mutex<Receiver<Slab>>>,
     empty: SyncSender<Slab>,
     /// The block being filled, and its number.
@@ -472,20 +496,20 @@ impl Worker {
         known: Arc<Known>,
         filled: Arc<Mutex<Receiver<Slab>>>,
         empty: SyncSender<Slab>,
-    ) -> io::Result<Self> {
-        let packer = Packer::new(blocks.effort)?;
+    ) -> Self {
         let number = blocks.number();
         let block = Vec::with_capacity(BLOCK);
-        Ok(Self {
+        Self {
             blocks,
-            packer,
+            packers: Packers::default(),
+            elsewhere: Duration::ZERO,
             filled,
             empty,
             block,
             number,
             known,
             found: Found::default(),
-        })
+        }
     }
 
     fn run(mut self) -> Result<Found, CaptureError> {
@@ -496,7 +520,11 @@ impl Worker {
                 .expect("no holder of this lock panics")
                 .recv();
             let Ok(mut slab) = next else { break };
+            let begun = Instant::now();
+            self.elsewhere = Duration::ZERO;
             self.look_at(&slab)?;
+            let took = begun.elapsed().saturating_sub(self.elsewhere);
+            self.blocks.tuning.looked_at(slab.pages * PAGE, took);
             slab.pages = 0;
             slab.spans.clear();
             // After the end of the transfer nobody wants it back.
@@ -569,13 +597,17 @@ impl Worker {
             // Its number stays unused: a block of no bytes.
             return Ok(());
         }
-        let packed = self.packer.pack(&self.block).map_err(CaptureError::Pack)?;
+        let begun = Instant::now();
+        let packed = self.packers.pack(&self.block, &self.blocks.tuning);
+        let packed = packed.map_err(CaptureError::Pack)?;
         self.block.clear();
         let number = std::mem::replace(&mut self.number, self.blocks.number());
-        self.blocks
+        let sent = self
+            .blocks
             .sender
-            .blocking_send(Numbered { number, packed })
-            .map_err(|_| CaptureError::Closed)
+            .blocking_send(Numbered { number, packed });
+        self.elsewhere += begun.elapsed();
+        sent.map_err(|_| CaptureError::Closed)
     }
 }
 
@@ -637,7 +669,10 @@ mod tests {
     use super::*;
     use std::collections::BTreeMap;
 
+    use reprieve_core::effort::Level;
+
     use crate::pages::codec::unpack;
+    use crate::pages::tuning::Wanted;
 
     fn header(command: u32, flags: u32, pages: u64, vaddr: u64, image: u64) -> Vec<u8> {
         let mut bytes = (flags << command::BITS | command).to_ne_bytes().to_vec();
@@ -695,7 +730,9 @@ mod tests {
     fn start() -> (PageServer, JoinHandle<BTreeMap<usize, Vec<u8>>>) {
         let (sender, receiver) = mpsc::channel(4);
         let known = Arc::new(Known::nothing([1; 32]));
-        let blocks = Blocks::new(sender, Effort::Zstd(1), 0);
+        let level = Wanted::Always(Level::Strong);
+        let tuning = Tuning::new(level, 3, 1, 0, tokio::time::Instant::now);
+        let blocks = Blocks::new(sender, Arc::new(tuning), 0);
         let server = PageServer::start(&blocks, &known, 3).expect("threads");
         drop(blocks);
         (server, collect(receiver))

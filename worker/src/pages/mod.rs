@@ -23,6 +23,7 @@ pub mod load;
 pub mod parts;
 pub(crate) mod seed;
 pub mod serve;
+pub(crate) mod tuning;
 
 /// Bytes of a page; CRIU's images, and so ours, are tied to it. Checked against the host at start.
 pub const PAGE: usize = 4096;

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use reprieve_core::document;
+use reprieve_core::effort::Level;
 use reprieve_core::head::{Generation, Owner};
 use reprieve_core::manifest::HostFacts;
 use reprieve_core::selection::{Candidate, Contents};
@@ -19,9 +20,9 @@ use crate::engine::criu::Criu;
 use crate::failure::{ExitCode, Failure};
 use crate::host;
 use crate::metrics::{self, RestoreOutcome, StartedHow};
-use crate::pages::codec::Effort;
 use crate::pages::load::{self, Unusable};
 use crate::pages::parts::PART;
+use crate::pages::tuning::Wanted;
 use crate::place::{self, unreachable_store};
 use crate::settings::{Compression, OnNoValidSnapshot, OnOtherOwner, Settings};
 use crate::store::Store;
@@ -390,10 +391,11 @@ impl Prepared {
                 reaper: Arc::clone(reaper),
                 work: self.work,
                 host: self.host,
-                effort: match settings.compression {
-                    Compression::Low => Effort::None,
-                    Compression::Auto | Compression::Medium => Effort::Zstd(-1),
-                    Compression::High => Effort::Zstd(1),
+                compression: match settings.compression {
+                    Compression::Auto => Wanted::Fitting,
+                    Compression::Low => Wanted::Always(Level::Raw),
+                    Compression::Medium => Wanted::Always(Level::Fast),
+                    Compression::High => Wanted::Always(Level::Strong),
                 },
                 in_flight: usize::try_from(for_parts)
                     .unwrap_or(usize::MAX)

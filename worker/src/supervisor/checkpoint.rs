@@ -31,11 +31,11 @@ use crate::engine::hook::{Asked, Hooks};
 use crate::host;
 use crate::metrics::{self, CheckpointPhase};
 use crate::pages::capture::{Blocks, CaptureError, Captured, PageServer};
-use crate::pages::codec::Effort;
 use crate::pages::index::{File, Index};
 use crate::pages::known::{self, Assembled, Known};
 use crate::pages::load;
 use crate::pages::parts::{self, Destination, Stored};
+use crate::pages::tuning::{Tuning, Wanted};
 use crate::store::StoreError;
 use crate::supervisor::ownership::Ownership;
 use crate::supervisor::proc::{self, Process};
@@ -148,7 +148,7 @@ pub(crate) struct Checkpointer {
     pub reaper: Arc<Reaper>,
     pub work: PathBuf,
     pub host: HostFacts,
-    pub effort: Effort,
+    pub compression: Wanted,
     /// Parts on their way at once.
     pub in_flight: usize,
     pub workers: usize,
@@ -335,6 +335,24 @@ impl Attempt<'_> {
         }
     }
 
+    /// What decides how hard to compress.
+    fn tuning(&self) -> Tuning {
+        let tree = proc::tree(
+            &proc::processes().unwrap_or_default(),
+            self.subject.root_pid,
+        );
+        let expected = tree.iter().map(|process| proc::memory(process.pid)).sum();
+        let limits = self.limits.clone();
+        let deadline = move || limits.borrow().stored_by;
+        let Checkpointer {
+            compression,
+            workers,
+            in_flight,
+            ..
+        } = *self.of;
+        Tuning::new(compression, workers, in_flight, expected, deadline)
+    }
+
     /// While the app still runs: whether it is still ours to commit, and what the store has of it already. Apart from the
     /// first, anything in the way of knowing it, time included, costs time later and nothing else.
     async fn look(&mut self) -> Result<Arc<Known>, CheckpointError> {
@@ -385,9 +403,10 @@ impl Attempt<'_> {
 
     /// Dumps until CRIU asks whether to go on, with the app frozen.
     async fn freeze(&mut self, known: &Arc<Known>) -> Result<Frozen, CheckpointError> {
-        let (sender, writer) = parts::start(self.destination());
+        let tuning = Arc::new(self.tuning());
+        let (sender, writer) = parts::start(self.destination(), Arc::clone(&tuning));
         let mut writer = Writer(writer);
-        let blocks = Blocks::new(sender, self.of.effort, known.blocks.len());
+        let blocks = Blocks::new(sender, tuning, known.blocks.len());
         let mut server = PageServer::start(&blocks, known, self.of.workers)?;
         let hooks = Hooks::bind(self.images.join("hook.sock"))?;
         let socket = server.socket.take().expect("taken only here");

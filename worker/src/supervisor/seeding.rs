@@ -9,6 +9,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use reprieve_core::effort::Level;
 use tokio::runtime::Handle;
 use tokio::sync::{Mutex, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -19,12 +20,13 @@ use crate::metrics;
 use crate::pages::known::{self, Known};
 use crate::pages::parts::Destination;
 use crate::pages::seed::{Bed, Budgets, Ended, Pass, Report, SeedError};
+use crate::pages::tuning::{self, Wanted};
 use crate::supervisor::checkpoint::Checkpointer;
 use crate::supervisor::{proc, with_causes};
 use crate::sys;
 
 /// How long a checkpoint waits for a pass to end; it should take milliseconds.
-const HOLD_LIMIT: Duration = Duration::from_secs(2);
+const HOLD_LIMIT: Duration = Duration::from_millis(500);
 
 /// How long reading the snapshot before, or naming the attempt in the head, may take.
 const PREPARE_LIMIT: Duration = Duration::from_secs(60);
@@ -125,7 +127,7 @@ async fn tend(checkpointer: Arc<Checkpointer>, root_pid: i32, plan: Plan) {
         }
         let passed = tokio::select! {
             passed = checkpointer.pass(root_pid, plan.budgets) => passed,
-            // Only preparing can be given up like this; a pass hears of it by itself.
+            // A pass hears of it by itself; this is for one that hangs.
             () = given_up(&checkpointer) => continue,
         };
         pause = plan.interval;
@@ -199,7 +201,11 @@ impl Checkpointer {
         let name = base.as_ref().map(|base| base.manifest.clone());
         if place.as_ref().is_none_or(|planted| planted.base != name) {
             *place = None;
-            *place = Some(self.plant().await?);
+            let mut held = self.seeds.held.subscribe();
+            *place = tokio::select! {
+                planted = self.plant() => Some(planted?),
+                _ = held.wait_for(|held| *held) => return Ok(None),
+            };
         }
         let Some(planted) = place.take() else {
             return Ok(None);
@@ -211,7 +217,12 @@ impl Checkpointer {
             in_flight: 1,
             deadline: Instant::now(),
         };
-        let (effort, stop) = (self.effort, self.seeds.held.subscribe());
+        // Nobody waits for it, so that smaller is better.
+        let effort = match self.compression {
+            Wanted::Always(level) => tuning::codec(level),
+            Wanted::Fitting => tuning::codec(Level::Strong),
+        };
+        let stop = self.seeds.held.subscribe();
         let runtime = Handle::current();
         let (done, result) = oneshot::channel();
         let Planted {
