@@ -221,26 +221,9 @@ fn a_prune_takes_nothing_that_was_stored_ahead() {
             !seeds(&store).is_empty()
         });
         let ahead = seeds(&store);
-        let prune = [
-            "prune",
-            "--store",
-            "file:///snapshots",
-            "--job",
-            "job",
-            "--sweep-grace",
-            "0s",
-        ];
         host.exec_ok(PRUNE);
         assert!(ahead.iter().all(|path| path.exists()), "{ahead:?}");
         checkpoint_ok(&host);
-        let verify = [
-            "reprieve",
-            "verify",
-            "--store",
-            "file:///snapshots",
-            "--job",
-            "job",
-        ];
         host.exec_ok(VERIFY);
         host.exec_ok(PRUNE);
         host.exec_ok(VERIFY);

@@ -662,7 +662,7 @@ mod tests {
                 let Some((hash, source, first)) = expected else { continue };
                 let found = known.find(PLACE, vaddr, &[*hash; 12]);
                 let is_stored = *source > 0;
-                let place = is_stored.then(|| Segment { vaddr, pages: 1, source: *source, first: *first });
+                let place = is_stored.then_some(Segment { vaddr, pages: 1, source: *source, first: *first });
                 prop_assert_eq!(found, place);
                 prop_assert_eq!(known.find(PLACE, vaddr, &[hash.wrapping_add(1); 12]), None);
                 if let Some(segment) = found {
