@@ -28,7 +28,7 @@ use crate::pages::tuning::{self, Tuning};
 use crate::pages::{BLOCK, BLOCK_PAGES, PAGE};
 
 /// Buffers between the reader and the workers.
-const SLABS: usize = 32;
+const SLABS: usize = 12;
 
 /// A run longer than this is no run: CRIU sends what its pipes hold.
 const LONGEST_RUN: u64 = 1 << 30;
