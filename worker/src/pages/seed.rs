@@ -126,6 +126,8 @@ pub(crate) struct Pass<'a> {
     next_part: &'a mut u32,
     /// Across passes.
     seeded: &'a mut u64,
+    /// At most so much of that is stored before the next snapshot.
+    most: u64,
     destination: &'a Destination,
     budgets: Budgets,
     runtime: Handle,
@@ -194,6 +196,7 @@ impl<'a> Pass<'a> {
             known,
             next_part,
             seeded,
+            most: MOST * LEAST,
             destination,
             budgets,
             runtime,
@@ -219,6 +222,7 @@ impl<'a> Pass<'a> {
 
     /// Looks at the memory of these processes; those that end meanwhile are left out.
     pub(crate) fn run(mut self, pids: &[i32]) -> Result<Report, SeedError> {
+        self.most = MOST * resident(pids).max(LEAST);
         let done = pids
             .iter()
             .try_for_each(|pid| self.process(*pid))
@@ -314,7 +318,7 @@ impl<'a> Pass<'a> {
                 self.remember(vaddr, now, 0, 0);
                 Ok(())
             }
-            _ if *self.seeded >= MOST * self.report.looked_at.max(LEAST) => {
+            _ if *self.seeded >= self.most => {
                 self.report.unseeded += PAGE as u64;
                 Ok(())
             }
