@@ -2,7 +2,7 @@
 # infra/local/setup, which starts with saying so.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test lint demo clean
+.PHONY: help setup build test lint demo bench clean
 
 help: ## This text
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -28,6 +28,10 @@ test: setup lint ## All that CI checks: setup, lint and every test, end to end o
 
 demo: setup build ## An eviction and a resume, to watch (ten seconds; the first build takes four minutes on two cores)
 	@infra/local/demo
+
+bench: ## The benchmarks beside plain CRIU (half an hour; see docs/benchmarks.md)
+	@infra/local/setup --bench-paths > /dev/null
+	@cargo bench --locked --package reprieve --bench benchmarks
 
 clean: ## Remove what was built, downloaded and made
 	@echo "clean: removing target/"

@@ -36,6 +36,8 @@ pub(crate) enum Rootfs {
     Busybox,
     /// No file at all, apart from what is mounted.
     Nothing,
+    /// Debian with what the benchmarks compare with, made when it is first asked for.
+    Bench,
 }
 
 impl Rootfs {
@@ -45,6 +47,7 @@ impl Rootfs {
             Self::Debian => "rootfs",
             Self::Busybox => "empty",
             Self::Nothing => "nothing",
+            Self::Bench => "bench",
         }
     }
 }

@@ -326,6 +326,17 @@ impl Catalog {
             .await
     }
 
+    /// Says that the owner stores memory ahead under this attempt from now on, and under no earlier one.
+    pub async fn seed(
+        &self,
+        lease: &mut Lease,
+        attempt: &str,
+        deadline: Instant,
+    ) -> Result<(), CatalogError> {
+        self.update(lease, deadline, |head| Ok(head.seeded(attempt, nonce())))
+            .await
+    }
+
     /// Replaces the head by a change of it. It may have been replaced under the same ownership: by an earlier write of
     /// ours whose fate was unknown, or by an operator's command; then the change is made to that one.
     async fn update(

@@ -429,6 +429,25 @@ const LOG_LINES_DROPPED: Metric = Metric {
     help: "Our own log lines that nobody took in time.",
 };
 
+const SEEDED: Metric = Metric {
+    name: "reprieve_seeded_bytes_total",
+    kind: Kind::Counter,
+    unit: Unit::Bytes,
+    labels: &[],
+    stability: Stability::Unstable,
+    help: "Bytes that were written to the store ahead of the next snapshot.",
+};
+
+const UNSEEDED: Metric = Metric {
+    name: "reprieve_unseeded_bytes",
+    kind: Kind::Gauge,
+    unit: Unit::Bytes,
+    labels: &[],
+    stability: Stability::Unstable,
+    help: "The job's memory that the latest look found changed and not in the store: what the next checkpoint has to store, \
+           besides what changes until then.",
+};
+
 const ZOMBIES: Metric = Metric {
     name: "reprieve_zombies_reaped_total",
     kind: Kind::Counter,
@@ -469,6 +488,8 @@ pub const TABLE: &[Metric] = &[
     OUTPUT_BYTES,
     OUTPUT_DROPPED,
     LOG_LINES_DROPPED,
+    SEEDED,
+    UNSEEDED,
     ZOMBIES,
     BUILD_INFO,
 ];
@@ -550,6 +571,12 @@ pub fn output_dropped(bytes: u64) {
 
 pub fn log_lines_dropped(lines: u64) {
     ::metrics::counter!(LOG_LINES_DROPPED.name).increment(lines);
+}
+
+pub fn seeded(stored: u64, unseeded: u64) {
+    ::metrics::counter!(SEEDED.name).increment(stored);
+    // Exact up to 2^53 bytes.
+    ::metrics::gauge!(UNSEEDED.name).set(unseeded as f64);
 }
 
 pub fn zombies_reaped(processes: u64) {

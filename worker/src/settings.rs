@@ -283,8 +283,9 @@ pub const TABLE: &[Setting] = &[
         kind: Kind::Choice(Compression::NAMES),
         default: Some("auto"),
         unset: "",
-        meaning: "How much processor time goes into smaller snapshots: `low` none, `medium` and `auto` zstd's fast \
-                  level -1, `high` its level 1.",
+        meaning: "How much processor time goes into smaller snapshots: `low` none, `medium` zstd's fast level -1, `high` \
+                  its level 1. `auto` takes whichever the processors, the store and the deadline leave time for, and \
+                  changes it as they do. Blocks that would not shrink are not tried.",
     },
     Setting {
         name: "memory-budget",
@@ -338,6 +339,41 @@ pub const TABLE: &[Setting] = &[
         meaning: "When a key is set and the job was stored without one: end with exit code 186 (`refuse`), or go on from what \
                   is there and seal everything from now on (`accept`). Anybody who may write the store can put something there \
                   that is not sealed, so `accept` is for one start, right after a key was first set.",
+    },
+    Setting {
+        name: "seed",
+        section: STORE,
+        kind: Kind::Choice(Seed::NAMES),
+        default: Some("on"),
+        unset: "",
+        meaning: "Whether memory is stored ahead while the job runs, so that a checkpoint has only to store what changed \
+                  since. Nothing is frozen for it.",
+    },
+    Setting {
+        name: "seed-interval",
+        section: STORE,
+        kind: Kind::Duration(Duration::from_millis(100), DAY),
+        default: Some("1m"),
+        unset: "",
+        meaning: "The pause before each look at the job's memory. What changed is stored once it was found the same in \
+                  two looks.",
+    },
+    Setting {
+        name: "seed-bandwidth",
+        section: STORE,
+        kind: Kind::Size(64 * 1024, 1024 * 1024 * MIB),
+        default: Some("32MiB"),
+        unset: "",
+        meaning: "How much is stored ahead in a second, at most.",
+    },
+    Setting {
+        name: "seed-cpu",
+        section: STORE,
+        kind: Kind::Count(1, 100),
+        default: Some("10"),
+        unset: "",
+        meaning: "The share of one processor, in percent, that looking at memory and packing it may take. It yields to \
+                  the job in any case.",
     },
     Setting {
         name: "term-grace",
@@ -544,6 +580,11 @@ named! {
 }
 
 named! {
+    /// Whether memory is stored ahead.
+    pub enum Seed { On = "on", Off = "off", }
+}
+
+named! {
     /// What to do when snapshots exist but none can be restored.
     pub enum OnNoValidSnapshot { Fail = "fail", Start = "start", }
 }
@@ -600,6 +641,11 @@ pub struct Settings {
     pub compression: Compression,
     pub memory_budget_bytes: u64,
     pub keys: KeySettings,
+    pub seed: Seed,
+    pub seed_interval: Duration,
+    /// Per second.
+    pub seed_bandwidth_bytes: u64,
+    pub seed_cpu_percent: u32,
     pub term_grace: Duration,
     pub deadline_margin: Duration,
     pub stop_grace: Duration,
@@ -901,6 +947,10 @@ impl Settings {
             compression: merged.need("compression", Checked::choice(Compression::from_name)),
             memory_budget_bytes: merged.need("memory-budget", Checked::bytes),
             keys: KeySettings::typed(merged, environment),
+            seed: merged.need("seed", Checked::choice(Seed::from_name)),
+            seed_interval: merged.need("seed-interval", Checked::duration),
+            seed_bandwidth_bytes: merged.need("seed-bandwidth", Checked::bytes),
+            seed_cpu_percent: merged.need("seed-cpu", Checked::count),
             term_grace: merged.need("term-grace", Checked::duration),
             deadline_margin: merged.need("deadline-margin", Checked::duration),
             stop_grace: merged.need("stop-grace", Checked::duration),
@@ -2104,6 +2154,10 @@ mod tests {
                     sources: Vec::new(),
                     on_unsealed: OnUnsealed::Refuse,
                 },
+                seed: Seed::On,
+                seed_interval: Duration::from_secs(60),
+                seed_bandwidth_bytes: 32 * MIB,
+                seed_cpu_percent: 10,
                 term_grace: Duration::from_secs(10),
                 deadline_margin: Duration::from_secs(1),
                 stop_grace: Duration::from_secs(5),
@@ -2157,6 +2211,10 @@ mod tests {
         ("old-key-file", "/secrets/a,/secrets/b"),
         ("old-kms-key", "alias/old"),
         ("on-unsealed", "accept"),
+        ("seed", "off"),
+        ("seed-interval", "5m"),
+        ("seed-bandwidth", "8MiB"),
+        ("seed-cpu", "25"),
         ("term-grace", "2m"),
         ("deadline-margin", "500ms"),
         ("stop-grace", "0s"),
@@ -2246,6 +2304,10 @@ mod tests {
                 ],
                 on_unsealed: OnUnsealed::Accept,
             },
+            seed: Seed::Off,
+            seed_interval: Duration::from_secs(300),
+            seed_bandwidth_bytes: 8 * MIB,
+            seed_cpu_percent: 25,
             term_grace: Duration::from_secs(120),
             deadline_margin: Duration::from_millis(500),
             stop_grace: Duration::ZERO,

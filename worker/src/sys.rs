@@ -139,6 +139,28 @@ pub(crate) fn own(received: RawFd) -> OwnedFd {
     unsafe { OwnedFd::from_raw_fd(received) }
 }
 
+/// Has the allocator give large buffers back to the system when they are freed. Left to itself it raises the size from
+/// which it does so to that of the largest one it ever saw, and each thread's arena keeps its own.
+pub fn give_memory_back() {
+    // SAFETY: mallopt takes two integers. A refusal costs memory and nothing else.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 20);
+        libc::mallopt(libc::M_ARENA_MAX, 2);
+    }
+}
+
+/// Makes the calling thread give way to every other one, for the processor and for disks.
+pub(crate) fn yield_to_others() {
+    /// linux/ioprio.h: the thread that asks; the idle class.
+    const WHO_PROCESS: libc::c_int = 1;
+    const IDLE: libc::c_int = 3 << 13;
+    // SAFETY: both calls take integers only. A refusal costs nothing but the courtesy.
+    unsafe {
+        libc::setpriority(libc::PRIO_PROCESS, 0, 19);
+        libc::syscall(libc::SYS_ioprio_set, WHO_PROCESS, 0, IDLE);
+    }
+}
+
 /// What the new process gets of a terminal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Terminal {

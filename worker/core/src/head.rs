@@ -81,6 +81,10 @@ pub struct Head {
     /// ([`crate::sweep`]).
     #[serde(default)]
     pub condemned: Vec<String>,
+    /// The attempt under which the owner stores memory ahead, for the next snapshot to refer to. Nobody else may take its
+    /// data away.
+    #[serde(default)]
+    pub seeding: Option<String>,
 }
 
 impl Head {
@@ -96,6 +100,7 @@ impl Head {
             next_generation: 1,
             generations: Vec::new(),
             condemned: Vec::new(),
+            seeding: None,
         }
     }
 
@@ -136,6 +141,8 @@ impl Head {
             first_of_run,
             // Whatever an earlier epoch had begun is fenced by the new one.
             condemned: Vec::new(),
+            // Only the owner that stored it knows what is in there.
+            seeding: None,
             ..self.clone()
         }
     }
@@ -163,6 +170,17 @@ impl Head {
         Self {
             nonce,
             condemned: self.condemned.iter().chain(new).cloned().collect(),
+            ..self.clone()
+        }
+    }
+
+    /// The head after its owner began to store memory ahead under this attempt, and gave up what it had stored so
+    /// under an earlier one.
+    #[must_use]
+    pub fn seeded(&self, attempt: &str, nonce: String) -> Self {
+        Self {
+            nonce,
+            seeding: Some(attempt.to_owned()),
             ..self.clone()
         }
     }
@@ -211,6 +229,7 @@ impl Head {
             nonce,
             owner: None,
             finished,
+            seeding: None,
             ..self.clone()
         }
     }
@@ -275,7 +294,24 @@ mod tests {
             .replace('\n', "");
         let head: Head = serde_json::from_str(&json).expect("it is whole");
         assert!(!head.generations[0].pinned && head.generations[0].tags.is_empty());
-        assert!(head.condemned.is_empty());
+        assert!(head.condemned.is_empty() && head.seeding.is_none());
+    }
+
+    #[test]
+    fn what_was_seeded_is_the_owners_alone() {
+        let owner = Owner {
+            worker: "w".into(),
+            host: "h".into(),
+            since_ms: 1,
+            beat: 0,
+        };
+        let head = Head::new("job")
+            .seeded("a", "1".into())
+            .seeded("b", "2".into());
+        let head = head.committed(generation(1), &[], "3".into());
+        assert_eq!(head.seeding.as_deref(), Some("b"));
+        assert_eq!(head.claimed(owner, "4".into()).seeding, None);
+        assert_eq!(head.released(None, "4".into()).seeding, None);
     }
 
     #[test]

@@ -7,6 +7,7 @@
 pub mod compat;
 pub mod deadline;
 pub mod document;
+pub mod effort;
 pub mod head;
 pub mod lifecycle;
 pub mod manifest;

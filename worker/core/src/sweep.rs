@@ -18,10 +18,15 @@
 //! HEAD                       stays
 //! manifests/G-E-ATTEMPT      named by the head: stays     number or epoch passed: goes
 //! data/ATTEMPT/...           a part of a live one: stays  attempt passed: goes
+//!                            the owner seeds it: stays
 //!                            both otherwise: younger than the grace: stays; older: condemned, goes
 //! clock/..., probe/...       younger than an hour: stays; older: goes
 //! anything else              is not ours: stays
 //! ```
+//!
+//! Memory that the owner stored ahead is data of an attempt that the head names for as long as the owner may refer to it. It
+//! is named before the first of its objects is written, and an attempt that is named is never condemned, so a snapshot may
+//! refer to it as to parts of its own.
 //!
 //! The grace is a courtesy to slow writers: one that outlasts it loses its attempt, and neither the job nor a snapshot.
 
@@ -80,6 +85,8 @@ pub enum Stays {
     PartOf(u64),
     /// It was written by the attempt that became this generation, which does not name it.
     WrittenFor(u64),
+    /// The owner stored it ahead, for its next snapshot.
+    Seeded,
     /// It belongs to an attempt that wrote something this long ago, and may still be committed.
     Young {
         age_ms: u64,
@@ -117,7 +124,8 @@ pub fn still_holds(planned: &Head, present: &Head) -> bool {
         let manifests = head.generations.iter();
         manifests.map(|known| known.manifest.clone()).collect()
     };
-    (planned.epoch, planned.next_generation) == (present.epoch, present.next_generation)
+    (planned.epoch, planned.next_generation, &planned.seeding)
+        == (present.epoch, present.next_generation, &present.seeding)
         && named(planned) == named(present)
 }
 
@@ -154,6 +162,7 @@ impl Plan {
 enum Standing {
     /// It is this generation.
     Counts(u64),
+    Seeded,
     Passed(Goes),
     /// It may be on its way, and last wrote something at this time.
     Open {
@@ -183,6 +192,7 @@ pub fn plan(facts: &Facts<'_>) -> Plan {
     let mut condemned = BTreeSet::new();
     let mut judge = |attempt: &str| match standings[attempt] {
         Standing::Counts(generation) => Verdict::Stays(Stays::WrittenFor(generation)),
+        Standing::Seeded => Verdict::Stays(Stays::Seeded),
         Standing::Passed(why) => Verdict::Goes(why),
         Standing::Open { stored_at_ms } => {
             let age_ms = now_ms.saturating_sub(stored_at_ms);
@@ -254,6 +264,9 @@ fn standing(head: &Head, object: &Object, attempt: &str) -> Standing {
     if let Some(named) = named {
         return Standing::Counts(named.generation);
     }
+    if head.seeding.as_deref() == Some(attempt) {
+        return Standing::Seeded;
+    }
     match manifest::parse_key(&object.key) {
         Some((generation, epoch, _)) if generation < head.next_generation || epoch < head.epoch => {
             Standing::Passed(Goes::Dropped)
@@ -272,6 +285,8 @@ fn stronger(one: Standing, other: Standing) -> Standing {
     match (one, other) {
         (Standing::Counts(_), _) => one,
         (_, Standing::Counts(_)) => other,
+        (Standing::Seeded, _) => one,
+        (_, Standing::Seeded) => other,
         (Standing::Passed(_), _) => one,
         (_, Standing::Passed(_)) => other,
         (Standing::Open { stored_at_ms: a }, Standing::Open { stored_at_ms: b }) => {
@@ -302,8 +317,11 @@ pub fn may_commit(head: &Head, manifest: &Manifest, base: Option<&str>) -> Resul
     if manifest.generation < head.next_generation {
         return Err(Refusal::Taken(manifest.generation));
     }
-    let own = manifest::data_prefix(&manifest.attempt);
-    let stands_alone = manifest.parts.iter().all(|part| part.key.starts_with(&own));
+    let seeded = head.seeding.as_deref();
+    let stands_alone = manifest.parts.iter().all(|part| {
+        let attempt = manifest::data_attempt(&part.key);
+        attempt == Some(manifest.attempt.as_str()) || attempt.is_some() && attempt == seeded
+    });
     if stands_alone || base.is_some_and(|base| head.names(base)) {
         Ok(())
     } else {
@@ -318,6 +336,7 @@ impl fmt::Display for Stays {
             Self::ManifestOf(generation) => write!(f, "manifest of generation {generation}"),
             Self::PartOf(generation) => write!(f, "referenced by generation {generation}"),
             Self::WrittenFor(generation) => write!(f, "written for generation {generation}"),
+            Self::Seeded => f.write_str("stored ahead for the owner's next snapshot"),
             Self::Young { age_ms } => write!(
                 f,
                 "of somebody who wrote {} s ago and may still be at it",

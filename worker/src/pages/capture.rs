@@ -16,18 +16,20 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
-use crate::pages::codec::{Effort, Packer};
+use crate::pages::codec::{Packed, Packer};
 use crate::pages::index::{File, Memory, MemoryKind, Segment};
 use crate::pages::known::{self, Known, PageHash};
 use crate::pages::parts::Numbered;
 use crate::pages::seal::AttemptKey;
+use crate::pages::tuning::{self, Tuning};
 use crate::pages::{BLOCK, BLOCK_PAGES, PAGE};
 
 /// Buffers between the reader and the workers.
-const SLABS: usize = 32;
+const SLABS: usize = 12;
 
 /// A run longer than this is no run: CRIU sends what its pipes hold.
 const LONGEST_RUN: u64 = 1 << 30;
@@ -81,7 +83,7 @@ pub(crate) struct PageServer {
 pub(crate) struct Blocks {
     next: Arc<AtomicU32>,
     sender: mpsc::Sender<Numbered>,
-    effort: Effort,
+    tuning: Arc<Tuning>,
     key: Option<Arc<AttemptKey>>,
 }
 
@@ -89,7 +91,7 @@ impl Blocks {
     /// Numbers go on behind the first `known` ones, which are taken.
     pub(crate) fn new(
         sender: mpsc::Sender<Numbered>,
-        effort: Effort,
+        tuning: Arc<Tuning>,
         key: Option<Arc<AttemptKey>>,
         known: usize,
     ) -> Self {
@@ -97,7 +99,7 @@ impl Blocks {
         Self {
             next: Arc::new(AtomicU32::new(known)),
             sender,
-            effort,
+            tuning,
             key,
         }
     }
@@ -111,13 +113,9 @@ impl Blocks {
             .expect("a petabyte of blocks is more than any memory")
     }
 
-    fn packer(&self) -> io::Result<Packer> {
-        Packer::new(self.effort, self.key.clone())
-    }
-
     /// Packs one of CRIU's images, block by block. Blocks the calling thread.
     pub(crate) fn add(&self, name: &str, mut contents: impl Read) -> Result<File, CaptureError> {
-        let mut packer = self.packer().map_err(CaptureError::Pack)?;
+        let mut packers = Packers::default();
         let mut file = File {
             name: name.to_owned(),
             size: 0,
@@ -134,9 +132,8 @@ impl Blocks {
                 return Ok(file);
             }
             let number = self.number();
-            let packed = packer
-                .pack(number, &buffer[..filled])
-                .map_err(CaptureError::Pack)?;
+            let packed = packers.pack(number, &buffer[..filled], self);
+            let packed = packed.map_err(CaptureError::Pack)?;
             self.sender
                 .blocking_send(Numbered { number, packed })
                 .map_err(|_| CaptureError::Closed)?;
@@ -174,6 +171,26 @@ impl Blocks {
     }
 }
 
+/// One thread's compressors, one for each level that was chosen so far.
+#[derive(Default)]
+struct Packers([Option<Packer>; 3]);
+
+impl Packers {
+    fn pack(&mut self, number: u32, block: &[u8], of: &Blocks) -> io::Result<Packed> {
+        let level = of.tuning.level_for(block);
+        let packer = &mut self.0[level as usize];
+        let packer = match packer {
+            Some(packer) => packer,
+            None => packer.insert(Packer::new(tuning::codec(level), of.key.clone())?),
+        };
+        let begun = Instant::now();
+        let packed = packer.pack(number, block)?;
+        of.tuning
+            .packed(level, block.len(), packed.bytes.len(), begun.elapsed());
+        Ok(packed)
+    }
+}
+
 fn read_full(from: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
     let mut filled = 0;
     while filled < buffer.len() {
@@ -207,7 +224,7 @@ impl PageServer {
                     Arc::clone(known),
                     Arc::clone(&filled),
                     empty.clone(),
-                )?;
+                );
                 std::thread::Builder::new()
                     .name(format!("pack-{number}"))
                     .spawn(move || worker.run())
@@ -258,7 +275,7 @@ impl PageServer {
 
 /// A page-aligned buffer for [`BLOCK_PAGES`] pages. Alignment matters: kernel copies to anything else are three to
 /// five times slower on some processors (measured).
-struct Slab {
+pub(crate) struct Slab {
     memory: Vec<u8>,
     start: usize,
     pages: usize,
@@ -278,7 +295,7 @@ struct Span {
 }
 
 impl Slab {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let memory = vec![0u8; BLOCK + PAGE];
         let start = memory.as_ptr().align_offset(PAGE);
         Self {
@@ -289,12 +306,12 @@ impl Slab {
         }
     }
 
-    fn free(&mut self) -> &mut [u8] {
+    pub(crate) fn free(&mut self) -> &mut [u8] {
         let (start, used) = (self.start, self.pages * PAGE);
         &mut self.memory[start + used..start + BLOCK]
     }
 
-    fn page(&self, number: usize) -> &[u8] {
+    pub(crate) fn page(&self, number: usize) -> &[u8] {
         let at = self.start + number * PAGE;
         &self.memory[at..at + PAGE]
     }
@@ -475,7 +492,9 @@ struct Found {
 
 struct Worker {
     blocks: Blocks,
-    packer: Packer,
+    packers: Packers,
+    /// Spent on blocks rather than on looking at pages.
+    elsewhere: Duration,
     filled: Arc<Mutex<Receiver<Slab>>>,
     empty: SyncSender<Slab>,
     /// The block being filled, and its number.
@@ -491,20 +510,20 @@ impl Worker {
         known: Arc<Known>,
         filled: Arc<Mutex<Receiver<Slab>>>,
         empty: SyncSender<Slab>,
-    ) -> io::Result<Self> {
-        let packer = blocks.packer()?;
+    ) -> Self {
         let number = blocks.number();
         let block = Vec::with_capacity(BLOCK);
-        Ok(Self {
+        Self {
             blocks,
-            packer,
+            packers: Packers::default(),
+            elsewhere: Duration::ZERO,
             filled,
             empty,
             block,
             number,
             known,
             found: Found::default(),
-        })
+        }
     }
 
     fn run(mut self) -> Result<Found, CaptureError> {
@@ -515,7 +534,11 @@ impl Worker {
                 .expect("no holder of this lock panics")
                 .recv();
             let Ok(mut slab) = next else { break };
+            let begun = Instant::now();
+            self.elsewhere = Duration::ZERO;
             self.look_at(&slab)?;
+            let took = begun.elapsed().saturating_sub(self.elsewhere);
+            self.blocks.tuning.looked_at(slab.pages * PAGE, took);
             slab.pages = 0;
             slab.spans.clear();
             // After the end of the transfer nobody wants it back.
@@ -588,20 +611,21 @@ impl Worker {
             // Its number stays unused: a block of no bytes.
             return Ok(());
         }
+        let begun = Instant::now();
         let number = std::mem::replace(&mut self.number, self.blocks.number());
-        let packed = self
-            .packer
-            .pack(number, &self.block)
-            .map_err(CaptureError::Pack)?;
+        let packed = self.packers.pack(number, &self.block, &self.blocks);
+        let packed = packed.map_err(CaptureError::Pack)?;
         self.block.clear();
-        self.blocks
+        let sent = self
+            .blocks
             .sender
-            .blocking_send(Numbered { number, packed })
-            .map_err(|_| CaptureError::Closed)
+            .blocking_send(Numbered { number, packed });
+        self.elsewhere += begun.elapsed();
+        sent.map_err(|_| CaptureError::Closed)
     }
 }
 
-fn is_zero(page: &[u8]) -> bool {
+pub(crate) fn is_zero(page: &[u8]) -> bool {
     // The second half of the comparison runs over the whole page at the speed of memory.
     page[0] == 0 && page[..PAGE - 1] == page[1..]
 }
@@ -659,7 +683,10 @@ mod tests {
     use super::*;
     use std::collections::BTreeMap;
 
+    use reprieve_core::effort::Level;
+
     use crate::pages::codec::unpack;
+    use crate::pages::tuning::Wanted;
 
     fn header(command: u32, flags: u32, pages: u64, vaddr: u64, image: u64) -> Vec<u8> {
         let mut bytes = (flags << command::BITS | command).to_ne_bytes().to_vec();
@@ -717,7 +744,9 @@ mod tests {
     fn start() -> (PageServer, JoinHandle<BTreeMap<usize, Vec<u8>>>) {
         let (sender, receiver) = mpsc::channel(4);
         let known = Arc::new(Known::nothing([1; 32]));
-        let blocks = Blocks::new(sender, Effort::Zstd(1), None, 0);
+        let level = Wanted::Always(Level::Strong);
+        let tuning = Tuning::new(level, 3, 1, 0, tokio::time::Instant::now);
+        let blocks = Blocks::new(sender, Arc::new(tuning), None, 0);
         let server = PageServer::start(&blocks, &known, 3).expect("threads");
         drop(blocks);
         (server, collect(receiver))

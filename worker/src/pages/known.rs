@@ -7,6 +7,7 @@
 //! it.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
 
 use reprieve_core::manifest::{self, Part};
 
@@ -57,8 +58,8 @@ pub(crate) struct Known {
 }
 
 #[derive(Debug, Default)]
-struct KnownMemory {
-    /// By address; none overlap and none hold zeros.
+pub(crate) struct KnownMemory {
+    /// By address; none overlap. Those without a source were seen and are not stored.
     runs: Vec<Run>,
     hashes: Vec<PageHash>,
 }
@@ -146,7 +147,7 @@ impl Known {
     ) -> Option<Segment> {
         let (run, at) = self.memories.get(&memory)?.locate(vaddr)?;
         let known = &self.memories[&memory].hashes[run.hash + at];
-        (known == hash).then(|| Segment {
+        (known == hash && run.segment.source > 0).then(|| Segment {
             vaddr,
             pages: 1,
             source: run.segment.source,
@@ -182,7 +183,102 @@ impl Known {
     }
 }
 
+/// What seeding adds between two snapshots.
+impl Known {
+    /// The hash of the page as it was last seen, and whether that is in the store.
+    pub(crate) fn seen(&self, memory: (MemoryKind, u64), vaddr: u64) -> Option<(PageHash, bool)> {
+        let memory = self.memories.get(&memory)?;
+        let (run, at) = memory.locate(vaddr)?;
+        Some((memory.hashes[run.hash + at], run.segment.source > 0))
+    }
+
+    /// Forgets memories that are not there any more.
+    pub(crate) fn retain(&mut self, is_there: impl Fn(&(MemoryKind, u64)) -> bool) {
+        self.memories.retain(|memory, _| is_there(memory));
+    }
+
+    /// Takes over what was newly seen of a memory, and forgets what is not in `mapped` any more.
+    pub(crate) fn lay_over(
+        &mut self,
+        memory: (MemoryKind, u64),
+        fresh: KnownMemory,
+        mapped: Option<&[Range<u64>]>,
+    ) {
+        let before = self.memories.remove(&memory).unwrap_or_default();
+        self.memories.insert(memory, before.overlaid(fresh, mapped));
+    }
+}
+
 impl KnownMemory {
+    /// Adds a page behind all others.
+    pub(crate) fn push(&mut self, vaddr: u64, hash: PageHash, source: u32, first: u32) {
+        let segment = Segment {
+            vaddr,
+            pages: 1,
+            source,
+            first,
+        };
+        match self.runs.last_mut() {
+            Some(last) if last.segment.continues_as(&segment) => last.segment.pages += 1,
+            _ => self.runs.push(Run {
+                segment,
+                hash: self.hashes.len(),
+            }),
+        }
+        self.hashes.push(hash);
+    }
+
+    /// The same, with pages in blocks from this number on counting as seen only.
+    pub(crate) fn stored_below(mut self, blocks: usize) -> Self {
+        for run in &mut self.runs {
+            if run.segment.block().is_some_and(|block| block >= blocks) {
+                (run.segment.source, run.segment.first) = (0, 0);
+            }
+        }
+        self
+    }
+
+    /// Address, hash, source and place of each page, by address.
+    fn pages(&self) -> impl Iterator<Item = (u64, PageHash, u32, u32)> {
+        self.runs.iter().flat_map(|run| {
+            (0..run.segment.pages).map(|page| {
+                let first = match run.segment.source {
+                    0 => 0,
+                    _ => run.segment.first + page,
+                };
+                let vaddr = run.segment.vaddr + u64::from(page) * PAGE as u64;
+                let hash = self.hashes[run.hash + page as usize];
+                (vaddr, hash, run.segment.source, first)
+            })
+        })
+    }
+
+    fn overlaid(self, fresh: Self, mapped: Option<&[Range<u64>]>) -> Self {
+        if self.runs.is_empty() {
+            return fresh;
+        }
+        let mut merged = Self::default();
+        let mut new = fresh.pages().peekable();
+        let mut mapped = mapped.map(|ranges| ranges.iter().peekable());
+        for old in self.pages() {
+            if let Some(ranges) = &mut mapped {
+                while ranges.next_if(|range| range.end <= old.0).is_some() {}
+                if ranges.peek().is_none_or(|range| old.0 < range.start) {
+                    continue;
+                }
+            }
+            while let Some((vaddr, hash, source, first)) = new.next_if(|new| new.0 < old.0) {
+                merged.push(vaddr, hash, source, first);
+            }
+            let (vaddr, hash, source, first) = new.next_if(|new| new.0 == old.0).unwrap_or(old);
+            merged.push(vaddr, hash, source, first);
+        }
+        for (vaddr, hash, source, first) in new {
+            merged.push(vaddr, hash, source, first);
+        }
+        merged
+    }
+
     fn new(
         memory: &Memory,
         bytes: &[u8],
@@ -383,6 +479,10 @@ pub(crate) fn hashes_name(memory: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
     use crate::pages::index::Codec;
 
     fn part(name: &str, bytes: u64) -> Part {
@@ -528,6 +628,70 @@ mod tests {
                 .collect::<Vec<_>>(),
             [0, 1]
         );
+    }
+
+    /// A page of the model: its hash, and where it is stored if it is.
+    type Page = (u8, u32, u32);
+
+    fn layer() -> impl Strategy<Value = BTreeMap<u64, Page>> {
+        let page =
+            (any::<u8>(), 0u32..4, 0u32..64).prop_map(|(hash, source, first)| match source {
+                0 => (hash, 0, 0),
+                _ => (hash, source, first),
+            });
+        proptest::collection::btree_map(0u64..200, page, 0..120)
+    }
+
+    fn laid(layer: &BTreeMap<u64, Page>) -> KnownMemory {
+        let mut memory = KnownMemory::default();
+        for (page, (hash, source, first)) in layer {
+            memory.push(page * PAGE as u64, [*hash; 12], *source, *first);
+        }
+        memory
+    }
+
+    proptest! {
+        /// Layers of seeding against a map from page to page.
+        #[test]
+        fn the_table_is_the_newest_of_its_layers(
+            layers in proptest::collection::vec((layer(), proptest::option::of(0u64..200)), 1..5),
+            stored in 0usize..4,
+        ) {
+            let mut known = Known::nothing([1; 32]);
+            let mut model: BTreeMap<u64, Page> = BTreeMap::new();
+            for (layer, unmapped_from) in layers {
+                let mapped = unmapped_from.map(|from| {
+                    let end = from * PAGE as u64;
+                    vec![0..end / 2 / PAGE as u64 * PAGE as u64, end / 2 / PAGE as u64 * PAGE as u64..end]
+                });
+                if let Some(from) = unmapped_from && !model.is_empty() {
+                    model.retain(|page, _| *page < from);
+                }
+                for (page, (hash, source, first)) in &layer {
+                    let is_stored = *source > 0 && (*source as usize) <= stored;
+                    let place = if is_stored { (*source, *first) } else { (0, 0) };
+                    model.insert(*page, (*hash, place.0, place.1));
+                }
+                known.lay_over(PLACE, laid(&layer).stored_below(stored), mapped.as_deref());
+            }
+            for page in 0..200u64 {
+                let vaddr = page * PAGE as u64;
+                let expected = model.get(&page);
+                let seen = known.seen(PLACE, vaddr);
+                prop_assert_eq!(seen, expected.map(|(hash, source, _)| ([*hash; 12], *source > 0)));
+                let Some((hash, source, first)) = expected else { continue };
+                let found = known.find(PLACE, vaddr, &[*hash; 12]);
+                let is_stored = *source > 0;
+                let place = is_stored.then_some(Segment { vaddr, pages: 1, source: *source, first: *first });
+                prop_assert_eq!(found, place);
+                prop_assert_eq!(known.find(PLACE, vaddr, &[hash.wrapping_add(1); 12]), None);
+                if let Some(segment) = found {
+                    let mut hashes = Vec::new();
+                    known.copy_hashes(PLACE, &segment, &mut hashes);
+                    prop_assert_eq!(hashes, vec![*hash; 12]);
+                }
+            }
+        }
     }
 
     #[test]

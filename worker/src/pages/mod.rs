@@ -6,6 +6,8 @@
 //!                             (capture)         zero? keep?         (parts)
 //!                                               compress, seal or digest
 //!
+//!  the living app ──copies──▶ one niced thread ──parts──▶ store, known to the next dump      (seed)
+//!
 //!  store ──ranges──▶ feeder ──pages──▶ criu restore --stream
 //!                    open, verify, unpack (serve)
 //! ```
@@ -20,7 +22,9 @@ pub(crate) mod known;
 pub mod load;
 pub mod parts;
 pub mod seal;
+pub(crate) mod seed;
 pub mod serve;
+pub(crate) mod tuning;
 
 /// Bytes of a page; CRIU's images, and so ours, are tied to it. Checked against the host at start.
 pub const PAGE: usize = 4096;

@@ -17,6 +17,7 @@ use tokio::time::Instant;
 
 use crate::pages::codec::Packed;
 use crate::pages::index::Block;
+use crate::pages::tuning::Tuning;
 use crate::store::{Condition, Store, StoreError, retry};
 
 /// The size at which a part is sent off. S3 reaches its full throughput per connection from 8 MiB on (AWS's guidance).
@@ -74,16 +75,18 @@ impl Destination {
 /// Starts the task. It ends when every sender is gone and everything is stored, or with the first failure.
 pub(crate) fn start(
     destination: Destination,
+    tuning: Arc<Tuning>,
 ) -> (
     mpsc::Sender<Numbered>,
     JoinHandle<Result<Stored, StoreError>>,
 ) {
     let (sender, blocks) = mpsc::channel(QUEUE);
-    (sender, tokio::spawn(place(destination, blocks)))
+    (sender, tokio::spawn(place(destination, tuning, blocks)))
 }
 
 async fn place(
     destination: Destination,
+    tuning: Arc<Tuning>,
     mut blocks: mpsc::Receiver<Numbered>,
 ) -> Result<Stored, StoreError> {
     let mut stored = Stored::default();
@@ -102,7 +105,7 @@ async fn place(
                 }
                 if filling.len() >= PART || (!open && !filling.is_empty()) {
                     let bytes = Bytes::from(std::mem::take(&mut filling));
-                    uploads.push(upload(&destination, next_part, bytes));
+                    uploads.push(upload(&destination, &tuning, next_part, bytes));
                     next_part += 1;
                 }
             }
@@ -113,13 +116,14 @@ async fn place(
 
 async fn upload(
     destination: &Destination,
+    tuning: &Tuning,
     number: u32,
     bytes: Bytes,
 ) -> Result<(u32, Part), StoreError> {
-    Ok((
-        number,
-        destination.put(&format!("{number:06}"), bytes).await?,
-    ))
+    let (begun, length) = (Instant::now(), bytes.len());
+    let part = destination.put(&format!("{number:06}"), bytes).await?;
+    tuning.uploaded(length, begun.elapsed());
+    Ok((number, part))
 }
 
 impl Stored {

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use futures::future::{Either, select};
+use reprieve_core::effort::Level;
 use reprieve_core::head::{Generation, Owner};
 use reprieve_core::manifest::HostFacts;
 use reprieve_core::selection::{Candidate, Contents};
@@ -21,9 +22,9 @@ use crate::failure::{ExitCode, Failure};
 use crate::host;
 use crate::keys::MasterKey;
 use crate::metrics::{self, RestoreOutcome, SelfTest, StartedHow};
-use crate::pages::codec::Effort;
 use crate::pages::load::{self, Read, Unusable};
 use crate::pages::parts::PART;
+use crate::pages::tuning::Wanted;
 use crate::place::{self, refused_keys, unreachable_store};
 use crate::settings::{
     Compression, OnNoValidSnapshot, OnOtherOwner, OnUnsealed, Settings, StoreSelfTest,
@@ -35,6 +36,7 @@ use crate::supervisor::ownership::Ownership;
 use crate::supervisor::presence::Presence;
 use crate::supervisor::reaper::{Reaper, Watched};
 use crate::supervisor::restore::{RestoreError, Restorer, Resumed};
+use crate::supervisor::seeding::Seeds;
 use crate::supervisor::stdio::{Held, Kind, Stdio, Streams};
 use crate::supervisor::{LastSnapshot, with_causes};
 use crate::supervisor::{pids, proc};
@@ -448,10 +450,11 @@ impl Prepared {
                 reaper: Arc::clone(reaper),
                 work: self.work,
                 host: self.host,
-                effort: match settings.compression {
-                    Compression::Low => Effort::None,
-                    Compression::Auto | Compression::Medium => Effort::Zstd(-1),
-                    Compression::High => Effort::Zstd(1),
+                compression: match settings.compression {
+                    Compression::Auto => Wanted::Fitting,
+                    Compression::Low => Wanted::Always(Level::Raw),
+                    Compression::Medium => Wanted::Always(Level::Fast),
+                    Compression::High => Wanted::Always(Level::Strong),
                 },
                 in_flight: usize::try_from(for_parts)
                     .unwrap_or(usize::MAX)
@@ -462,6 +465,7 @@ impl Prepared {
                 waste_factor: settings.waste_factor,
                 strangers: self.strangers,
                 base: Mutex::new(None),
+                seeds: Seeds::default(),
             }),
         }
     }

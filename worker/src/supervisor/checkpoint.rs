@@ -32,16 +32,17 @@ use crate::host;
 use crate::keys::MasterKey;
 use crate::metrics::{self, CheckpointPhase};
 use crate::pages::capture::{Blocks, CaptureError, Captured, PageServer};
-use crate::pages::codec::Effort;
 use crate::pages::index::{File, Index};
 use crate::pages::known::{self, Assembled, Known};
 use crate::pages::load;
 use crate::pages::parts::{self, Destination, Stored};
 use crate::pages::seal::AttemptKey;
+use crate::pages::tuning::{Tuning, Wanted};
 use crate::store::StoreError;
 use crate::supervisor::ownership::Ownership;
 use crate::supervisor::proc::{self, Process};
 use crate::supervisor::reaper::Reaper;
+use crate::supervisor::seeding::Seeds;
 use crate::supervisor::stdio::{CutError, Held, Stdio};
 use crate::supervisor::with_causes;
 use crate::sys::{self, Exit};
@@ -149,7 +150,7 @@ pub(crate) struct Checkpointer {
     pub reaper: Arc<Reaper>,
     pub work: PathBuf,
     pub host: HostFacts,
-    pub effort: Effort,
+    pub compression: Wanted,
     /// Parts on their way at once.
     pub in_flight: usize,
     pub workers: usize,
@@ -163,6 +164,8 @@ pub(crate) struct Checkpointer {
     /// The newest snapshot that is known to be sound, because it was resumed or made here: what the next one may refer
     /// to.
     pub base: Mutex<Option<Candidate>>,
+    /// What of the app's memory was stored since.
+    pub seeds: Seeds,
 }
 
 /// One attempt: everything it has to give back.
@@ -179,10 +182,11 @@ struct Attempt<'a> {
 }
 
 /// What an attempt seals with.
-struct Seal {
-    key: Arc<AttemptKey>,
+#[derive(Debug)]
+pub(crate) struct Seal {
+    pub key: Arc<AttemptKey>,
     /// For the manifest.
-    wrapped: String,
+    pub wrapped: String,
 }
 
 /// A dump that waits at `post-dump`: the app is frozen.
@@ -225,14 +229,7 @@ impl Checkpointer {
         limits: watch::Receiver<Limits>,
     ) -> Result<Report, CheckpointError> {
         let name = catalog::nonce();
-        let seal = match &self.ownership.key {
-            Some(master) => {
-                let (key, wrapped) = AttemptKey::fresh(master, self.catalog.job(), &name)?;
-                let key = Arc::new(key);
-                Some(Seal { key, wrapped })
-            }
-            None => None,
-        };
+        let seal = self.seal(&name)?;
         let images = self.work.join(format!("dump-{name}"));
         std::fs::create_dir(&images)?;
         let attempt = Attempt {
@@ -246,6 +243,7 @@ impl Checkpointer {
             seal,
         };
         let result = attempt.run(notice).await;
+        self.seeds.release();
         keep_log(&self.work, &images, result.is_err());
         result
     }
@@ -255,9 +253,52 @@ impl Checkpointer {
         *self.base.lock().expect("no holder of this lock panics") = Some(snapshot);
     }
 
-    fn base(&self) -> Option<Candidate> {
+    pub(crate) fn base(&self) -> Option<Candidate> {
         let base = self.base.lock().expect("no holder of this lock panics");
         base.clone()
+    }
+
+    /// What a snapshot has of the app's memory, if it is worth comparing with.
+    pub(crate) async fn load(
+        &self,
+        base: &Candidate,
+        deadline: TokioInstant,
+    ) -> Result<Option<Known>, Box<dyn std::error::Error + Send + Sync>> {
+        let read = load::manifest(&self.catalog, base, deadline).await?;
+        let id = |key: &Arc<MasterKey>| key.id().to_owned();
+        // What is sealed with another key, or not at all, is not relied on any further: who has that key could have
+        // altered it.
+        let is_ours = read.key.as_ref().map(id) == self.ownership.key.as_ref().map(id);
+        if !is_ours || !Known::is_worth_it(&read.manifest.parts) {
+            return Ok(None);
+        }
+        // Also makes sure that every part that may be referred to is there.
+        let snapshot = load::load(&self.catalog, base, &self.host, deadline).await?;
+        let Some(files) = Known::files(&snapshot.index) else {
+            return Ok(None);
+        };
+        let mut hashes = Vec::new();
+        for file in files {
+            hashes.push(snapshot.file(file, deadline).await?);
+        }
+        let mut known = Known::new(
+            &snapshot.index,
+            &snapshot.manifest.parts,
+            hashes,
+            self.waste_factor,
+        )?;
+        known.keys = snapshot.manifest.keys;
+        Ok(Some(known))
+    }
+
+    /// What an attempt of this name seals with.
+    pub(crate) fn seal(&self, attempt: &str) -> io::Result<Option<Seal>> {
+        let Some(master) = &self.ownership.key else {
+            return Ok(None);
+        };
+        let (key, wrapped) = AttemptKey::fresh(master, self.catalog.job(), attempt)?;
+        let key = Arc::new(key);
+        Ok(Some(Seal { key, wrapped }))
     }
 
     fn refuse_orphans(&self, subject: &Subject) -> Result<Vec<Process>, CheckpointError> {
@@ -304,7 +345,7 @@ async fn blocking<T: Send + 'static>(
 impl Attempt<'_> {
     async fn run(mut self, notice: Notice) -> Result<Report, CheckpointError> {
         self.of.refuse_orphans(self.subject)?;
-        let known = Arc::new(self.look().await?);
+        let known = self.look().await?;
         metrics::checkpoint_phase_lasted(CheckpointPhase::Prepare, self.begun.elapsed());
         let dumping = Instant::now();
         let frozen = self.freeze(&known).await?;
@@ -325,9 +366,27 @@ impl Attempt<'_> {
         }
     }
 
+    /// What decides how hard to compress.
+    fn tuning(&self) -> Tuning {
+        let tree = proc::tree(
+            &proc::processes().unwrap_or_default(),
+            self.subject.root_pid,
+        );
+        let expected = tree.iter().map(|process| proc::memory(process.pid)).sum();
+        let limits = self.limits.clone();
+        let deadline = move || limits.borrow().stored_by;
+        let Checkpointer {
+            compression,
+            workers,
+            in_flight,
+            ..
+        } = *self.of;
+        Tuning::new(compression, workers, in_flight, expected, deadline)
+    }
+
     /// While the app still runs: whether it is still ours to commit, and what the store has of it already. Apart from the
     /// first, anything in the way of knowing it, time included, costs time later and nothing else.
-    async fn look(&mut self) -> Result<Known, CheckpointError> {
+    async fn look(&mut self) -> Result<Arc<Known>, CheckpointError> {
         let now = TokioInstant::now();
         let left = self
             .limits
@@ -350,10 +409,14 @@ impl Attempt<'_> {
             .of
             .base()
             .filter(|base| self.head.names(&base.manifest));
+        let name = base.as_ref().map(|base| base.manifest.as_str());
+        if let Some(known) = self.of.seeds.hold(name).await {
+            return Ok(known);
+        }
         if let Some(base) = base {
-            let loaded = timeout_at(deadline, self.load(&base, deadline)).await;
+            let loaded = timeout_at(deadline, self.of.load(&base, deadline)).await;
             let reason = match loaded {
-                Ok(Ok(Some(known))) => return Ok(known),
+                Ok(Ok(Some(known))) => return Ok(Arc::new(known)),
                 Ok(Ok(None)) => None,
                 Ok(Err(error)) => Some(with_causes(&*error)),
                 Err(_) => Some("reading it takes too long".to_owned()),
@@ -366,39 +429,7 @@ impl Attempt<'_> {
                 );
             }
         }
-        Ok(Known::nothing(known::fresh_key()?))
-    }
-
-    async fn load(
-        &self,
-        base: &Candidate,
-        deadline: TokioInstant,
-    ) -> Result<Option<Known>, Box<dyn std::error::Error + Send + Sync>> {
-        let read = load::manifest(&self.of.catalog, base, deadline).await?;
-        let id = |key: &Arc<MasterKey>| key.id().to_owned();
-        // What is sealed with another key, or not at all, is not relied on any further: who has that key could have
-        // altered it.
-        let is_ours = read.key.as_ref().map(id) == self.of.ownership.key.as_ref().map(id);
-        if !is_ours || !Known::is_worth_it(&read.manifest.parts) {
-            return Ok(None);
-        }
-        // Also makes sure that every part that may be referred to is there.
-        let snapshot = load::load(&self.of.catalog, base, &self.of.host, deadline).await?;
-        let Some(files) = Known::files(&snapshot.index) else {
-            return Ok(None);
-        };
-        let mut hashes = Vec::new();
-        for file in files {
-            hashes.push(snapshot.file(file, deadline).await?);
-        }
-        let mut known = Known::new(
-            &snapshot.index,
-            &snapshot.manifest.parts,
-            hashes,
-            self.of.waste_factor,
-        )?;
-        known.keys = snapshot.manifest.keys;
-        Ok(Some(known))
+        Ok(Arc::new(Known::nothing(known::fresh_key()?)))
     }
 
     fn key(&self) -> Option<Arc<AttemptKey>> {
@@ -407,10 +438,10 @@ impl Attempt<'_> {
 
     /// Dumps until CRIU asks whether to go on, with the app frozen.
     async fn freeze(&mut self, known: &Arc<Known>) -> Result<Frozen, CheckpointError> {
-        let (sender, writer) = parts::start(self.destination());
+        let tuning = Arc::new(self.tuning());
+        let (sender, writer) = parts::start(self.destination(), Arc::clone(&tuning));
         let mut writer = Writer(writer);
-        let key = self.key();
-        let blocks = Blocks::new(sender, self.of.effort, key, known.blocks.len());
+        let blocks = Blocks::new(sender, tuning, self.key(), known.blocks.len());
         let mut server = PageServer::start(&blocks, known, self.of.workers)?;
         let hooks = Hooks::bind(self.images.join("hook.sock"))?;
         let socket = server.socket.take().expect("taken only here");

@@ -16,6 +16,7 @@ mod proc;
 mod pump;
 pub mod reaper;
 mod restore;
+mod seeding;
 pub(crate) mod stdio;
 
 use std::collections::HashMap;
@@ -43,13 +44,15 @@ use crate::control::protocol::{Durable, Outcome, Status};
 use crate::failure::{ExitCode, Failure};
 use crate::host;
 use crate::metrics::{self, CheckpointOutcome, NoticeKind, NoticeSource};
-use crate::settings::{OnCheckpointFailure, Settings, SignalTarget};
+use crate::pages::seed::Budgets;
+use crate::settings::{OnCheckpointFailure, Seed, Settings, SignalTarget};
 use crate::supervisor::boot::{Booted, Gate, Origin, Protection};
 use crate::supervisor::checkpoint::{Limits, Subject};
 use crate::supervisor::housekeeping::Housekeeping;
 use crate::supervisor::ownership::Ownership;
 use crate::supervisor::presence::Presence;
 use crate::supervisor::reaper::Reaper;
+use crate::supervisor::seeding::{Plan, Seeding};
 use crate::supervisor::stdio::Stdio;
 use crate::sweeper::Sweeper;
 use crate::sys::{self, Exit};
@@ -136,6 +139,7 @@ pub struct Supervisor {
     owned: Arc<OnceLock<Arc<Ownership>>>,
     presence: Arc<Presence>,
     housekeeping: Option<Housekeeping>,
+    seeding: Option<Seeding>,
     under_way: Option<UnderWay>,
     /// What to tell those who wait for the checkpoint that just ended.
     last_answer: Option<Outcome>,
@@ -193,6 +197,7 @@ impl Supervisor {
             protection: None,
             owned: Arc::default(),
             housekeeping: None,
+            seeding: None,
             under_way: None,
             last_answer: None,
             waiting: HashMap::new(),
@@ -329,6 +334,19 @@ impl Supervisor {
         if let Some(snapshot) = origin.snapshot() {
             self.last_snapshot = Some(snapshot);
         }
+        self.seeding = protection
+            .as_ref()
+            .filter(|_| self.settings.seed == Seed::On)
+            .map(|protection| {
+                let plan = Plan {
+                    interval: self.settings.seed_interval,
+                    budgets: Budgets {
+                        bandwidth: self.settings.seed_bandwidth_bytes,
+                        cpu_percent: self.settings.seed_cpu_percent,
+                    },
+                };
+                Seeding::begin(Arc::clone(&protection.checkpointer), app.pid, plan)
+            });
         // The size may have changed since the streams were made.
         stdio.resize();
         self.app = Some(App {
@@ -599,6 +617,7 @@ impl Supervisor {
 
     async fn finish(mut self, finish: Finish, signals: &mut Signals) -> u8 {
         self.housekeeping = None;
+        self.seeding = None;
         match finish {
             Finish::AppEnded => self.finish_ended(signals).await,
             Finish::Checkpointed => self.finish_checkpointed(signals).await,

@@ -90,6 +90,14 @@ impl Ownership {
         Ok(self.remember(&lease.head))
     }
 
+    /// Names the attempt under which memory is stored ahead, so that nobody else takes that away.
+    pub(crate) async fn seed(&self, attempt: &str, deadline: Instant) -> Result<(), CatalogError> {
+        let mut lease = self.lock(deadline).await?;
+        self.noticing(self.catalog.seed(&mut lease, attempt, deadline).await)?;
+        self.remember(&lease.head);
+        Ok(())
+    }
+
     /// Says goodbye.
     pub(crate) async fn release(&self, finished: Option<Finished>, deadline: Instant) {
         let released = async {

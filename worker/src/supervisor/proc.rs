@@ -36,6 +36,17 @@ pub(super) fn process(pid: i32) -> Option<Process> {
     ))
 }
 
+/// Bytes of memory that a process has for itself or shares by other means than files; 0 if it has ended.
+pub(super) fn memory(pid: i32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let kib = |name: &str| -> Option<u64> {
+        let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+        line.trim().strip_suffix(" kB")?.parse().ok()
+    };
+    let parts = ["RssAnon:", "RssShmem:", "VmSwap:"];
+    parts.into_iter().filter_map(kib).sum::<u64>() * 1024
+}
+
 fn parse_stat(stat: &str) -> Option<Process> {
     // The command may hold anything, closing parentheses included: the last one ends it.
     let (front, back) = stat.rsplit_once(") ")?;

@@ -225,6 +225,8 @@ enum Step {
     /// Begins an attempt, referring to about so many of eight of the newest snapshot's parts.
     Begin(usize, u8),
     Upload(usize),
+    /// Stores memory ahead: so many parts, under a new attempt if the first is set.
+    Seed(usize, bool, usize),
     Manifest(usize),
     Commit(usize),
     /// The reply is lost, so the writer goes on from what it knew before.
@@ -250,6 +252,8 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (worker.clone(), 0usize..3).prop_map(|(worker, back)| Step::Claim(worker, back)),
         6 => (worker.clone(), any::<u8>()).prop_map(|(worker, reuse)| Step::Begin(worker, reuse)),
         4 => worker.clone().prop_map(Step::Upload),
+        4 => (worker.clone(), any::<bool>(), 0usize..3)
+            .prop_map(|(worker, anew, parts)| Step::Seed(worker, anew, parts)),
         6 => worker.clone().prop_map(Step::Manifest),
         6 => worker.clone().prop_map(Step::Commit),
         1 => worker.clone().prop_map(Step::CommitUnheard),
@@ -271,6 +275,8 @@ struct Worker {
     base: Option<Manifest>,
     attempt: Option<Manifest>,
     has_manifest: bool,
+    /// What it stored ahead and may refer to.
+    seeded: Vec<Part>,
 }
 
 #[derive(Default)]
@@ -358,6 +364,7 @@ impl World {
                     self.objects.insert(key, self.now);
                 }
             }
+            Step::Seed(worker, anew, parts) => self.seed(worker, anew, parts),
             Step::Manifest(worker) => {
                 let worker = &mut self.workers[worker];
                 if let Some(attempt) = &worker.attempt {
@@ -450,6 +457,33 @@ impl World {
         }
     }
 
+    /// Not while a checkpoint is under way.
+    fn seed(&mut self, worker: usize, anew: bool, parts: usize) {
+        let (name, word) = (attempt(self.fresh()), self.fresh().to_string());
+        let Worker {
+            lease: Some(lease),
+            attempt: None,
+            ..
+        } = &self.workers[worker]
+        else {
+            return;
+        };
+        if !lease.has_same_owner(&self.head) {
+            return;
+        }
+        if anew || self.head.seeding.is_none() {
+            self.workers[worker].seeded.clear();
+            self.head = self.head.seeded(&name, word);
+            self.workers[worker].lease = Some(self.head.clone());
+        }
+        let name = self.head.seeding.clone().expect("it was just set");
+        for _ in 0..parts {
+            let key = manifest::data_prefix(&name) + &self.fresh().to_string();
+            self.objects.insert(key.clone(), self.now);
+            self.workers[worker].seeded.push(part(&key));
+        }
+    }
+
     fn begin(&mut self, worker: usize, reuse: u8) {
         let name = attempt(self.fresh());
         let worker = &mut self.workers[worker];
@@ -472,11 +506,12 @@ impl World {
                 .map(|(_, part)| part.clone())
                 .collect()
         });
+        let seeded = worker.seeded.iter().cloned();
         worker.attempt = Some(manifest_of(
             lease.next_generation,
             lease.epoch,
             &name,
-            reused,
+            reused.into_iter().chain(seeded).collect(),
         ));
         worker.has_manifest = false;
     }
@@ -542,6 +577,7 @@ proptest! {
     fn a_sweep_after_everybody_left_finds_all_litter(steps in proptest::collection::vec(step(), 1..200)) {
         let mut world = World::new();
         steps.iter().for_each(|step| world.step(*step));
+        world.head = world.head.released(None, String::new());
         world.now += GRACE;
         world.step(Step::Look(0));
         world.step(Step::Condemn(0));

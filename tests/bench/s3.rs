@@ -1,0 +1,184 @@
+//! An S3 server in this process that keeps objects in memory and is faster than what it is to measure: the conditional
+//! writes and the calls that a worker makes, and nothing else. No signature is looked at.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpListener;
+
+type Objects = Mutex<BTreeMap<String, (u64, Bytes)>>;
+
+/// A server with one bucket, whatever that is called.
+pub(crate) struct Server {
+    pub(crate) url: String,
+    objects: Arc<Objects>,
+    // It serves for as long as this lives.
+    _runtime: tokio::runtime::Runtime,
+}
+
+impl Server {
+    pub(crate) fn start() -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .expect("threads can be started");
+        let objects = Arc::<Objects>::default();
+        let listener = runtime
+            .block_on(TcpListener::bind("127.0.0.1:0"))
+            .expect("loopback is there");
+        let url = format!("http://{}", listener.local_addr().expect("it is bound"));
+        runtime.spawn(accept(listener, Arc::clone(&objects)));
+        Self {
+            url,
+            objects,
+            _runtime: runtime,
+        }
+    }
+
+    /// Forgets everything.
+    pub(crate) fn clear(&self) {
+        self.objects.lock().expect("nobody panics with it").clear();
+    }
+}
+
+async fn accept(listener: TcpListener, objects: Arc<Objects>) {
+    while let Ok((stream, _)) = listener.accept().await {
+        let objects = Arc::clone(&objects);
+        tokio::spawn(async move {
+            let service = service_fn(|request| answer(request, &objects));
+            let served = hyper::server::conn::http1::Builder::new()
+                .serve_connection(TokioIo::new(stream), service)
+                .await;
+            // A client that goes away is none of a server's business.
+            drop(served);
+        });
+    }
+}
+
+async fn answer(
+    request: Request<Incoming>,
+    objects: &Objects,
+) -> Result<Response<Full<Bytes>>, Infallible> {
+    static WRITES: AtomicU64 = AtomicU64::new(1);
+    let lock = || objects.lock().expect("nobody panics with it");
+    let path = request.uri().path().trim_start_matches('/').to_owned();
+    let key = path.split_once('/').map_or("", |(_, key)| key).to_owned();
+    let header = |name: &str| {
+        let value = request.headers().get(name)?;
+        Some(value.to_str().ok()?.to_owned())
+    };
+    let (condition, range) = (
+        (header("if-none-match"), header("if-match")),
+        header("range"),
+    );
+    Ok(match *request.method() {
+        Method::GET if key.is_empty() => list(&lock(), request.uri().query().unwrap_or_default()),
+        Method::PUT => {
+            let Ok(body) = request.into_body().collect().await else {
+                return Ok(plain(StatusCode::BAD_REQUEST));
+            };
+            let mut objects = lock();
+            let present = objects.get(&key).map(|(tag, _)| format!("\"{tag}\""));
+            let refused = match condition {
+                (Some(_), _) => present.is_some(),
+                (_, Some(expected)) => present != Some(expected),
+                _ => false,
+            };
+            if refused {
+                return Ok(error(StatusCode::PRECONDITION_FAILED, "PreconditionFailed"));
+            }
+            let tag = WRITES.fetch_add(1, Ordering::Relaxed);
+            objects.insert(key, (tag, body.to_bytes()));
+            tagged(StatusCode::OK, tag).expect("it is well formed")
+        }
+        Method::DELETE => {
+            lock().remove(&key);
+            plain(StatusCode::NO_CONTENT)
+        }
+        _ => match (lock().get(&key).cloned(), range) {
+            (None, _) => error(StatusCode::NOT_FOUND, "NoSuchKey"),
+            (Some((tag, bytes)), None) => {
+                let mut response = tagged(StatusCode::OK, tag).expect("it is well formed");
+                *response.body_mut() = Full::new(bytes);
+                response
+            }
+            (Some((tag, bytes)), Some(range)) => part(tag, &bytes, &range),
+        },
+    })
+}
+
+fn plain(status: StatusCode) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::default());
+    *response.status_mut() = status;
+    response
+}
+
+fn error(status: StatusCode, code: &str) -> Response<Full<Bytes>> {
+    let mut response = plain(status);
+    let body = format!("<Error><Code>{code}</Code><Message>{code}</Message></Error>");
+    *response.body_mut() = Full::from(body);
+    response
+}
+
+fn tagged(status: StatusCode, tag: u64) -> hyper::http::Result<Response<Full<Bytes>>> {
+    Response::builder()
+        .status(status)
+        .header("etag", format!("\"{tag}\""))
+        .body(Full::default())
+}
+
+/// `bytes=FIRST-LAST`, as a worker asks.
+fn part(tag: u64, bytes: &Bytes, range: &str) -> Response<Full<Bytes>> {
+    let numbers = range
+        .strip_prefix("bytes=")
+        .and_then(|range| range.split_once('-'));
+    let bounds = numbers.and_then(|(first, last)| {
+        Some((
+            first.parse::<usize>().ok()?,
+            last.parse::<usize>().ok()?.min(bytes.len() - 1),
+        ))
+    });
+    let Some((first, last)) = bounds.filter(|(first, last)| first <= last) else {
+        return error(StatusCode::RANGE_NOT_SATISFIABLE, "InvalidRange");
+    };
+    let mut response = tagged(StatusCode::PARTIAL_CONTENT, tag).expect("it is well formed");
+    let range = format!("bytes {first}-{last}/{}", bytes.len());
+    response
+        .headers_mut()
+        .insert("content-range", range.parse().expect("it is well formed"));
+    *response.body_mut() = Full::new(bytes.slice(first..=last));
+    response
+}
+
+fn list(objects: &BTreeMap<String, (u64, Bytes)>, query: &str) -> Response<Full<Bytes>> {
+    let asked = |name: &str| {
+        url::form_urlencoded::parse(query.as_bytes())
+            .find(|(key, _)| key == name)
+            .map(|(_, value)| value.into_owned())
+    };
+    let prefix = asked("prefix").unwrap_or_default();
+    let after = asked("start-after").unwrap_or_default();
+    let found = objects
+        .iter()
+        .filter(|(key, _)| key.starts_with(&prefix) && **key > after);
+    let entry = |(key, (tag, bytes)): (&String, &(u64, Bytes))| {
+        format!(
+            "<Contents><Key>{key}</Key><Size>{}</Size><ETag>\"{tag}\"</ETag>\
+             <LastModified>2026-01-01T00:00:00.000Z</LastModified></Contents>",
+            bytes.len()
+        )
+    };
+    let entries: String = found.map(entry).collect();
+    let body =
+        format!("<ListBucketResult><IsTruncated>false</IsTruncated>{entries}</ListBucketResult>");
+    Response::new(Full::from(body))
+}

@@ -1,0 +1,334 @@
+//! Measures a checkpoint while it goes on, and says for each block how hard to compress it.
+//!
+//! The choice itself is `reprieve_core::effort`; here are its facts: how fast pages are looked at and blocks are packed,
+//! by how much they shrink, how fast the store takes parts, and how much is still to come. A level that was not tried
+//! is known from the others by what is usual, and now and then a block is packed harder than the rest to find out.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use reprieve_core::effort::{self, Facts, Level, Rate};
+use tokio::time::Instant;
+
+use crate::pages::codec::Effort;
+
+/// One block in so many is packed to find out what that does.
+const PROBE: u64 = 32;
+
+/// Blocks between two choices.
+const CHOOSE: u64 = 8;
+
+/// What is usual, before anything was measured: seconds of one processor for a GiB, and what is left of it (measured on
+/// the memory of Python, of a JVM and of Redis).
+const USUAL: [(f64, f64); 3] = [(0.4, 1.0), (2.2, 0.4), (2.9, 0.37)];
+const USUAL_LOOK: f64 = 0.7;
+/// Bytes per second of one upload.
+const USUAL_UPLOAD: f64 = 100e6;
+
+const GIB: f64 = (1u64 << 30) as f64;
+
+/// Samples of a block that is tested; a power of two.
+const SAMPLES: usize = 4096;
+
+/// How hard to compress.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    Always(Level),
+    Fitting,
+}
+
+/// The facts of one checkpoint, shared by everybody who works on it.
+pub(crate) struct Tuning {
+    wanted: Wanted,
+    workers: f64,
+    uploads: f64,
+    /// Bytes of memory that are about to come.
+    expected: u64,
+    deadline: Box<dyn Fn() -> Instant + Send + Sync>,
+    measured: Mutex<Measured>,
+    /// Position in [`Level::ALL`].
+    level: AtomicUsize,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Amount {
+    raw: u64,
+    packed: u64,
+    took: Duration,
+}
+
+#[derive(Debug, Default)]
+struct Measured {
+    blocks: u64,
+    looked_at: Amount,
+    /// Blocks that may shrink, by level.
+    tried: [Amount; 3],
+    /// Blocks that would not.
+    random: u64,
+    uploaded: Amount,
+    packed: u64,
+}
+
+impl std::fmt::Debug for Tuning {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tuning")
+            .field("wanted", &self.wanted)
+            .field("measured", &self.measured)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The codec's word for a level.
+pub(crate) fn codec(level: Level) -> Effort {
+    match level {
+        Level::Raw => Effort::None,
+        Level::Fast => Effort::Zstd(-1),
+        Level::Strong => Effort::Zstd(1),
+    }
+}
+
+impl Tuning {
+    pub(crate) fn new(
+        wanted: Wanted,
+        workers: usize,
+        uploads: usize,
+        expected: u64,
+        deadline: impl Fn() -> Instant + Send + Sync + 'static,
+    ) -> Self {
+        let tuning = Self {
+            wanted,
+            workers: workers.max(1) as f64,
+            uploads: uploads.max(1) as f64,
+            expected,
+            deadline: Box::new(deadline),
+            measured: Mutex::default(),
+            level: AtomicUsize::new(0),
+        };
+        tuning.choose(&tuning.lock());
+        tuning
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Measured> {
+        self.measured.lock().expect("no holder of this lock panics")
+    }
+
+    /// How hard to try with this block.
+    pub(crate) fn level_for(&self, block: &[u8]) -> Level {
+        let wanted = match self.wanted {
+            Wanted::Always(Level::Raw) => return Level::Raw,
+            Wanted::Always(level) => level,
+            Wanted::Fitting => Level::ALL[self.level.load(Ordering::Relaxed)],
+        };
+        let is_random = looks_random(block);
+        let mut measured = self.lock();
+        measured.blocks += 1;
+        if is_random {
+            measured.random += block.len() as u64;
+            Level::Raw
+        } else if self.wanted == Wanted::Fitting && measured.blocks.is_multiple_of(PROBE) {
+            wanted.max(Level::Fast)
+        } else {
+            wanted
+        }
+    }
+
+    /// So much was looked at, in this time, not counting what was packed of it meanwhile.
+    pub(crate) fn looked_at(&self, bytes: usize, took: Duration) {
+        let looked_at = &mut self.lock().looked_at;
+        looked_at.raw += bytes as u64;
+        looked_at.took += took;
+    }
+
+    pub(crate) fn packed(&self, level: Level, raw: usize, packed: usize, took: Duration) {
+        let mut measured = self.lock();
+        measured.packed += packed as u64;
+        let tried = &mut measured.tried[level as usize];
+        tried.raw += raw as u64;
+        tried.packed += packed as u64;
+        tried.took += took;
+        if self.wanted == Wanted::Fitting && measured.blocks.is_multiple_of(CHOOSE) {
+            self.choose(&measured);
+        }
+    }
+
+    pub(crate) fn uploaded(&self, bytes: usize, took: Duration) {
+        let uploaded = &mut self.lock().uploaded;
+        uploaded.packed += bytes as u64;
+        uploaded.took += took;
+    }
+
+    fn choose(&self, measured: &Measured) {
+        let left = (self.deadline)().saturating_duration_since(Instant::now());
+        let facts = self.facts(measured, left);
+        let level = effort::choose(&facts);
+        if self.level.swap(level as usize, Ordering::Relaxed) != level as usize {
+            tracing::debug!(?level, ?facts, "how hard to compress from here on");
+        }
+    }
+
+    fn facts(&self, measured: &Measured, left: Duration) -> Facts {
+        let stored: u64 = measured.tried.iter().map(|tried| tried.raw).sum();
+        let looked_at = measured.looked_at.raw;
+        let to_come = self.expected.saturating_sub(looked_at) as f64;
+        // What was known or zero so far stands for what is to come.
+        let new = if looked_at == 0 {
+            1.0
+        } else {
+            (stored as f64 / looked_at as f64).min(1.0)
+        };
+        let shrinkable = if stored == 0 {
+            1.0
+        } else {
+            1.0 - (measured.random as f64 / stored as f64).min(1.0)
+        };
+        let look = per_gib(measured.looked_at).unwrap_or(USUAL_LOOK) / new.max(0.001);
+        let costs = costs(measured);
+        let rates = costs.map(|(seconds, ratio)| {
+            let pack = shrinkable * seconds + (1.0 - shrinkable) * costs[0].0;
+            Rate {
+                pack: self.workers * GIB / (look + pack),
+                shrinks_to: 1.0 - shrinkable * (1.0 - ratio),
+            }
+        });
+        let Amount { packed, took, .. } = measured.uploaded;
+        let one = match took.as_secs_f64() {
+            0.0 => USUAL_UPLOAD,
+            seconds => packed as f64 / seconds,
+        };
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+        // far below 2^64, and not negative
+        let left_bytes = (to_come * new) as u64;
+        Facts {
+            left: left_bytes,
+            under_way: measured.packed.saturating_sub(packed),
+            left_ms: u64::try_from(left.as_millis()).unwrap_or(u64::MAX),
+            upload: one * self.uploads,
+            rates,
+        }
+    }
+}
+
+/// Seconds of one thread for a GiB.
+fn per_gib(amount: Amount) -> Option<f64> {
+    (amount.raw > 0).then(|| amount.took.as_secs_f64() * GIB / amount.raw as f64)
+}
+
+/// Seconds for a GiB that may shrink, and what it shrinks to, for each level: measured, or as usual beside a measured one.
+fn costs(measured: &Measured) -> [(f64, f64); 3] {
+    let [raw, fast, strong] = measured.tried;
+    let found = |amount: Amount| {
+        let ratio = amount.packed as f64 / amount.raw.max(1) as f64;
+        per_gib(amount).map(|seconds| (seconds, ratio.min(1.0)))
+    };
+    let beside = |(seconds, ratio): (f64, f64), own: usize, other: usize| {
+        (
+            seconds * USUAL[own].0 / USUAL[other].0,
+            (ratio * USUAL[own].1 / USUAL[other].1).min(1.0),
+        )
+    };
+    let (fast, strong) = match (found(fast), found(strong)) {
+        (Some(fast), Some(strong)) => (fast, strong),
+        (Some(fast), None) => (fast, beside(fast, 2, 1)),
+        (None, Some(strong)) => (beside(strong, 1, 2), strong),
+        (None, None) => (USUAL[1], USUAL[2]),
+    };
+    // Blocks that would not shrink are in there, too: raw is raw.
+    let raw = per_gib(raw).unwrap_or(USUAL[0].0);
+    [(raw, 1.0), fast, strong]
+}
+
+/// Whether a block's bytes are so evenly spread that no compressor of ours would make it smaller by a sixteenth: from one
+/// byte in each 64, in a hundredth of the time that trying takes.
+fn looks_random(block: &[u8]) -> bool {
+    if block.len() < SAMPLES {
+        return false;
+    }
+    let mut counts = [0u32; 256];
+    // An odd step meets every position within a word.
+    let step = (block.len() / SAMPLES).max(1) | 1;
+    let mut samples = 0u64;
+    for byte in block.iter().step_by(step) {
+        counts[usize::from(*byte)] += 1;
+        samples += 1;
+    }
+    // Each byte is as likely as any other in about n²/256 + n of n² pairs.
+    let pairs: u64 = counts.iter().map(|count| u64::from(*count).pow(2)).sum();
+    pairs * 100 < (samples * samples / 256 + samples) * 112
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: usize = 1 << 20;
+
+    fn noise(len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        blake3::Hasher::new().finalize_xof().fill(&mut bytes);
+        bytes
+    }
+
+    fn tuning(expected: usize, deadline: Duration) -> Tuning {
+        let deadline = Instant::now() + deadline;
+        Tuning::new(Wanted::Fitting, 2, 4, expected as u64, move || deadline)
+    }
+
+    /// Lets the clock show a job of text of which a half was stored at this upload rate, per upload.
+    fn half_done(tuning: &Tuning, upload_mib: u64) -> Level {
+        let text = b"the same line again\n".repeat(256 * 1024 / 20);
+        let seconds = |gib: f64, bytes: usize| Duration::from_secs_f64(gib * bytes as f64 / GIB);
+        for _ in 0..2048 {
+            let level = tuning.level_for(&text);
+            let (cost, ratio) = USUAL[level as usize];
+            tuning.looked_at(MIB / 4, seconds(USUAL_LOOK, MIB / 4));
+            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+            let packed = (MIB as f64 / 4.0 * ratio) as usize;
+            tuning.packed(level, MIB / 4, packed, seconds(cost, MIB / 4));
+            let took = Duration::from_secs_f64(packed as f64 / (upload_mib as f64 * MIB as f64));
+            tuning.uploaded(packed, took);
+        }
+        tuning.level_for(&text)
+    }
+
+    #[test]
+    fn a_fast_store_gets_it_raw_and_a_slow_one_compressed() {
+        let hour = Duration::from_secs(3600);
+        assert_eq!(half_done(&tuning(16 << 30, hour), 1000), Level::Raw);
+        assert_eq!(half_done(&tuning(16 << 30, hour), 10), Level::Strong);
+    }
+
+    #[test]
+    fn little_that_is_left_is_compressed() {
+        let hour = Duration::from_secs(3600);
+        assert_eq!(half_done(&tuning(600 << 20, hour), 1000), Level::Strong);
+    }
+
+    #[test]
+    fn noise_is_told_from_everything_else() {
+        assert!(looks_random(&noise(256 * 1024)));
+        assert!(looks_random(&noise(64 * 1024)));
+        let text = b"the same line again\n".repeat(256 * 1024 / 20);
+        assert!(!looks_random(&text));
+        assert!(!looks_random(&vec![0; 256 * 1024]));
+        // Numbers whose upper bytes are alike shrink by a quarter.
+        let mut numbers = noise(256 * 1024);
+        for at in (0..numbers.len()).step_by(4) {
+            numbers[at] = 0x3f;
+        }
+        assert!(!looks_random(&numbers));
+        assert_eq!(
+            tuning(1 << 30, Duration::ZERO).level_for(&noise(256 * 1024)),
+            Level::Raw
+        );
+    }
+
+    #[test]
+    fn what_was_asked_for_is_done() {
+        let text = b"the same line again\n".repeat(256 * 1024 / 20);
+        for level in Level::ALL {
+            let tuning = Tuning::new(Wanted::Always(level), 1, 1, 0, Instant::now);
+            assert_eq!(tuning.level_for(&text), level);
+        }
+    }
+}

@@ -1,0 +1,282 @@
+//! Seeds the job's memory in the background while it runs, and hands what is in the store by then to the next checkpoint.
+//!
+//! Passes follow one another with a pause between them, each on a niced thread of its own. A checkpoint holds them: the
+//! pass that is under way ends within milliseconds, and what it had stored by then counts. Nothing here can fail a
+//! checkpoint or disturb the job: what could not be seeded is stored by the checkpoint, as without seeding. What is stored
+//! ahead lies under an attempt that the head names before the first byte is written, so that no sweep takes it away while
+//! it may be referred to; after the next snapshot another attempt takes its place, and what was not referred to is litter.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use reprieve_core::effort::Level;
+use tokio::runtime::Handle;
+use tokio::sync::{Mutex, oneshot, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::catalog::{self, CatalogError};
+use crate::metrics;
+use crate::pages::known::{self, Known};
+use crate::pages::parts::Destination;
+use crate::pages::seed::{Bed, Budgets, Ended, Pass, Report, SeedError};
+use crate::pages::tuning::{self, Wanted};
+use crate::supervisor::checkpoint::Checkpointer;
+use crate::supervisor::{proc, with_causes};
+use crate::sys;
+
+/// How long a checkpoint waits for a pass to end; it should take milliseconds.
+const HOLD_LIMIT: Duration = Duration::from_millis(500);
+
+/// How long reading the snapshot before, or naming the attempt in the head, may take.
+const PREPARE_LIMIT: Duration = Duration::from_secs(60);
+
+/// The pause after a failure, in pauses.
+const AFTER_FAILURE: u32 = 5;
+
+/// How much is seeded, and how fast.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Plan {
+    pub interval: Duration,
+    pub budgets: Budgets,
+}
+
+/// Why a pass stored less than it could have.
+#[derive(Debug, thiserror::Error)]
+enum PassError {
+    #[error(transparent)]
+    Seed(#[from] SeedError),
+    #[error("the attempt cannot be named in the head")]
+    Head(#[from] CatalogError),
+    #[error("the snapshot before cannot be read: {0}")]
+    Base(String),
+    #[error("the job's processes cannot be looked at")]
+    Processes(#[source] std::io::Error),
+    #[error("no thread can be started for it")]
+    Thread(#[source] std::io::Error),
+    #[error("the system has no random numbers to give")]
+    Random(#[source] std::io::Error),
+    #[error("a bug: a pass panicked")]
+    Panicked,
+}
+
+/// What was seeded, for the checkpoint to build upon.
+#[derive(Debug)]
+pub(crate) struct Seeds {
+    planted: Mutex<Option<Planted>>,
+    held: watch::Sender<bool>,
+}
+
+#[derive(Debug)]
+struct Planted {
+    /// The manifest of the snapshot that the table began from.
+    base: Option<String>,
+    /// The head has it.
+    attempt: String,
+    bed: Bed,
+}
+
+impl Default for Seeds {
+    fn default() -> Self {
+        Self {
+            planted: Mutex::default(),
+            held: watch::Sender::new(false),
+        }
+    }
+}
+
+impl Seeds {
+    /// Stops seeding until [`Self::release`], and gives what was seeded on top of this snapshot, or of none.
+    pub(crate) async fn hold(&self, base: Option<&str>) -> Option<Arc<Known>> {
+        self.held.send_replace(true);
+        let planted = timeout(HOLD_LIMIT, self.planted.lock()).await.ok()?;
+        let planted = planted.as_ref()?;
+        (planted.base.as_deref() == base).then(|| Arc::clone(&planted.bed.known))
+    }
+
+    /// Seeding may go on.
+    pub(crate) fn release(&self) {
+        self.held.send_replace(false);
+    }
+}
+
+/// Seeding of one job. It ends when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Seeding(JoinHandle<()>);
+
+impl Seeding {
+    pub(crate) fn begin(checkpointer: Arc<Checkpointer>, root_pid: i32, plan: Plan) -> Self {
+        Self(tokio::spawn(tend(checkpointer, root_pid, plan)))
+    }
+}
+
+impl Drop for Seeding {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+async fn tend(checkpointer: Arc<Checkpointer>, root_pid: i32, plan: Plan) {
+    let mut held = checkpointer.seeds.held.subscribe();
+    let mut told: Option<String> = None;
+    let mut pause = plan.interval;
+    loop {
+        // The sender lives as long as the checkpointer.
+        drop(held.wait_for(|held| !*held).await);
+        tokio::select! {
+            () = sleep(pause) => {}
+            _ = held.wait_for(|held| *held) => continue,
+        }
+        let passed = tokio::select! {
+            passed = checkpointer.pass(root_pid, plan.budgets) => passed,
+            // A pass hears of it by itself; this is for one that hangs.
+            () = given_up(&checkpointer) => continue,
+        };
+        pause = plan.interval;
+        match passed {
+            Ok(None) => {}
+            Ok(Some(report)) => {
+                tell(&report);
+                told = None;
+            }
+            Err(error) => {
+                pause = plan.interval * AFTER_FAILURE;
+                let reason = with_causes(&error);
+                if told.as_ref() != Some(&reason) {
+                    tracing::warn!(
+                        reason,
+                        "the job's memory could not be seeded; the next checkpoint stores more itself"
+                    );
+                    told = Some(reason);
+                }
+            }
+        }
+    }
+}
+
+/// A checkpoint that still waits for a pass after this long goes on without what it would have known.
+async fn given_up(checkpointer: &Checkpointer) {
+    let mut held = checkpointer.seeds.held.subscribe();
+    drop(held.wait_for(|held| *held).await);
+    sleep(HOLD_LIMIT / 2).await;
+}
+
+fn tell(report: &Report) {
+    metrics::seeded(report.stored, report.unseeded);
+    let Report {
+        ended,
+        looked_at,
+        seeded,
+        unseeded,
+        stored,
+    } = *report;
+    if ended == Ended::Whole && seeded > 0 {
+        tracing::info!(
+            memory_bytes = looked_at,
+            seeded_bytes = seeded,
+            stored_bytes = stored,
+            unseeded_bytes = unseeded,
+            "the job's memory was seeded"
+        );
+    } else {
+        tracing::debug!(
+            ?ended,
+            looked_at,
+            seeded,
+            unseeded,
+            "looked at the job's memory"
+        );
+    }
+}
+
+impl Checkpointer {
+    /// Looks at the job's memory once. Nothing if there is too little of it, or somebody else has the table.
+    async fn pass(&self, root_pid: i32, budgets: Budgets) -> Result<Option<Report>, PassError> {
+        let mut place = self.seeds.planted.lock().await;
+        let all = proc::processes().map_err(PassError::Processes)?;
+        let tree = proc::tree(&all, root_pid);
+        let pids: Vec<i32> = tree.iter().map(|process| process.pid).collect();
+        if !Pass::is_worth_it(&pids) {
+            return Ok(None);
+        }
+        let base = self.base();
+        let name = base.as_ref().map(|base| base.manifest.clone());
+        if place.as_ref().is_none_or(|planted| planted.base != name) {
+            *place = None;
+            let mut held = self.seeds.held.subscribe();
+            *place = tokio::select! {
+                planted = self.plant() => Some(planted?),
+                _ = held.wait_for(|held| *held) => return Ok(None),
+            };
+        }
+        let Some(planted) = place.take() else {
+            return Ok(None);
+        };
+        let destination = Destination {
+            store: Arc::clone(self.catalog.store()),
+            root: self.catalog.root(),
+            attempt: planted.attempt.clone(),
+            in_flight: 1,
+            deadline: Instant::now(),
+        };
+        // Nobody waits for it, so that smaller is better.
+        let effort = match self.compression {
+            Wanted::Always(level) => tuning::codec(level),
+            Wanted::Fitting => tuning::codec(Level::Strong),
+        };
+        let stop = self.seeds.held.subscribe();
+        let runtime = Handle::current();
+        let (done, result) = oneshot::channel();
+        let Planted {
+            base,
+            attempt,
+            mut bed,
+        } = planted;
+        std::thread::Builder::new()
+            .name("seed".into())
+            .spawn(move || {
+                sys::yield_to_others();
+                let pass = Pass::new(&mut bed, &destination, effort, budgets, stop, runtime);
+                let passed = match pass {
+                    Ok(Some(pass)) => pass.run(&pids).map(Some),
+                    Ok(None) => Ok(None),
+                    Err(error) => Err(error),
+                };
+                // Whoever waited may have given up.
+                drop(done.send((bed, passed)));
+            })
+            .map_err(PassError::Thread)?;
+        let (bed, passed) = result.await.map_err(|_| PassError::Panicked)?;
+        *place = Some(Planted { base, attempt, bed });
+        Ok(passed?)
+    }
+
+    /// Begins with what the snapshot before has.
+    async fn plant(&self) -> Result<Planted, PassError> {
+        let deadline = Instant::now() + PREPARE_LIMIT;
+        let base = self.base();
+        let known = match &base {
+            Some(base) => {
+                let loaded = self.load(base, deadline).await;
+                loaded.map_err(|error| PassError::Base(with_causes(&*error)))?
+            }
+            None => None,
+        };
+        let mut known = match known {
+            Some(known) => known,
+            None => Known::nothing(known::fresh_key().map_err(PassError::Random)?),
+        };
+        let attempt = catalog::nonce();
+        let seal = self.seal(&attempt).map_err(PassError::Random)?;
+        let key = seal.map(|seal| {
+            known.keys.insert(attempt.clone(), seal.wrapped);
+            seal.key
+        });
+        self.ownership.seed(&attempt, deadline).await?;
+        Ok(Planted {
+            base: base.map(|base| base.manifest),
+            attempt,
+            bed: Bed::new(known, key),
+        })
+    }
+}
