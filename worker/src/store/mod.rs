@@ -12,6 +12,8 @@
 #[cfg(test)]
 mod contract;
 mod directory;
+#[cfg(debug_assertions)]
+pub(crate) mod doomed;
 mod location;
 pub mod retry;
 mod s3;
