@@ -111,4 +111,8 @@ impl Store for DoomedStore {
     async fn reach(&self) -> Result<(), StoreError> {
         self.inner.reach().await
     }
+
+    fn part_bytes(&self, memory: u64) -> u64 {
+        self.inner.part_bytes(memory)
+    }
 }
