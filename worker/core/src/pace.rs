@@ -63,17 +63,19 @@ impl Pace {
     pub fn hedge_after(&self, bytes: u64) -> Option<Duration> {
         let known = self.known()?;
         let usual = (known.mean + 4.0 * known.deviation) * bytes as f64;
-        Some(PATIENCE + Duration::from_nanos(usual.min(1e18) as u64))
+        Some(PATIENCE + Duration::from_secs_f64((usual / 1e9).min(1e6)))
     }
 
     /// The size of the next part, if parts on their way may take this much memory together.
     pub fn part_bytes(&self, memory: u64) -> u64 {
-        let wanted = self.known().map_or(USUAL_PART, |known| {
-            (TRANSFER.as_nanos() as f64 / known.mean.max(1e-3)) as u64
-        });
         // Larger ones are for those who have memory for many of them.
         let most = (memory / 8).clamp(USUAL_PART, LARGEST_PART);
-        wanted.clamp(SMALLEST_PART, most) / MIB * MIB
+        let Some(known) = self.known() else {
+            return USUAL_PART;
+        };
+        let in_time = |bytes: &u64| known.mean * *bytes as f64 <= TRANSFER.as_nanos() as f64;
+        let sizes = (SMALLEST_PART / MIB..=most / MIB).map(|mib| mib * MIB);
+        sizes.rev().find(in_time).unwrap_or(SMALLEST_PART)
     }
 }
 
