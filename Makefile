@@ -27,7 +27,7 @@ test: setup lint ## All that CI checks: setup, lint and every test, end to end o
 	@cargo test --workspace --locked
 
 soak: setup ## 200 generations of a job whose memory churns, with figures (some minutes)
-	@echo "soak: 200 generations; the figures are in docs/soak.md"
+	@echo "soak: 200 generations of a job whose memory churns"
 	@SOAK_GENERATIONS=200 cargo test --locked --package reprieve --test kills many_generations -- --nocapture
 
 demo: setup build ## An eviction and a resume, to watch (ten seconds; the first build takes four minutes on two cores)
