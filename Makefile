@@ -2,7 +2,7 @@
 # infra/local/setup, which starts with saying so.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test lint demo bench clean
+.PHONY: help setup build test lint soak demo bench clean
 
 help: ## This text
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -25,6 +25,10 @@ lint: ## Formatting, clippy without warnings, licences and sources of dependenci
 test: setup lint ## All that CI checks: setup, lint and every test, end to end on real hosts
 	@echo "test: unit tests, contracts and end-to-end tests"
 	@cargo test --workspace --locked
+
+soak: setup ## 200 generations of a job whose memory churns, with figures (some minutes)
+	@echo "soak: 200 generations of a job whose memory churns"
+	@SOAK_GENERATIONS=200 cargo test --locked --package reprieve --test kills many_generations -- --nocapture
 
 demo: setup build ## An eviction and a resume, to watch (ten seconds; the first build takes four minutes on two cores)
 	@infra/local/demo

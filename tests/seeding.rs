@@ -178,10 +178,11 @@ fn a_snapshot_of_a_job_that_was_seeded_is_the_moment_of_the_freeze() {
 #[test]
 fn a_store_that_does_not_take_it_disturbs_nobody() {
     let store = Store::new();
+    // No directory can be made where the data would go.
+    fs::create_dir(store.path().join("job")).expect("the directory is ours");
+    fs::write(store.path().join("job/data"), "in the way").expect("the directory is ours");
     let host = store.host_with("first", EAGER, STILL).start();
     wait_for_output(&host, "ready");
-    // No directory can be made where the data would go.
-    fs::write(store.path().join("job/data"), "in the way").expect("the directory is ours");
     wait_for_log(&host, "the job's memory could not be seeded");
     let before = digest(&host, app(&host));
     assert_ne!(checkpoint(&host).code, 0, "nor does a checkpoint go there");

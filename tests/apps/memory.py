@@ -13,6 +13,7 @@ parser.add_argument("mib", type=int)
 parser.add_argument("seed", type=int, nargs="?", default=1)
 parser.add_argument("--fresh", action="store_true", help="change every page a little, over and over")
 parser.add_argument("--rewrite", type=int, default=0, help="pages to rewrite each second")
+parser.add_argument("--churn", type=int, default=0, help="pages to rewrite on each SIGUSR2, which is answered like SIGUSR1")
 options = parser.parse_args()
 source = random.Random(options.seed)
 blocks = [bytearray(source.randbytes(MIB)) for _ in range(options.mib)]
@@ -34,13 +35,26 @@ def ask(*_):
     asked = True
 
 
-asked = False
+def change(*_):
+    global changing
+    changing = True
+
+
+asked = changing = False
 signal.signal(signal.SIGUSR1, ask)
+signal.signal(signal.SIGUSR2, change)
 say_digest()
 os.write(1, b"ready\n")
 tick = 0
 while True:
     time.sleep(0.1)
+    if changing:
+        changing = False
+        for _ in range(options.churn):
+            block = source.choice(blocks)
+            start = source.randrange(MIB // PAGE) * PAGE
+            block[start:start + PAGE] = source.randbytes(PAGE)
+        say_digest()
     # The digest is only taken between two rounds of rewriting, never in the middle of a page.
     if asked:
         asked = False

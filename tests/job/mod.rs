@@ -56,7 +56,7 @@ impl Store {
             for entry in fs::read_dir(directory).expect("the store can be read") {
                 let path = entry.expect("the store can be read").path();
                 match path.is_dir() {
-                    true if path.ends_with("job/clock") => {}
+                    true if path.ends_with("job/clock") || path.ends_with("job/probe") => {}
                     true => directories.push(path),
                     false => found.push(path),
                 }

@@ -393,6 +393,15 @@ const STORE_RETRIES: Metric = Metric {
     help: "Store calls that were tried again.",
 };
 
+const STORE_HEDGES: Metric = Metric {
+    name: "reprieve_store_hedges_total",
+    kind: Kind::Counter,
+    unit: Unit::Count,
+    labels: &[],
+    stability: Stability::Unstable,
+    help: "Uploads that took so long that they were sent a second time.",
+};
+
 const STORE_SELF_TESTS: Metric = Metric {
     name: "reprieve_store_self_tests_total",
     kind: Kind::Counter,
@@ -484,6 +493,7 @@ pub const TABLE: &[Metric] = &[
     APP_STARTS,
     STORE_REQUESTS,
     STORE_RETRIES,
+    STORE_HEDGES,
     STORE_SELF_TESTS,
     OUTPUT_BYTES,
     OUTPUT_DROPPED,
@@ -551,6 +561,10 @@ pub fn app_started(how: StartedHow) {
 pub fn store_request_ended(operation: StoreOperation, outcome: StoreOutcome) {
     ::metrics::counter!(STORE_REQUESTS.name, "operation" => operation.as_str(), "outcome" => outcome.as_str())
         .increment(1);
+}
+
+pub fn store_hedged() {
+    ::metrics::counter!(STORE_HEDGES.name).increment(1);
 }
 
 pub fn store_self_test(outcome: SelfTest) {

@@ -40,6 +40,8 @@ pub(crate) async fn open(settings: &StoreSettings) -> Result<Arc<dyn Store>, Fai
     let store = store::open(&parsed, &options)
         .await
         .map_err(|error| unreachable_store(address, error))?;
+    #[cfg(debug_assertions)]
+    let store = store::doomed::doomed(store);
     store::retry::retry(deadline, "reach", || store.reach())
         .await
         .map_err(|error| unreachable_store(address, error))?;

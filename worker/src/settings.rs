@@ -270,7 +270,7 @@ pub const TABLE: &[Setting] = &[
     Setting {
         name: "waste-factor",
         section: STORE,
-        kind: Kind::Count(1, 100),
+        kind: Kind::Count(2, 100),
         default: Some("2"),
         unset: "",
         meaning: "A snapshot may keep this many times as many bytes in the store as it needs, because parts of earlier ones \

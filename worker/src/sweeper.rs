@@ -197,9 +197,9 @@ impl Sweeper {
         let going = plan.going();
         let total = swept.removed + going.len() as u64;
         // Not side by side: no listing may find a manifest whose data is gone.
-        let (manifests, data) =
-            going.split_at(going.partition_point(|entry| entry.key.starts_with(manifest::PREFIX)));
-        for batch in manifests.chunks(BATCH).chain(data.chunks(BATCH)) {
+        let is_data = |entry: &&sweep::Entry| !entry.key.starts_with(manifest::PREFIX);
+        let runs = going.chunk_by(|one, next| is_data(one) && is_data(next));
+        for batch in runs.flat_map(|run| run.chunks(BATCH)) {
             let present = self.catalog.head(self.deadline()).await?;
             if !sweep::still_holds(planned, &present) {
                 return Ok(false);

@@ -233,6 +233,14 @@ fn prepare_child(terminal: Terminal, passed: &[(RawFd, RawFd)]) -> io::Result<()
     }
 }
 
+/// Ends this process at once as a kill would, with nothing said and nothing closed; the first process of a container
+/// cannot kill itself by signal.
+#[cfg(debug_assertions)]
+pub(crate) fn vanish() -> ! {
+    // SAFETY: it does not return, and takes no memory of ours.
+    unsafe { libc::_exit(128 + libc::SIGKILL) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -12,6 +12,7 @@ pub mod head;
 pub mod lifecycle;
 pub mod manifest;
 pub mod notice;
+pub mod pace;
 pub mod retention;
 pub mod selection;
 pub mod sweep;

@@ -139,15 +139,25 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// What goes, in the order in which it has to: manifests first, so that no listing ever finds a manifest whose data
-    /// was taken away.
+    /// What goes, in the order in which it has to: each manifest before its data, so that no listing ever finds a manifest
+    /// whose data was taken away; and its data right behind it, so that a sweep which is cut short leaves the data of one
+    /// attempt at most without the manifest that tells that nobody can commit it. Data that never had one comes last.
     pub fn going(&self) -> Vec<&Entry> {
         let mut going: Vec<&Entry> = self
             .entries
             .iter()
             .filter(|entry| matches!(entry.verdict, Verdict::Goes(_)))
             .collect();
-        going.sort_by_key(|entry| !entry.key.starts_with(manifest::PREFIX));
+        let is_manifest = |entry: &Entry| entry.key.starts_with(manifest::PREFIX);
+        let named: BTreeSet<&str> = going
+            .iter()
+            .filter(|entry| is_manifest(entry))
+            .filter_map(|entry| attempt_of(&entry.key))
+            .collect();
+        going.sort_by_key(|entry| {
+            let attempt = attempt_of(&entry.key).filter(|attempt| named.contains(attempt));
+            (attempt.is_none(), attempt, !is_manifest(entry))
+        });
         going
     }
 

@@ -218,10 +218,16 @@ fn unwelcome(control_socket: &Path, answer: Answer) -> Failure {
             ExitCode::Refused,
             format!("the supervisor refused the checkpoint: {reason}"),
         ),
-        Answer::Checkpoint(Outcome::TimedOut) => Failure::new(
-            ExitCode::TimedOut,
-            "the checkpoint was not durable in time and was given up; the job runs on",
-        )
+        Answer::Checkpoint(Outcome::TimedOut { reason }) => [reason]
+            .into_iter()
+            .filter(|reason| !reason.is_empty())
+            .fold(
+                Failure::new(
+                    ExitCode::TimedOut,
+                    "the checkpoint was not durable in time and was given up; the job runs on",
+                ),
+                Failure::detail,
+            )
         .remedy("allow more time with --timeout; reprieve_checkpoint_phase_seconds tells which step takes it"),
         Answer::Invalid { reason } => Failure::new(
             ExitCode::Refused,
@@ -518,9 +524,11 @@ mod tests {
                 "refused the checkpoint: no store is set",
             ),
             (
-                Answer::Checkpoint(Outcome::TimedOut),
+                Answer::Checkpoint(Outcome::TimedOut {
+                    reason: "it was given up while storing".into(),
+                }),
                 ExitCode::TimedOut,
-                "--timeout",
+                "while storing\n  remedy: allow more time with --timeout",
             ),
             (
                 Answer::Invalid { reason: "v".into() },

@@ -70,7 +70,10 @@ pub enum Outcome {
         reason: String,
     },
     /// It was given up at its deadline; the job runs on.
-    TimedOut,
+    TimedOut {
+        #[serde(default)]
+        reason: String,
+    },
 }
 
 /// A snapshot that will survive this machine.
@@ -279,8 +282,8 @@ mod tests {
                 r#"{"v":1,"answer":"checkpoint","outcome":"refused","reason":"r"}"#,
             ),
             (
-                Answer::Checkpoint(Outcome::TimedOut),
-                r#"{"v":1,"answer":"checkpoint","outcome":"timed_out"}"#,
+                Answer::Checkpoint(Outcome::TimedOut { reason: "r".into() }),
+                r#"{"v":1,"answer":"checkpoint","outcome":"timed_out","reason":"r"}"#,
             ),
             (
                 Answer::Invalid { reason: "r".into() },
@@ -352,7 +355,9 @@ mod tests {
         let line = r#"{"v":1,"answer":"checkpoint","outcome":"timed_out","weather":"fine"}"#;
         assert_eq!(
             Answer::parse(line.as_bytes()).expect("a later version's answer"),
-            Answer::Checkpoint(Outcome::TimedOut)
+            Answer::Checkpoint(Outcome::TimedOut {
+                reason: String::new()
+            })
         );
     }
 

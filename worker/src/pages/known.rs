@@ -318,7 +318,7 @@ impl KnownMemory {
 }
 
 /// Which parts hold so little that is still needed that their pages are better stored anew: the emptiest ones, until
-/// what is left is within `waste_factor`.
+/// what is left is within `waste_factor`, with an eighth to spare for what changes until the next one is taken.
 fn wasteful_parts(index: &Index, parts: &[Part], waste_factor: u32) -> Vec<bool> {
     let mut needed = vec![0u64; parts.len()];
     let segments = index.memories.iter().flat_map(|memory| &memory.segments);
@@ -341,7 +341,7 @@ fn wasteful_parts(index: &Index, parts: &[Part], waste_factor: u32) -> Vec<bool>
     let mut used: u64 = needed.iter().sum();
     let mut wasteful = vec![false; parts.len()];
     for part in by_use {
-        if held <= u64::from(waste_factor) * used {
+        if 8 * held <= 7 * u64::from(waste_factor) * used {
             break;
         }
         wasteful[part] = true;

@@ -15,12 +15,13 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use crate::pages::BLOCK;
 use crate::pages::codec::Packed;
 use crate::pages::index::Block;
 use crate::pages::tuning::Tuning;
 use crate::store::{Condition, Store, StoreError, retry};
 
-/// The size at which a part is sent off. S3 reaches its full throughput per connection from 8 MiB on (AWS's guidance).
+/// The size at which a part is sent off, while the store knows no better one.
 pub const PART: usize = 8 << 20;
 
 /// Blocks that wait to be placed, at most.
@@ -47,13 +48,18 @@ pub struct Destination {
     /// The job's prefix, ending in `/`.
     pub root: String,
     pub attempt: String,
-    /// Parts on their way at once.
+    /// Parts of the usual size on their way at once; more if they are smaller, fewer if they are larger.
     pub in_flight: usize,
     /// When every part has to be stored.
     pub deadline: Instant,
 }
 
 impl Destination {
+    fn part_bytes(&self, memory: usize) -> usize {
+        let wanted = self.store.part_bytes(memory as u64);
+        usize::try_from(wanted).map_or(PART, |wanted| wanted.max(1))
+    }
+
     /// Stores one object of the attempt under `data/ATTEMPT/NAME` and describes it.
     pub(crate) async fn put(&self, name: &str, bytes: Bytes) -> Result<Part, StoreError> {
         let key = format!("{}{name}", manifest::data_prefix(&self.attempt));
@@ -94,17 +100,30 @@ async fn place(
     let mut next_part: u32 = 0;
     let mut uploads = FuturesUnordered::new();
     let mut open = true;
+    // Part sizes may change as the store turns out to be fast or slow; the memory that they take together does not.
+    let memory = destination.in_flight.max(1) * (PART + BLOCK);
+    let (mut part, mut uploading) = (PART, 0);
     while open || !uploads.is_empty() {
-        let has_room = uploads.len() < destination.in_flight.max(1);
+        let has_room = uploading == 0 || uploading + part + BLOCK <= memory;
         tokio::select! {
-            Some(done) = uploads.next(), if !uploads.is_empty() => stored.accept(done)?,
+            Some(done) = uploads.next(), if !uploads.is_empty() => {
+                uploading -= stored.accept(done)?;
+            }
             block = blocks.recv(), if open && has_room => {
                 match block {
-                    Some(block) => stored.place(block, next_part, &mut filling),
+                    Some(block) => {
+                        if filling.capacity() == 0 {
+                            part = destination.part_bytes(memory);
+                            // One allocation per part, a block longer than needed rather than grown by doubling.
+                            filling.reserve_exact(part + BLOCK);
+                        }
+                        stored.place(block, next_part, &mut filling);
+                    }
                     None => open = false,
                 }
-                if filling.len() >= PART || (!open && !filling.is_empty()) {
+                if filling.len() >= part || (!open && !filling.is_empty()) {
                     let bytes = Bytes::from(std::mem::take(&mut filling));
+                    uploading += bytes.len();
                     uploads.push(upload(&destination, &tuning, next_part, bytes));
                     next_part += 1;
                 }
@@ -127,8 +146,10 @@ async fn upload(
 }
 
 impl Stored {
-    fn accept(&mut self, done: Result<(u32, Part), StoreError>) -> Result<(), StoreError> {
+    /// The number of bytes that are on their way no more.
+    fn accept(&mut self, done: Result<(u32, Part), StoreError>) -> Result<usize, StoreError> {
         let (number, part) = done?;
+        let bytes = usize::try_from(part.bytes).expect("it was in memory");
         let number = number as usize;
         if self.parts.len() <= number {
             let unknown = Part {
@@ -139,15 +160,11 @@ impl Stored {
             self.parts.resize(number + 1, unknown);
         }
         self.parts[number] = part;
-        Ok(())
+        Ok(bytes)
     }
 
     fn place(&mut self, block: Numbered, part: u32, filling: &mut Vec<u8>) {
         let Numbered { number, packed } = block;
-        if filling.capacity() == 0 {
-            // One allocation per part, a block longer than needed rather than grown by doubling.
-            filling.reserve_exact(PART + crate::pages::BLOCK);
-        }
         let number = number as usize;
         if self.blocks.len() <= number {
             self.blocks.resize(number + 1, Block::default());

@@ -12,6 +12,9 @@
 #[cfg(test)]
 mod contract;
 mod directory;
+#[cfg(debug_assertions)]
+pub(crate) mod doomed;
+mod hedged;
 mod location;
 pub mod retry;
 mod s3;
@@ -24,8 +27,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use reprieve_core::pace::Pace;
 
 pub use directory::DirectoryStore;
+pub use hedged::HedgedStore;
 pub use location::{AddressError, StoreAddress};
 pub(crate) use s3::aws_config;
 pub use s3::{Addressing, Encryption, S3Limits, S3Objects, S3Options, S3Store};
@@ -201,6 +206,11 @@ pub trait Store: Send + Sync + fmt::Debug {
 
     /// Whether the store itself is there and may be read. Costs one request.
     async fn reach(&self) -> Result<(), StoreError>;
+
+    /// How large the next part should be, in bytes, if parts on their way may take this much memory together.
+    fn part_bytes(&self, memory: u64) -> u64 {
+        Pace::default().part_bytes(memory)
+    }
 }
 
 /// The store at an address. Whether it is there and may be used is for [`Store::reach`] to find out.
@@ -211,7 +221,8 @@ pub async fn open(
     Ok(match address {
         StoreAddress::Directory(path) => Arc::new(DirectoryStore::new(path)),
         StoreAddress::S3 { bucket, prefix } => {
-            Arc::new(S3Store::open(bucket, prefix, options).await?)
+            let store = S3Store::open(bucket, prefix, options).await?;
+            Arc::new(HedgedStore::new(Arc::new(store)))
         }
     })
 }

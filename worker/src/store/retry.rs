@@ -8,6 +8,7 @@
 use std::future::Future;
 use std::time::Duration;
 
+use reprieve_core::pace;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{ATTEMPT_LIMIT, StoreError, StoreErrorKind};
@@ -32,6 +33,7 @@ where
 {
     let started = Instant::now();
     let mut attempts = 0_u32;
+    let mut silent = 0_u32;
     let mut last: Option<StoreError> = None;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
@@ -43,17 +45,20 @@ where
         if attempts > 1 {
             metrics::store_retried();
         }
-        let limit = left.min(ATTEMPT_LIMIT);
+        let limit = pace::attempt_limit(left, ATTEMPT_LIMIT, silent);
         let error = match timeout(limit, op()).await {
             Ok(Ok(value)) => {
                 count(name, StoreOutcome::Ok);
                 return Ok(value);
             }
             Ok(Err(error)) => error,
-            Err(_) => no_answer(
-                name,
-                &format!("no answer within {:.1} s", limit.as_secs_f64()),
-            ),
+            Err(_) => {
+                silent += 1;
+                no_answer(
+                    name,
+                    &format!("no answer within {:.1} s", limit.as_secs_f64()),
+                )
+            }
         };
         count(name, error.kind.into());
         if !error.kind.is_retryable() {
@@ -186,6 +191,20 @@ mod tests {
                 .starts_with("wait for commit: no answer within 0.0 s"),
             "{error}"
         );
+    }
+
+    #[tokio::test]
+    async fn an_attempt_that_hangs_leaves_time_for_another() {
+        let calls = Cell::new(0);
+        let answer = retry(soon(6_000), "put", async || {
+            calls.set(calls.get() + 1);
+            match calls.get() {
+                1 => std::future::pending().await,
+                _ => Ok(calls.get()),
+            }
+        })
+        .await;
+        assert_eq!(answer.expect("the second attempt succeeds"), 2);
     }
 
     #[tokio::test]

@@ -585,7 +585,7 @@ impl Supervisor {
         }
         self.last_failure = Some(reason.clone());
         self.last_answer = Some(if late {
-            Outcome::TimedOut
+            Outcome::TimedOut { reason }
         } else {
             Outcome::Failed {
                 reason,

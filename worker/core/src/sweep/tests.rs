@@ -178,13 +178,17 @@ fn every_object_has_its_reason() {
     assert_eq!(plan.condemned, [five]);
     let going = plan.going();
     assert_eq!((going.len() as u64, going.len()), (plan.freed(), 8));
-    let first_data = going
-        .iter()
-        .position(|entry| entry.key.starts_with("data/"));
-    let last_manifest = going
-        .iter()
-        .rposition(|entry| entry.key.starts_with("manifests/"));
-    assert!(last_manifest < first_data, "{going:?}");
+    // Each manifest, its data right behind it, and what never had one at the end.
+    for (at, entry) in going.iter().enumerate() {
+        let Some((_, _, attempt)) = manifest::parse_key(&entry.key) else {
+            continue;
+        };
+        let is_its = |other: &&&Entry| manifest::data_attempt(&other.key) == Some(attempt);
+        assert!(!going[..at].iter().any(|other| is_its(&other)), "{going:?}");
+        let its = going.iter().filter(is_its).count();
+        let behind = going[at + 1..].iter().take_while(is_its).count();
+        assert_eq!(behind, its, "{going:?}");
+    }
 }
 
 #[test]

@@ -1,0 +1,364 @@
+//! What is left when a worker is killed, when two start at once, and after many generations: the newest snapshot that
+//! counts, exactly, and no more in the store than that takes.
+
+mod harness;
+mod job;
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use harness::{Exit, Host, LIMIT, Stdio, wait_until};
+use job::{COUNTER, Store, checkpoint_ok, evict, numbers, wait_for_log, wait_for_output};
+use reprieve_core::head::Head;
+use reprieve_core::worker::Worker;
+
+fn head(store: &Store) -> Option<Head> {
+    let bytes = fs::read(store.path().join("job/HEAD")).ok()?;
+    Some(Head::from_bytes(&bytes).expect("it is whole"))
+}
+
+fn newest(store: &Store) -> u64 {
+    let head = head(store);
+    head.and_then(|head| head.generations.first().map(|newest| newest.generation))
+        .unwrap_or(0)
+}
+
+#[track_caller]
+fn reprieve(store: &Store, arguments: &[&str]) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_reprieve"))
+        .args(arguments)
+        .arg("--store")
+        .arg(format!("file://{}", store.path().display()))
+        .args(["--job", "job"])
+        .output()
+        .expect("the binary was built");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{arguments:?}: {said}");
+    String::from_utf8(output.stdout).expect("it is text")
+}
+
+/// Bytes of the job's objects.
+fn stored(store: &Store) -> u64 {
+    let sizes = store.objects().into_iter();
+    // A sweep may run.
+    sizes
+        .filter_map(|path| fs::metadata(path).ok())
+        .map(|object| object.len())
+        .sum()
+}
+
+/// What a worker does that resumes, takes a checkpoint, sweeps, and stops at an eviction; killed on the way, or not.
+fn live(host: &Host) -> Exit {
+    let gone = || !host.is_running();
+    wait_until(LIMIT, "it runs or is gone", || {
+        gone() || host.stdout().mark() > 0
+    });
+    if gone() {
+        return host.wait_exit(LIMIT);
+    }
+    let ran = job::checkpoint(host);
+    if ran.code == 0 {
+        wait_until(LIMIT, "a sweep, or the end", || {
+            gone() || host.stderr().text().contains("the store was swept")
+        });
+    }
+    if !gone() {
+        host.signal(libc::SIGTERM);
+    }
+    host.wait_exit(LIMIT)
+}
+
+/// Kills at every change of the store, of which there are those of a start, of a checkpoint that lets the job go on, of
+/// a sweep, of one that stops it, and of the goodbye; until there are no more.
+fn killed_at_every_change(side: &str) {
+    let store = Store::new();
+    let options = [
+        "--keep-generations",
+        "2",
+        "--sweep-grace",
+        "0s",
+        "--lease-term",
+        "1h",
+    ];
+    let whole = store.host_with("whole", &options, COUNTER).start();
+    wait_for_output(&whole, "line 10");
+    checkpoint_ok(&whole);
+    checkpoint_ok(&whole);
+    evict(&whole);
+    let mut output = whole.stdout().text();
+    let mut kills = 0;
+    for at in 1.. {
+        assert!(at < 100, "there is no end");
+        let killed = store
+            .host_with("killed", &options, COUNTER)
+            .env("KILL_AT_STORE_CHANGE", format!("{at}:{side}"))
+            .start();
+        let exit = live(&killed);
+        killed.destroy();
+        keep_until_resumed(&mut output, &killed);
+        // What counts is whole, whatever was going on.
+        reprieve(&store, &["verify", "--all"]);
+        let counts = newest(&store);
+        let next = store.host_with("next", &options, COUNTER).start();
+        let resumed = wait_for_log(&next, "the job is resumed");
+        assert!(
+            resumed.contains(&format!("\"generation\":{counts},")),
+            "{side} {at}: {counts} of {resumed}"
+        );
+        let mark = next.stdout().mark();
+        wait_until(LIMIT, "more lines", || next.stdout().mark() > mark + 20);
+        evict(&next);
+        keep_until_resumed(&mut output, &next);
+        if exit == Exit::Code(75) {
+            break;
+        }
+        kills += 1;
+    }
+    // A start has 6, a checkpoint 4, and there are two; a sweep and a goodbye have some.
+    assert!(kills >= 16, "only {kills} changes {side}");
+}
+
+/// The lines so far go on with those of a host that resumed at one of them.
+#[track_caller]
+fn keep_until_resumed(output: &mut String, host: &Host) {
+    let lines = host.stdout().lines().join("\n") + "\n";
+    let text: String = lines
+        .lines()
+        .filter(|line| line.starts_with("line "))
+        .fold(String::new(), |text, line| text + line + "\n");
+    let (before, after) = (numbers(output), numbers(&text));
+    let Some(first) = after.first() else { return };
+    let last = before.last().copied().unwrap_or(0);
+    assert!(*first <= last + 1, "{first} comes after {last}");
+    let in_order = after.windows(2).all(|pair| pair[1] == pair[0] + 1);
+    // The last line may be torn by the kill.
+    assert!(in_order || after.len() < 3, "{text}");
+    let kept = before.iter().filter(|number| *number < first);
+    *output = kept
+        .chain(&after)
+        .map(|number| format!("line {number}\n"))
+        .collect();
+}
+
+#[test]
+fn a_worker_killed_before_any_change_of_the_store_leaves_the_newest_snapshot() {
+    killed_at_every_change("before");
+}
+
+#[test]
+fn a_worker_killed_after_any_change_of_the_store_leaves_the_newest_snapshot() {
+    killed_at_every_change("after");
+}
+
+/// Holds a directory while it runs, and says so if another one does.
+const ALONE: &[&str] = &[
+    "bash",
+    "-c",
+    "mkdir /snapshots/busy && echo alone || echo beside; read go; rmdir /snapshots/busy",
+];
+
+#[test]
+fn of_two_workers_that_start_at_once_one_runs_the_job_a_hundred_times() {
+    let store = Store::new();
+    let options = ["--on-other-owner", "leave"];
+    for round in 0..100 {
+        let hosts = std::thread::scope(|scope| {
+            let start = |name| {
+                store
+                    .host_with(name, &options, ALONE)
+                    .stdin(Stdio::Pipe)
+                    .start()
+            };
+            let other = scope.spawn(move || start("left"));
+            [start("right"), other.join().expect("it starts")]
+        });
+        for host in &hosts {
+            wait_until(LIMIT, "it runs or has left", || {
+                !host.is_running() || host.stdout().mark() > 0
+            });
+        }
+        let said = hosts.each_ref().map(|host| host.stdout().text());
+        let winner = match said.each_ref().map(String::as_str) {
+            ["alone\n", ""] => 0,
+            ["", "alone\n"] => 1,
+            _ => panic!("round {round}: {said:?}"),
+        };
+        assert_eq!(hosts[1 - winner].wait_exit(LIMIT), Exit::Code(172));
+        hosts[winner].write("go\n");
+        assert_eq!(hosts[winner].wait_exit(LIMIT), Exit::Code(0));
+    }
+}
+
+fn entries(store: &Store) -> Vec<Worker> {
+    let Ok(directory) = fs::read_dir(store.path().join("~workers")) else {
+        return Vec::new();
+    };
+    let objects = directory.filter_map(|entry| {
+        let path = entry.expect("it can be read").path();
+        let hidden = path.file_name()?.to_string_lossy().starts_with('.');
+        // It may have left since it was listed.
+        (!hidden).then(|| fs::read(path).ok())?
+    });
+    objects
+        .map(|bytes| Worker::from_bytes(&bytes).expect("it is whole"))
+        .collect()
+}
+
+#[test]
+fn a_live_worker_is_in_the_registry_and_one_that_left_is_not() {
+    let store = Store::new();
+    let host = store.host("machine", COUNTER).start();
+    wait_for_output(&host, "line 10");
+    checkpoint_ok(&host);
+    wait_until(LIMIT, "its entry", || {
+        matches!(&entries(&store)[..], [one] if one.state == "running"
+            && one.last_snapshot.is_some_and(|snapshot| snapshot.generation == 1))
+    });
+    let [one] = &entries(&store)[..] else {
+        panic!("it was there just now")
+    };
+    let owner = head(&store)
+        .and_then(|head| head.owner)
+        .expect("it has one");
+    assert_eq!((&one.worker, &one.host), (&owner.worker, &owner.host));
+    assert_eq!((one.job.as_str(), one.epoch), ("job", Some(1)));
+    let waiting = store
+        .host_with("waiting", &["--on-other-owner", "wait"], COUNTER)
+        .start();
+    wait_until(LIMIT, "two entries", || entries(&store).len() == 2);
+    let other = entries(&store);
+    let other = other.iter().find(|other| other.host == "waiting");
+    let other = other.expect("it waits").clone();
+    assert_eq!((other.state.as_str(), other.epoch), ("booting", None));
+    evict(&host);
+    wait_for_log(&waiting, "the job is resumed");
+    evict(&waiting);
+    assert_eq!(entries(&store), [], "both said goodbye");
+}
+
+#[test]
+fn a_running_job_removes_what_retention_lets_go() {
+    let store = Store::new();
+    let host = store
+        .host_with("host", &["--keep-generations", "2"], COUNTER)
+        .start();
+    wait_for_output(&host, "line 10");
+    let young = store
+        .path()
+        .join("job/data/01M7Y81N6F4VPA5D16QW77B56M/000000");
+    fs::create_dir_all(young.parent().expect("it has one")).expect("it can be made");
+    fs::write(&young, "of an attempt that may be on its way").expect("it can be written");
+    for _ in 0..4 {
+        checkpoint_ok(&host);
+    }
+    let manifests = || {
+        let objects = store.objects().into_iter();
+        objects
+            .filter(|path| path.to_string_lossy().contains("/manifests/"))
+            .count()
+    };
+    wait_until(LIMIT, "a sweep", || manifests() == 2);
+    wait_for_log(&host, "the store was swept");
+    assert!(young.exists());
+    reprieve(&store, &["verify", "--all"]);
+    wait_until(LIMIT, "the end of the sweep", || {
+        let preview = reprieve(
+            &store,
+            &["prune", "--dry-run", "--keep-generations", "2", "--json"],
+        );
+        preview.contains("\"removed\":0,")
+    });
+    // Of a worker that died long ago.
+    evict(&host);
+}
+
+/// Pages of 4 KiB that change between two snapshots, of the job's 12288.
+const CHURN: u64 = 1000;
+
+#[track_caller]
+fn digest(host: &Host, signal: i32) -> String {
+    let mark = host.stdout().mark();
+    let app = host
+        .processes()
+        .into_iter()
+        .find(|process| process.parent == 1 && process.pid > 300);
+    host.signal_process(app.expect("the app runs").pid, signal);
+    host.stdout()
+        .wait_for_line_after(mark, "a digest", LIMIT, |line| line.starts_with("digest"))
+}
+
+fn copy(from: &Path, to: &Path) {
+    let copied = Command::new("cp").arg("-a").arg(from).arg(to).status();
+    assert!(copied.expect("cp is there").success());
+}
+
+/// Leaves only this generation in the head, as if the job had never gone on from it.
+fn go_back(store: &Store, generation: u64) {
+    let mut head = head(store).expect("it has a head");
+    head.generations.retain(|one| one.generation == generation);
+    fs::write(store.path().join("job/HEAD"), head.to_bytes()).expect("it can be written");
+}
+
+/// `make soak` has more generations and prints what it measures.
+#[test]
+fn many_generations_of_a_job_that_churns_stay_exact_and_within_the_factor() {
+    let asked = std::env::var("SOAK_GENERATIONS");
+    let generations: u64 = asked.map_or(20, |number| number.parse().expect("a number"));
+    let store = Store::new();
+    let churn = CHURN.to_string();
+    let app = ["python3", "/apps/memory.py", "48", "--churn", &churn];
+    let host = store
+        .host_with("host", &["--keep-generations", "3"], &app)
+        .start();
+    wait_for_output(&host, "ready");
+    let mut digests = vec![String::new()];
+    let mut pinned: Vec<u64> = Vec::new();
+    let (mut first, mut largest) = (0, 0);
+    for generation in 1..=generations {
+        digests.push(digest(&host, libc::SIGUSR2));
+        checkpoint_ok(&host);
+        if generation == 1 {
+            first = stored(&store);
+        }
+        if generation % (generations / 4).max(1) == generations / 8 + 1 {
+            reprieve(&store, &["pin", "newest"]);
+            pinned.push(generation);
+        }
+        largest = largest.max(stored(&store));
+    }
+    // The newest and each pinned one have little in common; the last few differ by what changed between them.
+    let live = first * (1 + pinned.len() as u64) + 2 * CHURN * 4096;
+    let allowed = 2 * live;
+    evict(&host);
+    reprieve(&store, &["prune", "--keep-generations", "3"]);
+    let left = stored(&store);
+    let written: u64 = first + (generations - 1) * CHURN * 4096;
+    println!(
+        "generations {generations}, pinned {pinned:?}, first {first}, written about {written}, largest {largest}, left {left}, \
+         live about {live}: factor {:.2}",
+        left as f64 / live as f64
+    );
+    assert!(left <= allowed, "{left} of {allowed}");
+    let at_random = pinned[usize::from(fastrand_byte()) % pinned.len()];
+    for generation in [at_random, generations] {
+        let old = Store::new();
+        copy(&store.path().join("job"), &old.path().join("job"));
+        go_back(&old, generation);
+        let host = old.host("old", &app).start();
+        let resumed = wait_for_log(&host, "the job is resumed");
+        assert!(
+            resumed.contains(&format!("\"generation\":{generation},")),
+            "{resumed}"
+        );
+        let found = digest(&host, libc::SIGUSR1);
+        assert_eq!(found, digests[usize::try_from(generation).expect("few")]);
+    }
+}
+
+fn fastrand_byte() -> u8 {
+    fs::read("/proc/sys/kernel/random/uuid")
+        .expect("it is there")
+        .iter()
+        .fold(0, |sum, byte| sum ^ byte.rotate_left(u32::from(sum % 8)))
+}
