@@ -332,8 +332,7 @@ async fn prepare(settings: &Settings, address: &str, reaper: &Reaper) -> Result<
             .caused_by(error)
             .remedy("mount /proc in the container")
     })?;
-    let criu = settings.criu.to_string_lossy().into_owned();
-    let criu = Criu::probe(reaper, &criu, own, &work)
+    let criu = Criu::probe(reaper, settings.criu.as_deref(), own, &work)
         .await
         .map_err(|error| {
             before("CRIU cannot be used")
