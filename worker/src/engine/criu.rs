@@ -253,6 +253,7 @@ impl Criu {
 
     fn command(&self, operation: &str, images: &Path, hook: &Path) -> Command {
         let mut command = self.program.command();
+        sys::hand_down_capabilities(&mut command);
         command
             .arg(operation)
             .arg("--images-dir")

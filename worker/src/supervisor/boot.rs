@@ -337,7 +337,7 @@ async fn prepare(settings: &Settings, address: &str, reaper: &Reaper) -> Result<
         .map_err(|error| {
             before("CRIU cannot be used")
                 .caused_by(error)
-                .remedy("install CRIU 4.2 or later in the image, or set --criu to its path")
+                .remedy("copy /reprieve of the project's image, install CRIU 4.2 or later, or set --criu to its path")
         })?;
     // An entry point may have started something of its own before it became us.
     let strangers = proc::processes()
