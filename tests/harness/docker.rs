@@ -18,10 +18,18 @@ pub(crate) struct Docker {
 }
 
 impl Docker {
-    /// The one engine of this program, with the image `reprieve` (and what `prepare` adds) in it.
-    pub(crate) fn get() -> &'static Self {
+    /// The one engine of this program, with the base image in it.
+    pub(crate) fn engine() -> &'static Self {
         static DOCKER: LazyLock<Docker> = LazyLock::new(Docker::start);
         &DOCKER
+    }
+
+    /// The same with the image `reprieve`.
+    pub(crate) fn get() -> &'static Self {
+        static IMAGE: LazyLock<()> =
+            LazyLock::new(|| Docker::engine().build_image("reprieve", &[]));
+        LazyLock::force(&IMAGE);
+        Self::engine()
     }
 
     fn start() -> Self {
@@ -60,7 +68,6 @@ impl Docker {
         };
         // What Docker Hub has under this name.
         docker.import("base", "debian:trixie-slim");
-        docker.build_image("reprieve", &[]);
         docker
     }
 
@@ -138,7 +145,7 @@ impl Docker {
             .args(["-c", "."])
             .output()
             .expect("tar can be started");
-        let mut build = self.command(["build", "--tag", tag, "-"]);
+        let mut build = self.command(["build", "--network", "host", "--tag", tag, "-"]);
         let mut build = build
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -226,12 +233,13 @@ impl Container {
 
     #[track_caller]
     pub(crate) fn wait_for_line(&self, line: &str) {
-        wait_for(LIMIT, &format!("{line:?} of {}", self.name), || {
+        let found = wait_for(LIMIT, &format!("{line:?} of {}", self.name), || {
+            // Looked at first: what it said before it ended is in the log by then.
+            let is_running = self.is_running();
             let found = self.stdout().lines().any(|found| found == line);
-            (found || !self.is_running()).then_some(found)
-        })
-        .then_some(())
-        .unwrap_or_else(|| panic!("{} ended:\n{}", self.name, self.stderr()));
+            (found || !is_running).then_some(found)
+        });
+        assert!(found, "{} ended:\n{}", self.name, self.stderr());
     }
 
     pub(crate) fn is_running(&self) -> bool {
