@@ -2,7 +2,7 @@
 # infra/local/setup, which starts with saying so.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test lint soak demo bench clean
+.PHONY: help setup build image dist test lint soak demo bench clean
 
 help: ## This text
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -13,6 +13,12 @@ setup: ## Install what is missing and make the root file systems of the test hos
 build: ## The static release binary, in target/x86_64-unknown-linux-gnu/release/reprieve
 	@echo "build: compiling the release binary"
 	@cargo build --release --locked --package reprieve
+
+image: build ## The container image, as `reprieve`, with this machine's Docker (docs/docker.md)
+	@infra/image/build --tag reprieve
+
+dist: build ## What a release consists of, in target/dist: tarball, Debian package, checksums (docs/packages.md)
+	@infra/packages/dist target/dist
 
 lint: ## Formatting, clippy without warnings, licences and sources of dependencies
 	@echo "lint: formatting"

@@ -240,6 +240,7 @@ fn documented_metrics_and_flags_exist() {
                 "--cap-add",
                 "--security-opt",
                 "--privileged",
+                "--init",
                 "--stop-timeout",
             ];
             assert!(

@@ -15,6 +15,7 @@
 #![allow(dead_code, unused_imports)]
 
 mod bundle;
+mod docker;
 mod host;
 mod lookalike;
 mod output;
@@ -23,6 +24,7 @@ mod proxy;
 mod workshop;
 
 pub(crate) use bundle::Rootfs;
+pub(crate) use docker::{Container, Docker};
 pub(crate) use host::{Builder, Guest, Host, Ran, Stdio};
 pub(crate) use lookalike::Lookalike;
 pub(crate) use output::Output;

@@ -22,6 +22,7 @@ use serde::Serialize;
 
 use crate::catalog::{self, Catalog};
 use crate::control::client::Format;
+use crate::engine::criu::Program;
 use crate::failure::{ExitCode, Failure};
 use crate::host;
 use crate::settings::Settings;
@@ -130,7 +131,7 @@ impl Request {
         findings.push(pid_budget());
         findings.push(memory());
         findings.push(security_module());
-        findings.push(criu(&settings.criu));
+        findings.push(criu(settings.criu.as_deref()));
         let work = host::work_directory(settings.work_dir.as_deref());
         findings.push(work_directory(work.as_ref().map(PathBuf::as_path)));
         findings.extend(store(settings).await);
@@ -140,7 +141,8 @@ impl Request {
         match (self.rehearsal, work) {
             (Rehearsal::Held, Ok(work)) if has_worked => {
                 let criu = settings.criu.clone();
-                let held = tokio::task::spawn_blocking(move || rehearse(&work, &criu)).await;
+                let held =
+                    tokio::task::spawn_blocking(move || rehearse(&work, criu.as_deref())).await;
                 findings.push(held.unwrap_or_else(|error| {
                     Finding::fatal(
                         "rehearsal",
@@ -260,10 +262,17 @@ fn kernel_version() -> (u64, u64) {
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
 
-fn criu(path: &Path) -> Finding {
-    let shown = path.display();
-    let missing = "install CRIU 4.2 or later in the image, or set --criu to its path";
-    let mut command = Command::new(path);
+fn criu(asked: Option<&Path>) -> Finding {
+    let missing = "copy /reprieve of the project's image, install CRIU 4.2 or later, or set --criu to its path";
+    let program = match std::env::current_exe() {
+        Ok(own) => Program::find(asked, &own),
+        Err(error) => {
+            let found = format!("the path of this program is not known: {error}");
+            return Finding::fatal("criu", found, "mount /proc in the container");
+        }
+    };
+    let shown = program.path.display();
+    let mut command = program.command();
     command
         .arg("--version")
         .stdin(Stdio::null())
@@ -533,7 +542,7 @@ impl Drop for Stage {
     }
 }
 
-fn rehearse(work: &Path, criu: &Path) -> Finding {
+fn rehearse(work: &Path, criu: Option<&Path>) -> Finding {
     let scratch = Scratch(
         // Short, because paths of sockets are.
         work.join(format!("doctor-{}", std::process::id())),
@@ -555,7 +564,7 @@ fn rehearse(work: &Path, criu: &Path) -> Finding {
     }
 }
 
-fn rehearsed(scratch: &Path, criu: &Path) -> Result<(Duration, Duration), String> {
+fn rehearsed(scratch: &Path, criu: Option<&Path>) -> Result<(Duration, Duration), String> {
     let prepared = ["store", "work"].map(|name| fs::create_dir_all(scratch.join(name)));
     for made in prepared {
         made.map_err(|error| format!("no directory for it: {error}"))?;
@@ -578,7 +587,7 @@ fn rehearsed(scratch: &Path, criu: &Path) -> Result<(Duration, Duration), String
 
 impl Stage {
     /// Starts the child, or resumes it.
-    fn open(scratch: &Path, criu: &Path, name: &str) -> Result<Self, String> {
+    fn open(scratch: &Path, criu: Option<&Path>, name: &str) -> Result<Self, String> {
         let failed = |error: std::io::Error| format!("it could not be started: {error}");
         let own = std::env::current_exe().map_err(failed)?;
         let log = scratch.join(name);
@@ -605,7 +614,9 @@ impl Stage {
         command
             .arg("--control-socket")
             .arg(scratch.join("control.sock"));
-        command.arg("--criu").arg(criu);
+        if let Some(criu) = criu {
+            command.arg("--criu").arg(criu);
+        }
         command.arg("--").arg(&own).arg(CHILD_COMMAND);
         command.stdin(Stdio::null()).stdout(Stdio::piped());
         command.stderr(fs::File::create(&log).map_err(failed)?);

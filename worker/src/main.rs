@@ -88,6 +88,8 @@ fn run(settings: Settings, app: AppCommand) -> Result<u8, Failure> {
     sys::keep_descriptors_private().map_err(|error| {
         before_ready("inherited descriptors cannot be closed to the app", error)
     })?;
+    sys::use_capabilities()
+        .map_err(|error| before_ready("capabilities cannot be taken into use", error))?;
     nix::sys::prctl::set_child_subreaper(true)
         .map_err(|error| before_ready("orphans cannot be taken in", error.into()))?;
     let logging = Logging::set_up(&settings.log).map_err(|error| {

@@ -161,6 +161,83 @@ pub(crate) fn yield_to_others() {
     }
 }
 
+/// CAP_SETPCAP, CAP_SYS_PTRACE and CAP_CHECKPOINT_RESTORE, linux/capability.h: what CRIU needs.
+const CRIU_CAPABILITIES: [u32; 3] = [8, 19, 40];
+
+/// Version 3 of the kernel's structures: sets of 64 bits, in two halves.
+const CAPABILITY_VERSION: u32 = 0x2008_0522;
+
+#[repr(C)]
+struct CapabilityHeader {
+    version: u32,
+    /// 0 is the calling thread.
+    pid: i32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct CapabilityHalf {
+    effective: u32,
+    permitted: u32,
+    inheritable: u32,
+}
+
+/// Changes both halves of the calling thread's capabilities. Allocates nothing, so it may run between fork and exec.
+fn change_capabilities(change: impl Fn(&mut CapabilityHalf, u32)) -> io::Result<()> {
+    let mut header = CapabilityHeader {
+        version: CAPABILITY_VERSION,
+        pid: 0,
+    };
+    let mut halves = [CapabilityHalf::default(); 2];
+    // SAFETY: with this version the kernel reads a header and writes two halves, which live as long as the call.
+    let got = unsafe { libc::syscall(libc::SYS_capget, &raw mut header, halves.as_mut_ptr()) };
+    if got != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    for (index, half) in halves.iter_mut().enumerate() {
+        let bits = CRIU_CAPABILITIES
+            .iter()
+            .filter(|number| **number as usize / 32 == index);
+        let wanted = bits.fold(0, |mask, number| mask | 1 << (number % 32));
+        change(half, half.permitted & wanted);
+    }
+    // SAFETY: the kernel reads a header and two halves, which live as long as the call.
+    match unsafe { libc::syscall(libc::SYS_capset, &raw mut header, halves.as_ptr()) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Lets a user other than root use what the file capabilities of this binary permit. Before the first thread, since
+/// each thread has its own.
+pub fn use_capabilities() -> io::Result<()> {
+    change_capabilities(|half, wanted| half.effective |= wanted)
+}
+
+/// Hands down to `command` what CRIU needs of our capabilities, which users other than root lose at exec.
+pub(crate) fn hand_down_capabilities(command: &mut Command) {
+    if nix::unistd::geteuid().is_root() {
+        return;
+    }
+    // SAFETY: the closure runs between fork and exec; it makes system calls on integers and on memory of its own stack.
+    unsafe {
+        command.pre_exec(|| {
+            change_capabilities(|half, wanted| half.inheritable |= wanted)?;
+            for number in CRIU_CAPABILITIES {
+                // Fails for what we do not have, which CRIU will say better.
+                libc::prctl(
+                    libc::PR_CAP_AMBIENT,
+                    libc::PR_CAP_AMBIENT_RAISE,
+                    number,
+                    0,
+                    0,
+                );
+            }
+            Ok(())
+        });
+    }
+}
+
 /// What the new process gets of a terminal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Terminal {

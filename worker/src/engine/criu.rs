@@ -6,6 +6,7 @@
 //! otherwise. CRIU's own killing at the end of a dump would also take place when its action script was itself killed,
 //! because a script that died of a signal counts as one that returned 0 (criu/cr-dump.c, cr_dump_finish).
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -40,6 +41,12 @@ mod descriptor {
     pub(super) const STDERR: RawFd = 203;
 }
 
+/// Where a CRIU that needs nothing of the user land lies, seen from the directory of this program.
+const BUNDLED: &str = "criu/criu";
+
+/// The dynamic loader in the directory of such a CRIU; the libraries are beside it.
+const LOADER: &str = "ld.so";
+
 /// Lines of CRIU's log that go into a message.
 const QUOTED_LINES: usize = 4;
 
@@ -72,10 +79,48 @@ fn quoted(log: &[String]) -> String {
     log.iter().map(|line| format!("\n    {line}")).collect()
 }
 
+/// How CRIU is started: by its path or name, or through the loader that was shipped with it. The second works in any
+/// user land, with another C library or none.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Program {
+    pub path: PathBuf,
+    loader: Option<PathBuf>,
+}
+
+impl Program {
+    /// The one that was asked for, else the one that was shipped with `own`, else the user land's.
+    pub(crate) fn find(asked: Option<&Path>, own: &Path) -> Self {
+        let bundled = own.with_file_name(BUNDLED);
+        let path = match asked {
+            Some(path) => path.to_owned(),
+            None if bundled.is_file() => bundled,
+            None => "criu".into(),
+        };
+        let loader = Some(path.with_file_name(LOADER))
+            .filter(|loader| path.is_absolute() && loader.is_file());
+        Self { path, loader }
+    }
+
+    pub(crate) fn command(&self) -> Command {
+        let Some(loader) = &self.loader else {
+            return Command::new(&self.path);
+        };
+        let libraries = loader.parent().map_or(OsStr::new("/"), Path::as_os_str);
+        let mut command = Command::new(loader);
+        command
+            .args([OsStr::new("--library-path"), libraries])
+            .args(["--inhibit-cache", "--argv0", "criu"])
+            .arg(&self.path);
+        // What the app's image preloads was made for another C library.
+        command.env_remove("LD_PRELOAD");
+        command
+    }
+}
+
 /// A CRIU that this program can work with.
 #[derive(Clone, Debug)]
 pub struct Criu {
-    path: PathBuf,
+    program: Program,
     /// `4.2.1`.
     pub version: String,
     /// This program, as CRIU's action script.
@@ -110,20 +155,22 @@ pub(crate) struct RestoreOrder<'a> {
 pub(crate) const LOG: &str = "criu.log";
 
 impl Criu {
-    /// Finds out whether `path` is a CRIU that can be used. `directory` is for a short-lived file.
+    /// Finds out whether there is a CRIU that can be used: the one that was asked for, or the one that was shipped with
+    /// this program (`own`), or the user land's. `directory` is for a short-lived file.
     pub async fn probe(
         reaper: &Reaper,
-        path: &str,
-        script: PathBuf,
+        asked: Option<&Path>,
+        own: PathBuf,
         directory: &Path,
     ) -> Result<Self, CriuError> {
+        let program = Program::find(asked, &own);
         let start = |source| CriuError::Start {
-            path: path.to_owned(),
+            path: program.path.display().to_string(),
             source,
         };
         let answer_file = directory.join("criu-version");
         let output = fs::File::create(&answer_file).map_err(start)?;
-        let mut command = Command::new(path);
+        let mut command = program.command();
         command.arg("--version");
         let watched = reaper
             .spawn(|| {
@@ -144,7 +191,7 @@ impl Criu {
             .map(|text| text.trim().to_owned());
         let Some(version) = version else {
             return Err(CriuError::NoCriu {
-                path: path.to_owned(),
+                path: program.path.display().to_string(),
                 answer,
             });
         };
@@ -153,9 +200,9 @@ impl Criu {
             return Err(CriuError::Version { found: version });
         }
         Ok(Self {
-            path: path.into(),
+            program,
             version,
-            script,
+            script: own,
         })
     }
 
@@ -205,7 +252,8 @@ impl Criu {
     }
 
     fn command(&self, operation: &str, images: &Path, hook: &Path) -> Command {
-        let mut command = Command::new(&self.path);
+        let mut command = self.program.command();
+        sys::hand_down_capabilities(&mut command);
         command
             .arg(operation)
             .arg("--images-dir")
@@ -232,7 +280,7 @@ impl Criu {
         passed: &[(&OwnedFd, i32)],
     ) -> Result<Watched, CriuError> {
         let start = |source| CriuError::Start {
-            path: self.path.display().to_string(),
+            path: self.program.path.display().to_string(),
             source,
         };
         // What CRIU says before it has its log.
@@ -317,6 +365,47 @@ pub(crate) fn is_pid_collision(error: &CriuError) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_asked_for_goes_before_what_was_shipped_and_that_before_the_user_lands() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let own = directory.path().join("reprieve");
+        let found = |asked: Option<&Path>| Program::find(asked, &own);
+        let plain = |path: &Path| Program {
+            path: path.to_owned(),
+            loader: None,
+        };
+        assert_eq!(found(None), plain(Path::new("criu")));
+        let bundled = directory.path().join(BUNDLED);
+        let parent = bundled.parent().expect("it has a directory");
+        fs::create_dir(parent).expect("temporary directory");
+        fs::write(&bundled, "").expect("temporary directory");
+        assert_eq!(found(None), plain(&bundled));
+        let loader = parent.join(LOADER);
+        fs::write(&loader, "").expect("temporary directory");
+        let shipped = Program {
+            path: bundled.clone(),
+            loader: Some(loader.clone()),
+        };
+        assert_eq!(found(None), shipped);
+        assert_eq!(found(Some(&bundled)), shipped);
+        let other = Path::new("/usr/sbin/criu");
+        assert_eq!(found(Some(other)), plain(other));
+        // A bare name is looked up in PATH, wherever this process happens to stand.
+        assert_eq!(found(Some(Path::new("criu"))), plain(Path::new("criu")));
+
+        let command = shipped.command();
+        assert_eq!(command.get_program(), loader);
+        let arguments: Vec<&OsStr> = command.get_args().collect();
+        let libraries = parent.as_os_str();
+        let flags = ["--inhibit-cache", "--argv0", "criu"].map(OsStr::new);
+        let expected: Vec<&OsStr> = [OsStr::new("--library-path"), libraries]
+            .into_iter()
+            .chain(flags)
+            .chain([bundled.as_os_str()])
+            .collect();
+        assert_eq!(arguments, expected);
+    }
 
     #[test]
     fn the_first_errors_of_the_log_are_quoted() {

@@ -393,13 +393,12 @@ async fn prepare(settings: &Settings, address: &str, reaper: &Reaper) -> Result<
             .caused_by(error)
             .remedy("mount /proc in the container")
     })?;
-    let criu = settings.criu.to_string_lossy().into_owned();
-    let criu = Criu::probe(reaper, &criu, own, &work)
+    let criu = Criu::probe(reaper, settings.criu.as_deref(), own, &work)
         .await
         .map_err(|error| {
             before("CRIU cannot be used")
                 .caused_by(error)
-                .remedy("install CRIU 4.2 or later in the image, or set --criu to its path")
+                .remedy("copy /reprieve of the project's image, install CRIU 4.2 or later, or set --criu to its path")
         })?;
     // An entry point may have started something of its own before it became us.
     let strangers = proc::processes()
