@@ -161,16 +161,17 @@ resource "aws_launch_template" "this" {
 }
 
 resource "aws_autoscaling_group" "this" {
-  name                  = var.name
-  vpc_zone_identifier   = var.subnet_ids
-  min_size              = var.min_size
-  max_size              = var.max_size
-  desired_capacity      = var.desired_capacity
-  capacity_rebalance    = var.capacity_rebalance && var.on_demand_percentage < 100
-  suspended_processes   = var.suspended_processes
-  health_check_type     = "EC2"
-  termination_policies  = ["OldestLaunchTemplate", "OldestInstance"]
-  max_instance_lifetime = 0
+  name                 = var.name
+  vpc_zone_identifier  = var.subnet_ids
+  min_size             = var.min_size
+  max_size             = var.max_size
+  desired_capacity     = var.desired_capacity
+  capacity_rebalance   = var.capacity_rebalance && var.on_demand_percentage < 100
+  suspended_processes  = var.suspended_processes
+  health_check_type    = "EC2"
+  termination_policies = ["OldestLaunchTemplate", "OldestInstance"]
+  # What the module alarms compares.
+  enabled_metrics = ["GroupDesiredCapacity", "GroupInServiceInstances"]
   # Spot capacity may take hours to come; an apply does not wait for it.
   wait_for_capacity_timeout = "0"
   # The group's end evicts its machines; Terraform waits for them, and the snapshots are kept.
