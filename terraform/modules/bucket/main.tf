@@ -11,7 +11,7 @@ locals {
 }
 
 resource "aws_s3_bucket" "this" {
-  # checkov:skip=CKV_AWS_18:access logging is a choice (access_log_bucket); a log bucket is the account's, not ours
+  # checkov:skip=CKV_AWS_18:access logging is a choice (access_log); a log bucket is the account's, not ours
   # checkov:skip=CKV_AWS_21:versioning is a choice; HEAD is overwritten at each sign of life, and swept memory should be gone
   # checkov:skip=CKV_AWS_144:replication is a choice (replication): a copy costs as much again, and a snapshot lives for hours
   # checkov:skip=CKV_AWS_145:SSE-S3 is the default, because a KMS key costs money and is the user's to choose (kms_key_arn, create_kms_key)
@@ -97,10 +97,10 @@ resource "aws_s3_bucket_lifecycle_configuration" "this" {
 }
 
 resource "aws_s3_bucket_logging" "this" {
-  count = var.access_log_bucket == null ? 0 : 1
+  count = var.access_log == null ? 0 : 1
 
   bucket        = aws_s3_bucket.this.id
-  target_bucket = var.access_log_bucket
+  target_bucket = var.access_log.bucket
   target_prefix = "${var.name}/"
 }
 

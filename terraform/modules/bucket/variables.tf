@@ -82,9 +82,9 @@ variable "replication" {
   }
 }
 
-variable "access_log_bucket" {
-  description = "The name of a bucket that gets S3's access log, if wanted."
-  type        = string
+variable "access_log" {
+  description = "The bucket that gets S3's access log, if wanted."
+  type        = object({ bucket = string })
   default     = null
 }
 

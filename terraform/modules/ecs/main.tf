@@ -18,15 +18,14 @@ locals {
   )
   environment = merge({ AWS_REGION = data.aws_region.this.name }, var.environment, local.settings)
 
-  user_data = <<-END
-    #!/bin/bash
-    # The agent passes an interruption on as SIGTERM only if it is told to.
-    cat >> /etc/ecs/ecs.config << 'END_OF_CONFIG'
-    ECS_CLUSTER=${var.name}
-    ECS_ENABLE_SPOT_INSTANCE_DRAINING=true
-    ECS_CONTAINER_STOP_TIMEOUT=${var.stop_timeout_seconds}s
-    END_OF_CONFIG
-  END
+  # The agent passes an interruption on as SIGTERM only if it is told to.
+  user_data = join("\n", [
+    "#!/bin/bash",
+    "echo ECS_CLUSTER=${var.name} >> /etc/ecs/ecs.config",
+    "echo ECS_ENABLE_SPOT_INSTANCE_DRAINING=true >> /etc/ecs/ecs.config",
+    "echo ECS_CONTAINER_STOP_TIMEOUT=${var.stop_timeout_seconds}s >> /etc/ecs/ecs.config",
+    "",
+  ])
 
   container = merge(
     {
