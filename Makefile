@@ -2,10 +2,10 @@
 # infra/local/setup, which starts with saying so.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build test lint demo clean
+.PHONY: help setup build test lint demo test-terraform clean
 
 help: ## This text
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: ## Install what is missing and make the root file systems of the test hosts (half a minute, once)
 	@infra/local/setup
@@ -28,6 +28,9 @@ test: setup lint ## All that CI checks: setup, lint and every test, end to end o
 
 demo: setup build ## An eviction and a resume, to watch (ten seconds; the first build takes four minutes on two cores)
 	@infra/local/demo
+
+test-terraform: ## The Terraform modules: plans, policies, applies to a look-alike of AWS (needs terraform)
+	@infra/local/test-terraform
 
 clean: ## Remove what was built, downloaded and made
 	@echo "clean: removing target/"

@@ -39,7 +39,6 @@ module "bucket" {
   versioning     = true
   create_kms_key = true
   force_destroy  = true
-  access_log     = { bucket = module.copy.name }
 
   replication = {
     bucket_arn  = module.copy.arn

@@ -72,6 +72,20 @@ run "old_versions_go" {
   }
 }
 
+# Not in the apply: moto fails on a log bucket that has a policy for everybody.
+run "an_access_log_if_wanted" {
+  command = plan
+
+  variables {
+    access_log = { bucket = "logs" }
+  }
+
+  assert {
+    condition     = aws_s3_bucket_logging.this[0].target_bucket == "logs" && aws_s3_bucket_logging.this[0].target_prefix == "snapshots/"
+    error_message = "The access log goes elsewhere."
+  }
+}
+
 run "dots_in_a_name_are_refused" {
   command = plan
 
