@@ -15,8 +15,8 @@ use harness::{Exit, Host, LIMIT, project_path};
 use reprieve::cli::{self, Invocation};
 use reprieve::control::protocol;
 use reprieve::failure::ExitCode;
+use reprieve::metrics;
 use reprieve::settings::Environment;
-use reprieve::{metrics, settings};
 
 /// Every document, by its path in the project.
 fn documents() -> BTreeMap<PathBuf, String> {
@@ -217,20 +217,12 @@ const NO_METRICS: &[&str] = &["reprieve_core", "reprieve_hooks", "reprieve_bin"]
 #[test]
 fn documented_metrics_and_flags_exist() {
     let metrics: BTreeSet<&str> = metrics::TABLE.iter().map(|metric| metric.name).collect();
-    let mut flags: BTreeSet<String> = settings::TABLE.iter().map(|s| s.flag()).collect();
-    flags.extend(
-        [
-            "--config",
-            "--help",
-            "--version",
-            "--leave-running",
-            "--timeout",
-            "--json",
-            "--all",
-            "--dry-run",
-        ]
-        .map(str::to_owned),
-    );
+    let definition = cli::definition();
+    let commands = definition.get_subcommands().chain([&definition]);
+    let flags: BTreeSet<String> = commands
+        .flat_map(clap::Command::get_arguments)
+        .filter_map(|argument| Some(format!("--{}", argument.get_long()?)))
+        .collect();
     for (path, text) in documents() {
         let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == '-'));
         for word in words {

@@ -77,6 +77,53 @@ impl Bucket {
     }
 }
 
+#[test]
+fn a_store_that_ignores_conditions_is_refused() {
+    let bucket = Bucket::new();
+    for forgotten in ["if-none-match", "if-match"] {
+        // One of the two: the second create and the stale replacement are the second and the fourth put.
+        let counted = match forgotten {
+            "if-none-match" => 1,
+            _ => 3,
+        };
+        bucket
+            .proxy
+            .fail_some(Fault::ForgetConditions, counted, 1, |request| {
+                request.is("PUT", "/probe/")
+            });
+        let host = bucket.host("host", COUNTER).start();
+        assert_eq!(host.wait_exit(LIMIT), Exit::Code(175), "{forgotten}");
+        let said = host.stderr().text().to_lowercase();
+        assert!(
+            said.contains(&format!("({forgotten} is ignored)")),
+            "{said}"
+        );
+        assert!(said.contains("remedy: "), "{said}");
+        assert_eq!(host.stdout().text(), "", "nothing was started");
+        bucket.proxy.pass();
+    }
+    assert_eq!(SERVER.keys(&bucket.name), [""; 0], "nothing is left");
+    // On purpose, and without the right to remove what the test wrote.
+    let forget = || {
+        bucket
+            .proxy
+            .fail(Fault::ForgetConditions, |request| request.method == "PUT");
+    };
+    forget();
+    let host = bucket
+        .host_with("host", &["--store-self-test", "off"], COUNTER)
+        .start();
+    assert_runs_on(&host);
+    host.destroy();
+    bucket.proxy.pass();
+    bucket
+        .proxy
+        .fail(Fault::Denied, |request| request.method == "DELETE");
+    let host = bucket.host("host", COUNTER).start();
+    assert_runs_on(&host);
+    wait_for_log(&host, "self-test wrote could not be removed");
+}
+
 /// Grace for evictions that have nothing to do with time, on a machine that may be busy.
 const PATIENT: &[&str] = &["--term-grace", "60s"];
 

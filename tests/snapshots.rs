@@ -536,6 +536,140 @@ fn prunes_and_verifies_beside_a_job_that_checkpoints_never_hurt_it() {
 }
 
 #[test]
+fn a_snapshot_says_what_the_job_was() {
+    let store = Store::new();
+    let app = ["python3", "/apps/job.py"];
+    let host = store.host("host", &app).env("SECRET", "value").start();
+    wait_for_output(&host, "round 3 ok");
+    checkpoint_ok(&host);
+    let inspected = json(&store, &["inspect"]);
+    let processes = inspected["processes"].as_array().expect("it is a list");
+    // What the kernel said of the same processes, which none of them changes.
+    let live: Vec<_> = host
+        .processes()
+        .into_iter()
+        .filter(|process| process.pid > 300)
+        .collect();
+    assert_eq!(processes.len(), live.len(), "{inspected}");
+    for process in &live {
+        let one = processes.iter().find(|one| one["pid"] == process.pid);
+        let one = one.unwrap_or_else(|| panic!("{} is not in {inspected}", process.pid));
+        assert_eq!(
+            one["parent"],
+            if process.parent == 1 {
+                0
+            } else {
+                process.parent
+            }
+        );
+        assert_eq!(
+            (&one["group"], &one["session"]),
+            (&process.group.into(), &process.session.into())
+        );
+        let words = one["arguments"].as_array().expect("they are in memory");
+        let words: Vec<_> = words
+            .iter()
+            .map(|word| word.as_str().expect("a word"))
+            .collect();
+        assert_eq!(words.join(" "), process.command_line);
+        let executable = host.exec_ok(["readlink", &format!("/proc/{}/exe", process.pid)]);
+        assert_eq!(one["executable"], executable.trim());
+        let links = host.exec_ok(["ls", &format!("/proc/{}/fd", process.pid)]);
+        let descriptors = one["descriptors"].as_array().expect("it is a list");
+        assert_eq!(descriptors.len(), links.lines().count(), "{one}");
+    }
+    let root = processes
+        .iter()
+        .find(|one| one["parent"] == 0)
+        .expect("there is a root");
+    assert!(root["threads"].as_u64() > Some(3), "{root}");
+    let all: Vec<&Value> = root["descriptors"]
+        .as_array()
+        .expect("it is a list")
+        .iter()
+        .collect();
+    let of = |kind: &str| -> Vec<&str> {
+        let those = all.iter().filter(|one| one["kind"] == kind);
+        those.filter_map(|one| one["name"].as_str()).collect()
+    };
+    let contains = |kind: &str, part: &str| of(kind).iter().any(|name| name.contains(part));
+    assert!(
+        contains("internet_socket", "tcp 127.0.0.1:") && contains("internet_socket", "listening")
+    );
+    assert!(contains("unix_socket", "/run/job-"), "{root}");
+    assert!(contains("memfd", "job"), "{root}");
+    for kind in ["eventfd", "timerfd", "epoll", "pipe", "file"] {
+        assert!(
+            all.iter().any(|one| one["kind"] == kind),
+            "no {kind} in {root}"
+        );
+    }
+    assert_eq!(
+        inspected["removed_files"].as_array().map(Vec::len),
+        Some(1),
+        "{inspected}"
+    );
+    // The job keeps 8 MiB of its own.
+    let held = |one: &Value| one["memory"]["held_bytes"].as_u64().expect("it is known");
+    assert!(held(root) > 8 << 20, "{root}");
+    let mappings = root["mappings"].as_array().expect("it is a list");
+    assert_eq!(mappings.iter().map(held).sum::<u64>(), held(root), "{root}");
+
+    let secret = |answer: &Value| {
+        let variables = answer["processes"][0]["environment"].as_array().cloned();
+        let variables = variables.expect("it is in memory").into_iter();
+        let mut found = variables.filter(|variable| variable["name"] == "SECRET");
+        found.next().expect("it was set")["value"].clone()
+    };
+    assert_eq!(secret(&inspected), Value::Null);
+    assert_eq!(
+        secret(&json(&store, &["inspect", "1", "--show-environment"])),
+        "value"
+    );
+    let text = ok(&store, &["inspect"]);
+    assert!(
+        text.contains("python3 /apps/job.py") && text.contains("SECRET") && !text.contains("value"),
+        "{text}"
+    );
+}
+
+#[test]
+fn what_changed_between_two_snapshots_is_told() {
+    let store = Store::new();
+    let app = ["python3", "/apps/memory.py", "48"];
+    let host = store.host("host", &app).start();
+    wait_for_output(&host, "ready");
+    checkpoint_ok(&host);
+    checkpoint_ok(&host);
+    let little = json(&store, &["diff", "1", "2"]);
+    let changed = |answer: &Value| answer["changed_bytes"].as_u64().expect("it is known");
+    assert!(changed(&little) < 4 << 20, "{little}");
+    assert_eq!(json(&store, &["diff", "2", "2"])["changed_bytes"], 0);
+    evict(&host);
+
+    // Of a small job nothing is built upon, so that each snapshot's hashes are made with a key of its own.
+    let store = Store::new();
+    let host = store.host("host", COUNTER).start();
+    wait_for_output(&host, "line 3");
+    checkpoint_ok(&host);
+    checkpoint_ok(&host);
+    let all = json(&store, &["inspect"])["processes"][0]["memory"]["held_bytes"].as_u64();
+    let little = json(&store, &["diff", "1"]);
+    assert!(
+        Some(changed(&little) * 2) < all && changed(&little) > 0,
+        "{little}, of {all:?}"
+    );
+    let stayed = little["stayed"].as_array().expect("it is a list");
+    assert_eq!(stayed.len(), 1, "{little}");
+    assert_eq!(
+        stayed[0]["memory"]["changed_bytes"].as_u64(),
+        Some(changed(&little))
+    );
+    let text = ok(&store, &["diff", "1"]);
+    assert!(text.starts_with("from generation 1 to "), "{text}");
+}
+
+#[test]
 fn commands_need_to_be_told_where_the_job_is() {
     let output = Command::new(env!("CARGO_BIN_EXE_reprieve"))
         .arg("snapshots")

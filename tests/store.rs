@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use aws_sdk_s3::config::Credentials;
 use bytes::Bytes;
 use reprieve::store::{
-    self, Condition, S3Limits, S3Options, Store, StoreAddress, StoreError, StoreErrorKind, Tag,
+    self, Condition, Encryption, S3Limits, S3Objects, S3Options, Store, StoreAddress, StoreError,
+    StoreErrorKind, Tag,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -120,6 +121,50 @@ async fn what_is_sent_is_unsigned_and_has_our_checksum() {
     );
     assert!(heads[1].contains("if-none-match: *"), "{}", heads[1]);
     assert!(heads[2].contains("if-match: \"old\""), "{}", heads[2]);
+}
+
+#[tokio::test]
+async fn objects_are_kept_and_paid_for_as_was_said() {
+    let server = Canned::start(Answer::Text(answer("200 OK", "ETag: \"e\"\r\n", ""))).await;
+    let mut options = quick(&server.url);
+    options.objects = S3Objects {
+        encryption: Encryption::Kms {
+            key: Some("alias/snapshots".to_owned()),
+            twice: false,
+        },
+        storage_class: Some("STANDARD_IA"),
+        requester_pays: true,
+    };
+    let store = open("s3://bucket", &options).await;
+    let large = Bytes::from(vec![7; 128 * 1024]);
+    for (bytes, condition) in [
+        (large.clone(), Condition::Always),
+        (large, Condition::Absent),
+        (Bytes::from_static(b"small"), Condition::Always),
+    ] {
+        store.put("x", bytes, condition).await.expect("put");
+    }
+    store.get("x", 10).await.expect("get");
+    store.delete("x").await.expect("delete");
+    let heads = server.heads();
+    for head in &heads {
+        assert!(head.contains("x-amz-request-payer: requester"), "{head}");
+    }
+    for head in &heads[..3] {
+        assert!(
+            head.contains("x-amz-server-side-encryption: aws:kms"),
+            "{head}"
+        );
+        let key = "x-amz-server-side-encryption-aws-kms-key-id: alias/snapshots";
+        assert!(head.contains(key), "{head}");
+    }
+    let classes = heads
+        .iter()
+        .map(|head| head.contains("x-amz-storage-class: STANDARD_IA"));
+    assert_eq!(
+        classes.collect::<Vec<_>>(),
+        [true, false, false, false, false]
+    );
 }
 
 // ---- Canned answers

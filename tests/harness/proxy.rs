@@ -34,6 +34,8 @@ pub(crate) enum Fault {
     Denied,
     /// The server does it and answers, but the connection is cut before the answer gets through.
     LoseReply,
+    /// The server does not hear of the request's conditions (`If-Match`, `If-None-Match`).
+    ForgetConditions,
 }
 
 /// One request, as the log has it.
@@ -188,7 +190,8 @@ impl Proxy {
         self.fail_some(fault, skip, usize::MAX, which);
     }
 
-    fn fail_some(
+    /// The same for the next `times` of them behind the next `skip`.
+    pub(crate) fn fail_some(
         &self,
         fault: Fault,
         skip: usize,
@@ -275,18 +278,36 @@ fn serve(shared: &Shared, mut client: TcpStream, server: &str) -> io::Result<()>
             let left = body.saturating_sub(taken.len() - end);
             refuse(&mut client, left, "403 Forbidden", "AccessDenied")
         }
-        Some(Fault::LoseReply) | None => {
+        Some(Fault::LoseReply | Fault::ForgetConditions) | None => {
             let left = body.saturating_sub(taken.len() - end);
+            if fault == Some(Fault::ForgetConditions) {
+                let rest = taken.split_off(end);
+                taken = without_conditions(&head).into_bytes();
+                taken.extend(rest);
+            }
             let answer = hand_on(shared, &mut client, &taken, left, server)?;
             let status = String::from_utf8_lossy(&answer[..answer.len().min(16)]);
             let status = status.split(' ').nth(1).and_then(|code| code.parse().ok());
             shared.lock().log[number].status = status;
             match fault {
-                None => client.write_all(&answer),
-                Some(_) => Ok(()),
+                Some(Fault::LoseReply) => Ok(()),
+                _ => client.write_all(&answer),
             }
         }
     }
+}
+
+/// The same head without its conditions.
+fn without_conditions(head: &str) -> String {
+    let is_condition = |line: &&str| {
+        let name = line.split(':').next().unwrap_or_default();
+        ["if-match", "if-none-match"]
+            .iter()
+            .any(|condition| name.eq_ignore_ascii_case(condition))
+    };
+    head.split_inclusive("\r\n")
+        .filter(|line| !is_condition(line))
+        .collect()
 }
 
 /// Reads until the empty line. Where it ends, or nothing when the client went before.

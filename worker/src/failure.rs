@@ -25,6 +25,7 @@ pub enum ExitCode {
     Fenced,
     StoreUnreachable,
     SettingsInvalid,
+    StoreUnfit,
     DamagedSnapshot,
     NoSuchGeneration,
     NotDone,
@@ -46,6 +47,7 @@ impl ExitCode {
         Self::Fenced,
         Self::StoreUnreachable,
         Self::SettingsInvalid,
+        Self::StoreUnfit,
         Self::DamagedSnapshot,
         Self::NoSuchGeneration,
         Self::NotDone,
@@ -67,6 +69,7 @@ impl ExitCode {
             Self::Fenced => 172,
             Self::StoreUnreachable => 173,
             Self::SettingsInvalid => 174,
+            Self::StoreUnfit => 175,
             Self::DamagedSnapshot => 176,
             Self::NoSuchGeneration => 177,
             Self::NotDone => 178,
@@ -88,6 +91,7 @@ impl ExitCode {
             Self::Fenced => "fenced",
             Self::StoreUnreachable => "store unreachable",
             Self::SettingsInvalid => "settings invalid",
+            Self::StoreUnfit => "store unfit",
             Self::DamagedSnapshot => "damaged snapshot",
             Self::NoSuchGeneration => "no such generation",
             Self::NotDone => "not done",
@@ -107,13 +111,18 @@ impl ExitCode {
             | Self::NotFound
             | Self::FailedBeforeReady
             | Self::NoValidSnapshot
-            | Self::Fenced => "run",
+            | Self::Fenced
+            | Self::StoreUnfit => "run",
             Self::StoreUnreachable => {
-                "run, snapshots, show, verify, extract, tag, untag, pin, unpin, prune"
+                "run, snapshots, show, inspect, diff, verify, extract, tag, untag, pin, unpin, prune"
             }
-            Self::DamagedSnapshot => "show, verify, extract, prune",
-            Self::NoSuchGeneration => "show, verify, extract, tag, untag, pin, unpin, prune",
-            Self::NotDone => "snapshots, show, verify, extract, tag, untag, pin, unpin, prune",
+            Self::DamagedSnapshot => "show, inspect, diff, verify, extract, prune",
+            Self::NoSuchGeneration => {
+                "show, inspect, diff, verify, extract, tag, untag, pin, unpin, prune"
+            }
+            Self::NotDone => {
+                "snapshots, show, inspect, diff, verify, extract, tag, untag, pin, unpin, prune"
+            }
             Self::SettingsInvalid | Self::Internal => "all",
             Self::CheckpointFailed | Self::TimedOut => "checkpoint",
             Self::NoSupervisor | Self::Refused => "checkpoint, status",
@@ -148,6 +157,11 @@ impl ExitCode {
             }
             Self::SettingsInvalid => {
                 "A flag, an environment variable or the settings file is not valid. Nothing was started."
+            }
+            Self::StoreUnfit => {
+                "The store does not keep the conditions of conditional writes, so that two workers could run the same job. \
+                 The app was not started. Use another store, or set `store-self-test` to `off` where nothing else can run \
+                 the job."
             }
             Self::DamagedSnapshot => {
                 "A snapshot is not as it was stored; the message says what is wrong with it. `prune` lets nothing go \

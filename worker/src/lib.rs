@@ -9,12 +9,14 @@ pub mod control;
 pub mod engine;
 pub mod failure;
 mod host;
+pub mod images;
 pub mod logging;
 pub mod metrics;
 mod named;
 pub mod operate;
 pub mod pages;
 mod place;
+pub mod registry;
 pub mod settings;
 pub mod store;
 #[cfg(test)]

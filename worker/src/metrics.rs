@@ -178,6 +178,15 @@ named! {
 }
 
 named! {
+    /// What the store's self-test found out.
+    pub enum SelfTest {
+        Passed = "passed",
+        Failed = "failed",
+        Skipped = "skipped",
+    }
+}
+
+named! {
     /// The app's output streams.
     pub enum Stream { Stdout = "stdout", Stderr = "stderr", }
 }
@@ -384,6 +393,15 @@ const STORE_RETRIES: Metric = Metric {
     help: "Store calls that were tried again.",
 };
 
+const STORE_SELF_TESTS: Metric = Metric {
+    name: "reprieve_store_self_tests_total",
+    kind: Kind::Counter,
+    unit: Unit::Count,
+    labels: &[label("outcome", SelfTest::NAMES)],
+    stability: Stability::Unstable,
+    help: "Whether the store was found to keep the conditions of writes at the start.",
+};
+
 const OUTPUT_BYTES: Metric = Metric {
     name: "reprieve_output_bytes_total",
     kind: Kind::Counter,
@@ -447,6 +465,7 @@ pub const TABLE: &[Metric] = &[
     APP_STARTS,
     STORE_REQUESTS,
     STORE_RETRIES,
+    STORE_SELF_TESTS,
     OUTPUT_BYTES,
     OUTPUT_DROPPED,
     LOG_LINES_DROPPED,
@@ -511,6 +530,10 @@ pub fn app_started(how: StartedHow) {
 pub fn store_request_ended(operation: StoreOperation, outcome: StoreOutcome) {
     ::metrics::counter!(STORE_REQUESTS.name, "operation" => operation.as_str(), "outcome" => outcome.as_str())
         .increment(1);
+}
+
+pub fn store_self_test(outcome: SelfTest) {
+    ::metrics::counter!(STORE_SELF_TESTS.name, "outcome" => outcome.as_str()).increment(1);
 }
 
 pub fn store_retried() {

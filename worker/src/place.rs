@@ -5,8 +5,13 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use crate::failure::{ExitCode, Failure};
-use crate::settings::{PathStyle, StoreSettings};
-use crate::store::{self, Addressing, S3Options, Store, StoreAddress, StoreError, StoreErrorKind};
+use crate::settings::{
+    self, PathStyle, S3Encryption, S3RequestPayer, S3StorageClass, StoreSettings,
+};
+use crate::store::{
+    self, Addressing, Encryption, S3Objects, S3Options, Store, StoreAddress, StoreError,
+    StoreErrorKind,
+};
 
 /// Opens the store and makes sure that it is there.
 pub(crate) async fn open(settings: &StoreSettings) -> Result<Arc<dyn Store>, Failure> {
@@ -26,6 +31,7 @@ pub(crate) async fn open(settings: &StoreSettings) -> Result<Arc<dyn Store>, Fai
             PathStyle::On => Addressing::Path,
             PathStyle::Off => Addressing::VirtualHost,
         },
+        objects: objects(&settings.s3_objects),
         ..S3Options::default()
     };
     let deadline = Instant::now() + settings.timeout;
@@ -36,6 +42,30 @@ pub(crate) async fn open(settings: &StoreSettings) -> Result<Arc<dyn Store>, Fai
         .await
         .map_err(|error| unreachable_store(address, error))?;
     Ok(store)
+}
+
+fn objects(settings: &settings::S3Objects) -> S3Objects {
+    let kms = |twice| Encryption::Kms {
+        key: settings.key.clone(),
+        twice,
+    };
+    S3Objects {
+        encryption: match settings.encryption {
+            S3Encryption::Bucket => Encryption::Bucket,
+            S3Encryption::Aes256 => Encryption::Aes256,
+            S3Encryption::Kms => kms(false),
+            S3Encryption::KmsTwice => kms(true),
+        },
+        storage_class: match settings.storage_class {
+            S3StorageClass::Bucket => None,
+            S3StorageClass::Standard => Some("STANDARD"),
+            S3StorageClass::StandardIa => Some("STANDARD_IA"),
+            S3StorageClass::OnezoneIa => Some("ONEZONE_IA"),
+            S3StorageClass::IntelligentTiering => Some("INTELLIGENT_TIERING"),
+            S3StorageClass::GlacierInstantRetrieval => Some("GLACIER_IR"),
+        },
+        requester_pays: settings.request_payer == S3RequestPayer::Requester,
+    }
 }
 
 /// What a person reads when a store does not do as asked.

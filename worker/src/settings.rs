@@ -78,6 +78,8 @@ pub enum Kind {
     Path(usize),
     ListenAddress,
     LogFilter,
+    /// Printable ASCII without spaces, and its greatest length.
+    PlainText(usize),
 }
 
 /// One row of the table of settings.
@@ -167,6 +169,53 @@ pub const TABLE: &[Setting] = &[
                   is set.",
     },
     Setting {
+        name: "s3-sse",
+        section: STORE,
+        kind: Kind::Choice(S3Encryption::NAMES),
+        default: Some("bucket"),
+        unset: "",
+        meaning: "Encryption by S3 itself: as the bucket says (`bucket`), with keys of S3's own (`aes256`), or with a key \
+                  in KMS (`aws:kms`, `aws:kms:dsse`).",
+    },
+    Setting {
+        name: "s3-sse-key",
+        section: STORE,
+        kind: Kind::PlainText(2048),
+        default: None,
+        unset: "the account's own key for S3",
+        meaning: "The key in KMS: its id, ARN or alias. Only with `s3-sse` `aws:kms` or `aws:kms:dsse`. Writing needs \
+                  `kms:GenerateDataKey` on it, reading `kms:Decrypt`.",
+    },
+    Setting {
+        name: "s3-storage-class",
+        section: STORE,
+        kind: Kind::Choice(S3StorageClass::NAMES),
+        default: Some("bucket"),
+        unset: "",
+        meaning: "The storage class of parts: `bucket` names none, which is S3 Standard on AWS. Manifests and HEAD are always \
+                  stored so: they are small and short-lived. Other classes than `standard` bill removed objects for 30 or 90 \
+                  days.",
+    },
+    Setting {
+        name: "s3-request-payer",
+        section: STORE,
+        kind: Kind::Choice(S3RequestPayer::NAMES),
+        default: Some("owner"),
+        unset: "",
+        meaning: "Who pays for requests: the owner of the bucket, or whoever makes them (`requester`), which buckets of that \
+                  kind ask for.",
+    },
+    Setting {
+        name: "store-self-test",
+        section: STORE,
+        kind: Kind::Choice(StoreSelfTest::NAMES),
+        default: Some("on"),
+        unset: "",
+        meaning: "Whether the start makes sure, with a few small requests, that the store keeps the conditions of conditional \
+                  writes. Without them two workers can run the same job; some servers that speak S3 ignore them without a \
+                  word. A store that does is refused with exit code 175.",
+    },
+    Setting {
         name: "keep-generations",
         section: STORE,
         kind: Kind::Count(2, 1000),
@@ -200,6 +249,16 @@ pub const TABLE: &[Setting] = &[
         meaning: "What an attempt at a checkpoint has stored and no snapshot needs is removed this long after the attempt \
                   last stored something. Longer than any checkpoint takes; one that takes longer fails, and the job \
                   runs on.",
+    },
+    Setting {
+        name: "waste-factor",
+        section: STORE,
+        kind: Kind::Count(1, 100),
+        default: Some("2"),
+        unset: "",
+        meaning: "A snapshot may keep this many times as many bytes in the store as it needs, because parts of earlier ones \
+                  are kept for the few pages that are still needed of them. Beyond that, those pages are stored anew and the \
+                  emptiest parts are let go.",
     },
     Setting {
         name: "compression",
@@ -391,6 +450,33 @@ named! {
 }
 
 named! {
+    /// What S3 itself encrypts objects with.
+    pub enum S3Encryption { Bucket = "bucket", Aes256 = "aes256", Kms = "aws:kms", KmsTwice = "aws:kms:dsse", }
+}
+
+named! {
+    /// The storage class of parts.
+    pub enum S3StorageClass {
+        Bucket = "bucket",
+        Standard = "standard",
+        StandardIa = "standard-ia",
+        OnezoneIa = "onezone-ia",
+        IntelligentTiering = "intelligent-tiering",
+        GlacierInstantRetrieval = "glacier-ir",
+    }
+}
+
+named! {
+    /// Who pays for requests.
+    pub enum S3RequestPayer { Owner = "owner", Requester = "requester", }
+}
+
+named! {
+    /// Whether the store's conditions are tried out.
+    pub enum StoreSelfTest { On = "on", Off = "off", }
+}
+
+named! {
     /// How hard snapshots are compressed.
     pub enum Compression { Auto = "auto", Low = "low", Medium = "medium", High = "high", }
 }
@@ -437,10 +523,13 @@ pub struct Settings {
     pub s3_endpoint: Option<Url>,
     pub s3_region: Option<String>,
     pub s3_path_style: PathStyle,
+    pub s3_objects: S3Objects,
+    pub store_self_test: StoreSelfTest,
     pub keep_generations: u32,
     pub keep_hourly: u32,
     pub keep_daily: u32,
     pub sweep_grace: Duration,
+    pub waste_factor: u32,
     pub compression: Compression,
     pub memory_budget_bytes: u64,
     pub term_grace: Duration,
@@ -474,6 +563,32 @@ pub struct LogSettings {
     pub format: LogFormat,
 }
 
+/// How objects are kept in S3, and who pays.
+#[derive(Clone, Debug, PartialEq)]
+pub struct S3Objects {
+    pub encryption: S3Encryption,
+    pub key: Option<String>,
+    pub storage_class: S3StorageClass,
+    pub request_payer: S3RequestPayer,
+}
+
+impl S3Objects {
+    fn typed(merged: &Merged) -> Self {
+        Self {
+            encryption: merged.need("s3-sse", Checked::choice(S3Encryption::from_name)),
+            key: merged.text("s3-sse-key"),
+            storage_class: merged.need(
+                "s3-storage-class",
+                Checked::choice(S3StorageClass::from_name),
+            ),
+            request_payer: merged.need(
+                "s3-request-payer",
+                Checked::choice(S3RequestPayer::from_name),
+            ),
+        }
+    }
+}
+
 /// How a store is reached.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StoreSettings {
@@ -482,6 +597,7 @@ pub struct StoreSettings {
     pub s3_endpoint: Option<Url>,
     pub s3_region: Option<String>,
     pub s3_path_style: PathStyle,
+    pub s3_objects: S3Objects,
     /// How long it may take to become reachable.
     pub timeout: Duration,
 }
@@ -616,10 +732,14 @@ impl Settings {
             s3_endpoint: merged.get("s3-endpoint", Checked::url),
             s3_region: merged.text("s3-region"),
             s3_path_style: merged.need("s3-path-style", Checked::choice(PathStyle::from_name)),
+            s3_objects: S3Objects::typed(merged),
+            store_self_test: merged
+                .need("store-self-test", Checked::choice(StoreSelfTest::from_name)),
             keep_generations: merged.need("keep-generations", Checked::count),
             keep_hourly: merged.need("keep-hourly", Checked::count),
             keep_daily: merged.need("keep-daily", Checked::count),
             sweep_grace: merged.need("sweep-grace", Checked::duration),
+            waste_factor: merged.need("waste-factor", Checked::count),
             compression: merged.need("compression", Checked::choice(Compression::from_name)),
             memory_budget_bytes: merged.need("memory-budget", Checked::bytes),
             term_grace: merged.need("term-grace", Checked::duration),
@@ -664,6 +784,7 @@ impl Settings {
             s3_endpoint: self.s3_endpoint.clone(),
             s3_region: self.s3_region.clone(),
             s3_path_style: self.s3_path_style,
+            s3_objects: self.s3_objects.clone(),
             timeout: self.boot_timeout,
         }
     }
@@ -682,6 +803,22 @@ impl Settings {
         if self.store.is_none() {
             return Vec::new();
         }
+        let key_for_nothing = self.s3_objects.key.is_some()
+            && matches!(
+                self.s3_objects.encryption,
+                S3Encryption::Bucket | S3Encryption::Aes256
+            );
+        let key_for_nothing = key_for_nothing.then(|| Fault {
+            name: "s3-sse-key".into(),
+            origin: merged.origin("s3-sse-key"),
+            value: self.s3_objects.key.clone(),
+            problem: format!(
+                "no key of KMS is used with s3-sse = {} ({})",
+                self.s3_objects.encryption,
+                merged.origin("s3-sse")
+            ),
+            remedy: "set s3-sse to aws:kms, or leave s3-sse-key out".into(),
+        });
         [
             ("term-grace", self.term_grace),
             ("checkpoint-timeout", self.checkpoint_timeout),
@@ -699,6 +836,7 @@ impl Settings {
             ),
             remedy: format!("make deadline-margin smaller than {name}, by several seconds"),
         })
+        .chain(key_for_nothing)
         .collect()
     }
 
@@ -721,6 +859,13 @@ impl Settings {
         if self.store.is_none() {
             dangers.push(
                 "no store is set: nothing is checkpointed and an eviction loses the job's work"
+                    .into(),
+            );
+        }
+        if self.store.is_some() && self.store_self_test == StoreSelfTest::Off {
+            dangers.push(
+                "store-self-test is \"off\": a store that ignores the conditions of writes is not noticed, and on such a \
+                 store two workers can run the same job"
                     .into(),
             );
         }
@@ -762,6 +907,10 @@ impl JobSettings {
         "s3-endpoint",
         "s3-region",
         "s3-path-style",
+        "s3-sse",
+        "s3-sse-key",
+        "s3-storage-class",
+        "s3-request-payer",
         "boot-timeout",
         "restore-timeout",
     ];
@@ -795,6 +944,7 @@ impl JobSettings {
                 s3_endpoint: merged.get("s3-endpoint", Checked::url),
                 s3_region: merged.text("s3-region"),
                 s3_path_style: merged.need("s3-path-style", Checked::choice(PathStyle::from_name)),
+                s3_objects: S3Objects::typed(&merged),
                 timeout: merged.need("boot-timeout", Checked::duration),
             },
             job,
@@ -1296,6 +1446,17 @@ fn check(kind: Kind, text: &str) -> Result<Checked, Problem> {
             Err(_) => Err(Problem::new(kind, "is not an IP address and a port")),
         },
         Kind::LogFilter => check_log_filter(text),
+        Kind::PlainText(limit) => {
+            match (1..=limit).contains(&text.len())
+                && text.bytes().all(|byte| byte.is_ascii_graphic())
+            {
+                true => Ok(Checked::Text(text.into())),
+                false => Err(Problem::new(
+                    kind,
+                    "is empty, too long, or has other characters",
+                )),
+            }
+        }
     }
 }
 
@@ -1469,6 +1630,7 @@ pub(crate) fn expected(kind: Kind) -> String {
         Kind::Path(limit) => format!("an absolute path of at most {limit} bytes"),
         Kind::ListenAddress => "an IP address and a port like 0.0.0.0:9184 or [::]:9184".into(),
         Kind::LogFilter => "a level or a list like info,reprieve::store=debug".into(),
+        Kind::PlainText(limit) => format!("1 to {limit} printable ASCII characters without spaces"),
     }
 }
 
@@ -1729,10 +1891,18 @@ mod tests {
                 s3_endpoint: None,
                 s3_region: None,
                 s3_path_style: PathStyle::Auto,
+                s3_objects: S3Objects {
+                    encryption: S3Encryption::Bucket,
+                    key: None,
+                    storage_class: S3StorageClass::Bucket,
+                    request_payer: S3RequestPayer::Owner,
+                },
+                store_self_test: StoreSelfTest::On,
                 keep_generations: 5,
                 keep_hourly: 0,
                 keep_daily: 0,
                 sweep_grace: DAY,
+                waste_factor: 2,
                 compression: Compression::Auto,
                 memory_budget_bytes: 64 * MIB,
                 term_grace: Duration::from_secs(10),
@@ -1771,10 +1941,16 @@ mod tests {
         ("s3-endpoint", "http://127.0.0.1:9000"),
         ("s3-region", "eu-central-1"),
         ("s3-path-style", "on"),
+        ("s3-sse", "aws:kms"),
+        ("s3-sse-key", "alias/snapshots"),
+        ("s3-storage-class", "glacier-ir"),
+        ("s3-request-payer", "requester"),
+        ("store-self-test", "off"),
         ("keep-generations", "2"),
         ("keep-hourly", "24"),
         ("keep-daily", "7"),
         ("sweep-grace", "2h"),
+        ("waste-factor", "3"),
         ("compression", "high"),
         ("memory-budget", "1GiB"),
         ("term-grace", "2m"),
@@ -1839,10 +2015,18 @@ mod tests {
             s3_endpoint: Url::parse("http://127.0.0.1:9000").ok(),
             s3_region: Some("eu-central-1".into()),
             s3_path_style: PathStyle::On,
+            s3_objects: S3Objects {
+                encryption: S3Encryption::Kms,
+                key: Some("alias/snapshots".into()),
+                storage_class: S3StorageClass::GlacierInstantRetrieval,
+                request_payer: S3RequestPayer::Requester,
+            },
+            store_self_test: StoreSelfTest::Off,
             keep_generations: 2,
             keep_hourly: 24,
             keep_daily: 7,
             sweep_grace: Duration::from_secs(7200),
+            waste_factor: 3,
             compression: Compression::High,
             memory_budget_bytes: 1024 * MIB,
             term_grace: Duration::from_secs(120),

@@ -14,3 +14,4 @@ pub mod notice;
 pub mod retention;
 pub mod selection;
 pub mod sweep;
+pub mod worker;

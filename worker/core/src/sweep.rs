@@ -19,7 +19,7 @@
 //! manifests/G-E-ATTEMPT      named by the head: stays     number or epoch passed: goes
 //! data/ATTEMPT/...           a part of a live one: stays  attempt passed: goes
 //!                            both otherwise: younger than the grace: stays; older: condemned, goes
-//! clock/...                  younger than an hour: stays; older: goes
+//! clock/..., probe/...       younger than an hour: stays; older: goes
 //! anything else              is not ours: stays
 //! ```
 //!
@@ -34,7 +34,10 @@ use crate::manifest::{self, Manifest, Part};
 /// The prefix of short-lived objects by which a sweeper learns the time of the store's clock.
 pub const CLOCK_PREFIX: &str = "clock/";
 
-/// How long such an object stays, whatever the grace: another sweeper may be about to look at it.
+/// The prefix of short-lived objects by which a start finds out whether the store keeps conditions.
+pub const PROBE_PREFIX: &str = "probe/";
+
+/// How long such an object stays, whatever the grace: another worker may be about to look at it.
 const CLOCK_STAYS_MS: u64 = 60 * 60 * 1000;
 
 /// A stored object of the job.
@@ -201,7 +204,7 @@ pub fn plan(facts: &Facts<'_>) -> Plan {
         if let Some(generation) = parts.get(key) {
             return Verdict::Stays(Stays::PartOf(*generation));
         }
-        if key.starts_with(CLOCK_PREFIX) {
+        if key.starts_with(CLOCK_PREFIX) || key.starts_with(PROBE_PREFIX) {
             let age_ms = now_ms.saturating_sub(object.stored_at_ms);
             return match age_ms < CLOCK_STAYS_MS {
                 true => Verdict::Stays(Stays::Young { age_ms }),

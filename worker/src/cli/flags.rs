@@ -120,5 +120,6 @@ fn value_name(kind: Kind) -> &'static str {
         Kind::Program | Kind::Path(_) => "PATH",
         Kind::ListenAddress => "ADDRESS:PORT",
         Kind::LogFilter => "FILTER",
+        Kind::PlainText(_) => "TEXT",
     }
 }

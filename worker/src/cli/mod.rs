@@ -7,6 +7,7 @@
 
 mod checkpoint;
 mod flags;
+mod manual;
 mod run;
 mod snapshots;
 mod status;
@@ -16,7 +17,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use clap::error::ErrorKind;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::control::client::{CheckpointRequest, Format, StatusRequest};
 use crate::failure::{ExitCode, Failure};
@@ -65,6 +66,8 @@ enum Command {
     Status(status::Status),
     Snapshots(snapshots::Snapshots),
     Show(snapshots::Show),
+    Inspect(snapshots::Inspect),
+    Diff(snapshots::Diff),
     Verify(snapshots::Verify),
     Extract(snapshots::Extract),
     Tag(snapshots::Tag),
@@ -72,7 +75,16 @@ enum Command {
     Pin(snapshots::Pin),
     Unpin(snapshots::Unpin),
     Prune(snapshots::Prune),
+    Completions(manual::Completions),
+    Manual(manual::Manual),
     Version(version::Version),
+}
+
+/// The whole command line as clap knows it, with every command's own flags.
+pub fn definition() -> clap::Command {
+    let mut definition = CommandLine::command();
+    definition.build();
+    definition
 }
 
 /// Reads the command line, `args[0]` being our own name, with the environment and the settings file.
@@ -118,6 +130,8 @@ fn parse_with(
         Command::Status(status) => status.invocation(layers),
         Command::Snapshots(command) => command.invocation(layers),
         Command::Show(command) => command.invocation(layers),
+        Command::Inspect(command) => command.invocation(layers),
+        Command::Diff(command) => command.invocation(layers),
         Command::Verify(command) => command.invocation(layers),
         Command::Extract(command) => command.invocation(layers),
         Command::Tag(command) => command.invocation(layers),
@@ -125,6 +139,8 @@ fn parse_with(
         Command::Pin(command) => command.invocation(layers),
         Command::Unpin(command) => command.invocation(layers),
         Command::Prune(command) => command.invocation(layers),
+        Command::Completions(completions) => Ok(completions.invocation()),
+        Command::Manual(manual) => manual.invocation(),
         Command::Version(version) => Ok(version.invocation()),
     }
 }
@@ -186,7 +202,6 @@ fn format(json: bool) -> Format {
 mod tests {
     use super::*;
     use crate::operate::{Action, Prune, Selector, Which};
-    use clap::CommandFactory;
     use std::time::Duration;
 
     struct Variables(&'static [(&'static str, &'static str)]);
@@ -216,6 +231,30 @@ mod tests {
     #[test]
     fn definitions_are_consistent() {
         CommandLine::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_is_completed_and_has_its_page() {
+        let definition = definition();
+        let names = || definition.get_subcommands().map(clap::Command::get_name);
+        assert!(names().count() > 10);
+        for shell in ["bash", "zsh", "fish"] {
+            let Ok(Invocation::Print(script)) = parsed(&format!("completions {shell}")) else {
+                panic!("there are completions for {shell}");
+            };
+            for name in names() {
+                assert!(script.contains(name), "{name} is not completed by {shell}");
+            }
+        }
+        for name in names().filter(|name| *name != "help") {
+            let Ok(Invocation::Print(page)) = parsed(&format!("manual {name}")) else {
+                panic!("there is a page about {name}");
+            };
+            let title = format!(".TH reprieve-{name} 1");
+            assert!(page.contains(&title), "{name}: {page}");
+        }
+        let failure = parsed("manual nothing").expect_err("there is no such command");
+        assert_eq!(failure.code(), ExitCode::SettingsInvalid);
     }
 
     /// The command line, the app's words, and whether a store was set.
@@ -380,7 +419,7 @@ mod tests {
             ("", "no command is given"),
             (
                 "chekpoint",
-                "unrecognized subcommand 'chekpoint'\n  - tip: a similar subcommand exists: 'checkpoint'",
+                "unrecognized subcommand 'chekpoint'\n  - tip: some similar subcommands exist: 'completions', 'checkpoint'",
             ),
             (
                 "run",

@@ -7,7 +7,7 @@ use clap::Args;
 use super::Invocation;
 use super::flags::{Flags, Keeping, Place};
 use crate::failure::Failure;
-use crate::operate::{Action, Prune as How, Request, Selector, Tag as TagName, Which};
+use crate::operate::{Action, Prune as How, Request, Selector, Tag as TagName, Values, Which};
 use crate::settings::{FlagValue, JobSettings, Layers};
 
 /// What all of them take.
@@ -92,6 +92,43 @@ command! {
     },
     |which| (Action::Show(which), Vec::new()),
     examples: "  reprieve show newest --store s3://my-bucket/jobs --job nightly\n"
+}
+
+command! {
+    /// Say what is in a snapshot: processes, files, sockets and memory
+    ///
+    /// The values of environment variables are left out unless they are asked for.
+    Inspect = "inspect",
+    {
+        /// A generation's number, a tag, or "newest"
+        #[arg(value_name = "GENERATION", default_value = "newest")]
+        which: Selector,
+
+        /// Show the values of environment variables, which may be secrets
+        #[arg(long)]
+        show_environment: bool,
+    },
+    |which, show_environment| match show_environment {
+        true => (Action::Inspect(which, Values::Shown), Vec::new()),
+        false => (Action::Inspect(which, Values::Masked), Vec::new()),
+    },
+    examples: "  reprieve inspect newest --store s3://my-bucket/jobs --job nightly\n"
+}
+
+command! {
+    /// Say what changed in the job between two snapshots
+    Diff = "diff",
+    {
+        /// The earlier one: a generation's number or a tag
+        #[arg(value_name = "BEFORE")]
+        before: Selector,
+
+        /// The later one: a generation's number, a tag, or "newest"
+        #[arg(value_name = "AFTER", default_value = "newest")]
+        after: Selector,
+    },
+    |before, after| (Action::Diff(before, after), Vec::new()),
+    examples: "  reprieve diff 11 12 --store s3://my-bucket/jobs --job nightly\n"
 }
 
 command! {

@@ -5,7 +5,10 @@
 //! compare-and-swap and leaves its owner in place. Answers are plain values, printed as a table or as one line of JSON
 //! (docs/json.md); what is wrong is a [`Failure`].
 
+mod anatomy;
+mod diff;
 mod extract;
+mod inspect;
 mod list;
 mod mark;
 mod prune;
@@ -21,6 +24,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use anatomy::Values;
 use reprieve_core::head::{Generation, Head};
 use reprieve_core::manifest::{self, Manifest, Part};
 use reprieve_core::selection::{Candidate, Contents};
@@ -51,6 +55,9 @@ pub struct Request {
 pub enum Action {
     List,
     Show(Selector),
+    Inspect(Selector, Values),
+    /// The earlier one, and the later one.
+    Diff(Selector, Selector),
     Verify(Which),
     Extract(Selector, PathBuf),
     Tag(Selector, Tag),
@@ -156,6 +163,12 @@ impl Request {
         match self.action {
             Action::List => print(out, format, &list::list(&job).await?),
             Action::Show(which) => print(out, format, &show::show(&job, &which).await?),
+            Action::Inspect(which, values) => {
+                print(out, format, &inspect::inspect(&job, &which, values).await?);
+            }
+            Action::Diff(before, after) => {
+                print(out, format, &diff::diff(&job, &before, &after).await?);
+            }
             Action::Verify(which) => {
                 let verified = verify::verify(&job, &which).await?;
                 print(out, format, &verified);

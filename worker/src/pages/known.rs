@@ -20,10 +20,6 @@ const HASHES: &str = "reprieve-hashes-";
 /// damage to one cannot reach the one before.
 const WORTH_IT: u64 = 32 << 20;
 
-/// The parts that a snapshot refers to may be this many times as large as what it needs of them. Beyond that, pages in
-/// the emptiest parts are stored anew, so that those parts can be swept.
-const LARGEST_WASTE: u64 = 2;
-
 /// The key of the page hashes of one job.
 pub(crate) type PageKey = [u8; 32];
 
@@ -104,11 +100,14 @@ impl Known {
         (0..index.memories.len()).map(file).collect()
     }
 
-    /// Builds the table of a snapshot from its index and the contents of [`Self::files`].
+    /// Builds the table of a snapshot from its index and the contents of [`Self::files`]. The parts that the next one
+    /// refers to may be `waste_factor` times as large as what it needs of them: beyond that, pages in the emptiest ones
+    /// are not known, so that they are stored anew and those parts can be swept.
     pub(crate) fn new(
         index: &Index,
         parts: &[Part],
         hashes: Vec<Vec<u8>>,
+        waste_factor: u32,
     ) -> Result<Self, KnownError> {
         let key = index
             .page_key
@@ -118,7 +117,7 @@ impl Known {
         if hashes.len() != index.memories.len() {
             return Err(KnownError::NoHashes);
         }
-        let wasteful = wasteful_parts(index, parts);
+        let wasteful = wasteful_parts(index, parts, waste_factor);
         let mut memories = HashMap::new();
         for (memory, bytes) in index.memories.iter().zip(hashes) {
             let known = KnownMemory::new(memory, &bytes, |segment| {
@@ -220,8 +219,8 @@ impl KnownMemory {
 }
 
 /// Which parts hold so little that is still needed that their pages are better stored anew: the emptiest ones, until
-/// what is left is within [`LARGEST_WASTE`].
-fn wasteful_parts(index: &Index, parts: &[Part]) -> Vec<bool> {
+/// what is left is within `waste_factor`.
+fn wasteful_parts(index: &Index, parts: &[Part], waste_factor: u32) -> Vec<bool> {
     let mut needed = vec![0u64; parts.len()];
     let segments = index.memories.iter().flat_map(|memory| &memory.segments);
     for segment in segments {
@@ -243,7 +242,7 @@ fn wasteful_parts(index: &Index, parts: &[Part]) -> Vec<bool> {
     let mut used: u64 = needed.iter().sum();
     let mut wasteful = vec![false; parts.len()];
     for part in by_use {
-        if held <= LARGEST_WASTE * used {
+        if held <= u64::from(waste_factor) * used {
             break;
         }
         wasteful[part] = true;
@@ -357,6 +356,12 @@ impl Renumbered {
     }
 }
 
+/// The hashes in such an image, in order.
+pub(crate) fn hashes(image: &[u8]) -> Vec<PageHash> {
+    let (hashes, _) = image.as_chunks();
+    hashes.to_vec()
+}
+
 /// The name of the image that holds a memory image's hashes.
 pub(crate) fn hashes_name(memory: usize) -> String {
     format!("{HASHES}{memory}")
@@ -421,7 +426,8 @@ mod tests {
             page_key: vec![7; 32],
             ..Index::default()
         };
-        let known = Known::new(&index, &[part("a", 3 * 4096)], vec![hashes(3)]).expect("it fits");
+        let known =
+            Known::new(&index, &[part("a", 3 * 4096)], vec![hashes(3)], 2).expect("it fits");
         assert_eq!(
             known.find(PLACE, 11 * 4096, &[1; 12]),
             Some(segment(11, 1, 1, 1))
@@ -458,11 +464,11 @@ mod tests {
         };
         for count in [1, 3] {
             assert!(
-                Known::new(&index, &[part("a", 9)], vec![hashes(count)]).is_err(),
+                Known::new(&index, &[part("a", 9)], vec![hashes(count)], 2).is_err(),
                 "{count}"
             );
         }
-        assert!(Known::new(&index, &[part("a", 9)], vec![]).is_err());
+        assert!(Known::new(&index, &[part("a", 9)], vec![], 2).is_err());
     }
 
     #[test]
@@ -519,8 +525,9 @@ mod tests {
             ..Index::default()
         };
         let parts = [part("dead", 64 * 4096), part("live", 64 * 4096)];
-        assert_eq!(wasteful_parts(&index, &parts), [true, false]);
-        let known = Known::new(&index, &parts, vec![hashes(61)]).expect("it fits");
+        assert_eq!(wasteful_parts(&index, &parts, 2), [true, false]);
+        assert_eq!(wasteful_parts(&index, &parts, 3), [false, false]);
+        let known = Known::new(&index, &parts, vec![hashes(61)], 2).expect("it fits");
         assert_eq!(known.find(PLACE, 0, &[0; 12]), None);
         assert_eq!(
             known.find(PLACE, 100 * 4096, &[1; 12]),

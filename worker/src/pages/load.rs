@@ -16,6 +16,7 @@ use reprieve_core::manifest::{HostFacts, Manifest, Part};
 use reprieve_core::selection::Candidate;
 use tokio::time::Instant;
 
+use crate::images::ImageError;
 use crate::pages::codec::{self, Damage};
 use crate::pages::index::{File, Index, IndexError};
 use crate::store::{Store, StoreError, StoreErrorKind, retry};
@@ -54,6 +55,12 @@ pub enum Unusable {
         offset: u64,
         #[source]
         source: Damage,
+    },
+    #[error("CRIU's image {name} is not understood")]
+    Image {
+        name: String,
+        #[source]
+        source: ImageError,
     },
     #[error("this host cannot run it: {}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Host(Vec<Mismatch>),

@@ -15,6 +15,7 @@ mod directory;
 mod location;
 pub mod retry;
 mod s3;
+pub mod selftest;
 pub mod unreliable;
 
 use std::fmt;
@@ -26,7 +27,7 @@ use bytes::Bytes;
 
 pub use directory::DirectoryStore;
 pub use location::{AddressError, StoreAddress};
-pub use s3::{Addressing, S3Limits, S3Options, S3Store};
+pub use s3::{Addressing, Encryption, S3Limits, S3Objects, S3Options, S3Store};
 pub use unreliable::UnreliableStore;
 
 /// What a store knows an object's present bytes by (an S3 ETag, or a digest in a directory).

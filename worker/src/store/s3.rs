@@ -35,7 +35,7 @@ use aws_sdk_s3::config::{
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::operation::get_object::GetObjectOutput;
 use aws_sdk_s3::primitives::{ByteStream, SdkBody};
-use aws_sdk_s3::types::ChecksumMode;
+use aws_sdk_s3::types::{ChecksumMode, RequestPayer, ServerSideEncryption, StorageClass};
 use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore, rustls_provider::CryptoMode};
 use aws_smithy_types::base64;
 use bytes::{Bytes, BytesMut};
@@ -69,6 +69,7 @@ pub struct S3Options {
     /// Else the environment's, the profile's or the machine's; `us-east-1` with an endpoint of one's own.
     pub region: Option<String>,
     pub addressing: Addressing,
+    pub objects: S3Objects,
     /// Else the usual chain: environment, profile, web identity, container, machine.
     pub credentials: Option<Credentials>,
     pub limits: S3Limits,
@@ -81,11 +82,42 @@ impl fmt::Debug for S3Options {
             .field("endpoint", &endpoint)
             .field("region", &self.region)
             .field("addressing", &self.addressing)
+            .field("objects", &self.objects)
             .field("credentials", &self.credentials.as_ref().map(|_| "given"))
             .field("limits", &self.limits)
             .finish()
     }
 }
+
+/// Which key S3 encrypts an object with.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Encryption {
+    /// As the bucket says.
+    #[default]
+    Bucket,
+    /// S3's own.
+    Aes256,
+    /// This one of KMS, or the account's own for S3; once, or twice (DSSE).
+    Kms { key: Option<String>, twice: bool },
+}
+
+/// How objects are kept, and who pays for requests.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct S3Objects {
+    pub encryption: Encryption,
+    /// Of objects that are written without a condition and have at least [`CLASS_FROM`] bytes, as S3 spells it.
+    pub storage_class: Option<&'static str>,
+    pub requester_pays: bool,
+}
+
+impl S3Objects {
+    fn payer(&self) -> Option<RequestPayer> {
+        self.requester_pays.then_some(RequestPayer::Requester)
+    }
+}
+
+/// Smaller objects are billed as if they had this many bytes in every class but the standard one.
+const CLASS_FROM: usize = 128 * 1024;
 
 /// How long each wait may be, and how much one request asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,6 +151,7 @@ pub struct S3Store {
     bucket: String,
     /// With a `/` at the end, or empty.
     prefix: String,
+    objects: S3Objects,
     limits: S3Limits,
 }
 
@@ -166,7 +199,10 @@ impl S3Store {
             .to_builder()
             .force_path_style(by_path)
             .build();
-        Ok(Self::with_config(config, bucket, prefix, options.limits))
+        Ok(Self {
+            objects: options.objects.clone(),
+            ..Self::with_config(config, bucket, prefix, options.limits)
+        })
     }
 
     fn with_config(config: Config, bucket: &str, prefix: String, limits: S3Limits) -> Self {
@@ -174,6 +210,7 @@ impl S3Store {
             client: Client::from_conf(config),
             bucket: bucket.to_owned(),
             prefix,
+            objects: S3Objects::default(),
             limits,
         }
     }
@@ -246,6 +283,7 @@ impl S3Store {
         let request = self
             .client
             .get_object()
+            .set_request_payer(self.objects.payer())
             .bucket(&self.bucket)
             .key(&call.full_key);
         // A part has no checksum of its own, so S3 is asked for one with the whole only.
@@ -296,6 +334,7 @@ impl S3Store {
         let sent = self
             .client
             .head_object()
+            .set_request_payer(self.objects.payer())
             .bucket(&self.bucket)
             .key(&call.full_key)
             .send();
@@ -360,14 +399,30 @@ impl S3Store {
     ) -> Result<Tag, StoreError> {
         let slack = Duration::from_secs(bytes.len() as u64 / SLOWEST_UPLOAD);
         let limit = (self.limits.answer + slack).min(self.limits.attempt);
+        let class = self
+            .objects
+            .storage_class
+            .filter(|_| *condition == Condition::Always && bytes.len() >= CLASS_FROM);
         let request = self
             .client
             .put_object()
+            .set_request_payer(self.objects.payer())
+            .set_storage_class(class.map(StorageClass::from))
             .bucket(&self.bucket)
             .key(&call.full_key)
             // With its value: naming the algorithm alone makes the SDK announce a checksum that it does not send.
             .checksum_crc64_nvme(crc64_nvme(&bytes))
             .body(ByteStream::new(SdkBody::from(bytes)));
+        let request = match &self.objects.encryption {
+            Encryption::Bucket => request,
+            Encryption::Aes256 => request.server_side_encryption(ServerSideEncryption::Aes256),
+            Encryption::Kms { key, twice } => request
+                .server_side_encryption(match twice {
+                    false => ServerSideEncryption::AwsKms,
+                    true => ServerSideEncryption::AwsKmsDsse,
+                })
+                .set_ssekms_key_id(key.clone()),
+        };
         let request = match condition {
             Condition::Always => request,
             Condition::Absent => request.if_none_match("*"),
@@ -400,6 +455,7 @@ impl S3Store {
             let sent = self
                 .client
                 .list_objects_v2()
+                .set_request_payer(self.objects.payer())
                 .bucket(&self.bucket)
                 .prefix(&call.full_key)
                 .set_start_after(after.map(|after| format!("{}{after}", self.prefix)))
@@ -543,6 +599,7 @@ impl Store for S3Store {
         let sent = self
             .client
             .delete_object()
+            .set_request_payer(self.objects.payer())
             .bucket(&self.bucket)
             .key(&call.full_key)
             .send();
@@ -564,6 +621,7 @@ impl Store for S3Store {
         let request = self
             .client
             .list_objects_v2()
+            .set_request_payer(self.objects.payer())
             .bucket(&self.bucket)
             .prefix(&self.prefix);
         match self

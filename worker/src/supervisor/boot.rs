@@ -12,22 +12,25 @@ use reprieve_core::document;
 use reprieve_core::head::{Generation, Owner};
 use reprieve_core::manifest::HostFacts;
 use reprieve_core::selection::{Candidate, Contents};
+use reprieve_core::sweep::PROBE_PREFIX;
 use tokio::time::{Instant, sleep};
 
 use crate::catalog::{self, Catalog, CatalogError, Found};
 use crate::engine::criu::Criu;
 use crate::failure::{ExitCode, Failure};
 use crate::host;
-use crate::metrics::{self, RestoreOutcome, StartedHow};
+use crate::metrics::{self, RestoreOutcome, SelfTest, StartedHow};
 use crate::pages::codec::Effort;
 use crate::pages::load::{self, Unusable};
 use crate::pages::parts::PART;
 use crate::place::{self, unreachable_store};
-use crate::settings::{Compression, OnNoValidSnapshot, OnOtherOwner, Settings};
+use crate::settings::{Compression, OnNoValidSnapshot, OnOtherOwner, Settings, StoreSelfTest};
 use crate::store::Store;
+use crate::store::selftest::{self, SelfTestError};
 use crate::supervisor::checkpoint::Checkpointer;
 use crate::supervisor::child;
 use crate::supervisor::ownership::Ownership;
+use crate::supervisor::presence::Presence;
 use crate::supervisor::reaper::{Reaper, Watched};
 use crate::supervisor::restore::{RestoreError, Restorer, Resumed};
 use crate::supervisor::stdio::{Held, Kind, Stdio, Streams};
@@ -104,13 +107,16 @@ pub(crate) async fn boot(
     reaper: Arc<Reaper>,
     gate: Arc<Gate>,
     owned: Arc<OnceLock<Arc<Ownership>>>,
+    presence: Arc<Presence>,
 ) -> Result<Booted, Failure> {
     let Some(address) = settings.store.clone() else {
         tracing::warn!("no store is set: the app runs without checkpoints");
         return start(&reaper, &gate, &argv, None).await;
     };
     let prepared = prepare(&settings, &address, &reaper).await?;
-    let (candidates, ownership) = own(&prepared, &settings, &address).await?;
+    presence.begin(Arc::clone(&prepared.store)).await;
+    let (candidates, ownership) = own(&prepared, &settings, &address, &presence.name()).await?;
+    presence.tell(|worker| worker.epoch = Some(ownership.epoch));
     owned.set(Arc::clone(&ownership)).expect("a boot owns once");
     let restorer = prepared.restorer(&reaper, &gate);
     let resumed = resume(&restorer, &candidates, &settings).await?;
@@ -126,9 +132,17 @@ async fn own(
     prepared: &Prepared,
     settings: &Settings,
     address: &str,
+    worker: &str,
 ) -> Result<(Vec<Candidate>, Arc<Ownership>), Failure> {
+    let mut untested = true;
     loop {
-        let found = turn(&prepared.catalog, settings, address).await?;
+        // Beside waiting for our turn, of which it takes nothing.
+        let (found, ()) = tokio::try_join!(turn(&prepared.catalog, settings, address), async {
+            match std::mem::take(&mut untested) {
+                true => self_test(&prepared.catalog, settings, address).await,
+                false => Ok(()),
+            }
+        })?;
         let deadline = Instant::now() + settings.boot_timeout;
         let candidates = candidates(&found.contents);
         let listed = match &found.contents {
@@ -139,7 +153,7 @@ async fn own(
         };
         match prepared
             .catalog
-            .claim(&found, owner(), listed, deadline)
+            .claim(&found, owner(worker), listed, deadline)
             .await
         {
             Ok(lease) => {
@@ -158,6 +172,34 @@ async fn own(
                 tracing::info!(by, "another worker took the job at the same moment");
             }
             Err(error) => return Err(unclaimed(address, error)),
+        }
+    }
+}
+
+/// Makes sure that the store can keep two workers apart.
+async fn self_test(catalog: &Catalog, settings: &Settings, address: &str) -> Result<(), Failure> {
+    if settings.store_self_test == StoreSelfTest::Off {
+        metrics::store_self_test(SelfTest::Skipped);
+        return Ok(());
+    }
+    let begun = Instant::now();
+    let key = format!("{}{PROBE_PREFIX}{}", catalog.root(), catalog::nonce());
+    let deadline = begun + settings.boot_timeout;
+    match selftest::check(catalog.store().as_ref(), &key, deadline).await {
+        Ok(()) => {
+            metrics::store_self_test(SelfTest::Passed);
+            tracing::debug!(took = ?begun.elapsed(), "the store keeps the conditions of writes");
+            Ok(())
+        }
+        Err(SelfTestError::Store(error)) => Err(unreachable_store(address, error)),
+        Err(error) => {
+            metrics::store_self_test(SelfTest::Failed);
+            let what =
+                format!("the store {address} cannot keep two workers from running the same job");
+            Err(Failure::new(ExitCode::StoreUnfit, what).caused_by(error).remedy(
+                "nothing was started; use a store that keeps conditional writes (a server that speaks S3 may have them \
+                 in a later version). Where nothing else can ever run this job, --store-self-test off starts all the same",
+            ))
         }
     }
 }
@@ -400,6 +442,7 @@ impl Prepared {
                 workers,
                 ghost_limit: u64::from(settings.ghost_limit_bytes),
                 keep: settings.retention(),
+                waste_factor: settings.waste_factor,
                 strangers: self.strangers,
                 base: Mutex::new(None),
             }),
@@ -407,9 +450,9 @@ impl Prepared {
     }
 }
 
-fn owner() -> Owner {
+fn owner(worker: &str) -> Owner {
     Owner {
-        worker: catalog::nonce(),
+        worker: worker.to_owned(),
         host: host::hostname(),
         since_ms: host::wall_ms(),
         beat: 0,

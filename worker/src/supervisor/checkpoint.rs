@@ -154,6 +154,8 @@ pub(crate) struct Checkpointer {
     /// Bytes.
     pub ghost_limit: u64,
     pub keep: Policy,
+    /// The parts that a snapshot refers to may be this many times as large as what it needs of them.
+    pub waste_factor: u32,
     /// Children that we had before there was an app: not the app's.
     pub strangers: Vec<i32>,
     /// The newest snapshot that is known to be sound, because it was resumed or made here: what the next one may refer
@@ -371,6 +373,7 @@ impl Attempt<'_> {
             &snapshot.index,
             &snapshot.manifest.parts,
             hashes,
+            self.of.waste_factor,
         )?))
     }
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until, timeout};
 
+use crate::registry::Registry;
 use crate::supervisor::with_causes;
 use crate::sweeper::Sweeper;
 
@@ -85,6 +86,11 @@ async fn sweep(sweeper: Arc<Sweeper>, history: Arc<Mutex<History>>, at: Instant)
     // In case it is given up: one that never gets far must not begin again all the time.
     lock().not_before = Some(begun + LEAST_PAUSE);
     let swept = timeout(LIMIT, sweeper.sweep(|_, _| ())).await;
+    let registry = Registry::new(Arc::clone(sweeper.catalog.store()));
+    // Entries of dead workers are in nobody's way: a later sweep finds them again.
+    if let Err(error) = registry.sweep(Instant::now() + sweeper.limit).await {
+        tracing::debug!(reason = with_causes(&error), "the registry was not swept");
+    }
     let mut history = lock();
     history.not_before = Some(Instant::now() + (begun.elapsed() * PAUSES).max(LEAST_PAUSE));
     let reason = match swept {

@@ -11,6 +11,7 @@ mod child;
 mod housekeeping;
 mod ownership;
 mod pids;
+mod presence;
 mod proc;
 mod pump;
 pub mod reaper;
@@ -29,6 +30,7 @@ use reprieve_core::lifecycle::{
     self, Effect, Ended, Event, Finish, Lifecycle, OnFailure, Phase, Policy, RequestId,
 };
 use reprieve_core::notice::{Afterwards, Moment, Notice};
+use reprieve_core::worker::{self, Worker};
 use reprieve_hooks::signals::Signals;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -36,7 +38,7 @@ use tokio::time::{Instant, timeout};
 
 pub use checkpoint::{CheckpointError, Report};
 
-use crate::catalog::CatalogError;
+use crate::catalog::{self, CatalogError};
 use crate::control::protocol::{Durable, Outcome, Status};
 use crate::failure::{ExitCode, Failure};
 use crate::host;
@@ -46,6 +48,7 @@ use crate::supervisor::boot::{Booted, Gate, Origin, Protection};
 use crate::supervisor::checkpoint::{Limits, Subject};
 use crate::supervisor::housekeeping::Housekeeping;
 use crate::supervisor::ownership::Ownership;
+use crate::supervisor::presence::Presence;
 use crate::supervisor::reaper::Reaper;
 use crate::supervisor::stdio::Stdio;
 use crate::sweeper::Sweeper;
@@ -131,6 +134,7 @@ pub struct Supervisor {
     protection: Option<Protection>,
     /// Set by the boot as soon as the job is ours.
     owned: Arc<OnceLock<Arc<Ownership>>>,
+    presence: Arc<Presence>,
     housekeeping: Option<Housekeeping>,
     under_way: Option<UnderWay>,
     /// What to tell those who wait for the checkpoint that just ended.
@@ -164,7 +168,20 @@ impl Supervisor {
                 OnCheckpointFailure::Forward => OnFailure::Forward,
             },
         };
+        let presence = Presence::new(Worker {
+            worker: catalog::nonce(),
+            job: settings.job.clone(),
+            host: host::hostname(),
+            instance: None,
+            queue: None,
+            state: Phase::Booting.as_str().to_owned(),
+            epoch: None,
+            started_ms: host::wall_ms(),
+            last_snapshot: None,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        });
         Self {
+            presence,
             settings,
             argv,
             clock,
@@ -201,6 +218,7 @@ impl Supervisor {
             Arc::clone(&self.reaper),
             Arc::clone(&gate),
             Arc::clone(&self.owned),
+            Arc::clone(&self.presence),
         );
         let mut boot = Some(tokio::spawn(boot));
         // Signals for an app that the boot has not handed over yet.
@@ -277,7 +295,15 @@ impl Supervisor {
     }
 
     fn tell_state(&self) {
-        metrics::state(self.life.phase().into());
+        let phase = self.life.phase();
+        metrics::state(phase.into());
+        self.presence.tell(|worker| {
+            worker.state = phase.as_str().to_owned();
+            worker.last_snapshot = self.last_snapshot.map(|snapshot| worker::Snapshot {
+                generation: snapshot.generation,
+                taken_at_ms: snapshot.taken_at_ms,
+            });
+        });
     }
 
     fn signalled(&mut self, signal: i32) -> Vec<Effect> {
@@ -614,15 +640,18 @@ impl Supervisor {
         }
         self.await_app(signals).await;
         self.end_others(Duration::ZERO, signals).await;
+        self.presence.end(Instant::now() + GOODBYE_LIMIT).await;
         ExitCode::Fenced.number()
     }
 
     async fn say_goodbye(&self, finished: Option<Finished>) {
-        if let Some(ownership) = self.owned.get() {
-            ownership
-                .release(finished, Instant::now() + GOODBYE_LIMIT)
-                .await;
-        }
+        let deadline = Instant::now() + GOODBYE_LIMIT;
+        let released = async {
+            if let Some(ownership) = self.owned.get() {
+                ownership.release(finished, deadline).await;
+            }
+        };
+        tokio::join!(released, self.presence.end(deadline));
     }
 
     async fn finish_output(&mut self) {
