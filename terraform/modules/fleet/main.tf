@@ -23,7 +23,7 @@ locals {
   # docs/exit-codes.md. A test compares the numbers.
   exit_codes = {
     checkpointed = 75
-    hopeless     = [126, 127, 170, 171, 172, 174]
+    hopeless     = [126, 127, 170, 171, 172, 174, 175]
   }
 
   settings = merge(
@@ -34,6 +34,7 @@ locals {
       REPRIEVE_TERM_GRACE     = "${var.term_grace_seconds}s"
       REPRIEVE_QUEUE          = var.queue
       REPRIEVE_LIFECYCLE_HOOK = local.hook
+      REPRIEVE_INSTANCE_TAGS  = var.instance_tags ? "on" : "off"
     },
     var.queue_url == null ? {} : { REPRIEVE_QUEUE_URL = var.queue_url },
     var.dead_letter_queue == null ? {} : { REPRIEVE_DEAD_LETTER_QUEUE = var.dead_letter_queue },

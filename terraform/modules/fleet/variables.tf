@@ -65,9 +65,9 @@ variable "settings" {
   validation {
     condition = length(setintersection(keys(var.settings), [
       "REPRIEVE_STORE", "REPRIEVE_JOB", "REPRIEVE_TERM_GRACE", "REPRIEVE_QUEUE", "REPRIEVE_QUEUE_URL",
-      "REPRIEVE_DEAD_LETTER_QUEUE", "REPRIEVE_KMS_KEY", "REPRIEVE_LIFECYCLE_HOOK",
+      "REPRIEVE_DEAD_LETTER_QUEUE", "REPRIEVE_KMS_KEY", "REPRIEVE_LIFECYCLE_HOOK", "REPRIEVE_INSTANCE_TAGS",
     ])) == 0
-    error_message = "STORE, JOB, TERM_GRACE, QUEUE, QUEUE_URL, DEAD_LETTER_QUEUE, KMS_KEY and LIFECYCLE_HOOK have variables of their own here."
+    error_message = "STORE, JOB, TERM_GRACE, QUEUE, QUEUE_URL, DEAD_LETTER_QUEUE, KMS_KEY, LIFECYCLE_HOOK and INSTANCE_TAGS have variables of their own here."
   }
 
   validation {
@@ -149,7 +149,7 @@ variable "instance_profile_name" {
 }
 
 variable "queue" {
-  description = "Which queue the workers listen to (REPRIEVE_QUEUE): `own`, `shared` (then queue_url) or `off`."
+  description = "Which queue the workers listen to (REPRIEVE_QUEUE): `own` (one that workers make for themselves, unless queue_url says another), `shared` (then queue_url) or `off`."
   type        = string
   default     = "off"
 
@@ -160,14 +160,20 @@ variable "queue" {
 }
 
 variable "queue_url" {
-  description = "The fleet's queue (output `url` of the module `queue`), with queue = shared."
+  description = "The queue (output `url` of the module `queue`), with queue = shared; with own, if workers are not to make it themselves."
   type        = string
   default     = null
 
   validation {
-    condition     = (var.queue == "shared") == (var.queue_url != null)
-    error_message = "queue_url goes with queue = \"shared\", and only with it."
+    condition     = var.queue == "own" || (var.queue == "shared") == (var.queue_url != null)
+    error_message = "A shared queue needs queue_url; without a queue there is none to name."
   }
+}
+
+variable "instance_tags" {
+  description = "Whether the worker writes job, state and newest snapshot to the machine's tags (REPRIEVE_INSTANCE_TAGS)."
+  type        = bool
+  default     = true
 }
 
 variable "dead_letter_queue" {

@@ -67,11 +67,11 @@ variable "message_retention_seconds" {
 variable "max_receive_count" {
   description = "How often a message is received before it goes to the dead-letter queue. High, because in a shared queue each worker that is not meant receives it too."
   type        = number
-  default     = 100
+  default     = 1000
 
   validation {
     condition     = var.max_receive_count >= 5 && var.max_receive_count <= 1000
-    error_message = "max_receive_count is from 5 to 1000 (SQS's most). Below 100, messages for others end in the dead-letter queue in fleets of more than a few workers."
+    error_message = "max_receive_count is from 5 to 1000 (SQS's most). Every worker that gives a message back counts as a receive; 5 will do for a queue that only one worker reads."
   }
 }
 

@@ -47,7 +47,7 @@ variable "seal_kms_key_arn" {
 }
 
 variable "queue" {
-  description = "Which queue workers listen to (REPRIEVE_QUEUE): `own`, `shared` (then queue_arn) or `off`."
+  description = "Which queue workers listen to (REPRIEVE_QUEUE): `own` (one that workers make for themselves, unless queue_arn says another), `shared` (then queue_arn) or `off`."
   type        = string
   default     = "off"
 
@@ -58,14 +58,20 @@ variable "queue" {
 }
 
 variable "queue_arn" {
-  description = "The fleet's queue, with queue = shared."
+  description = "The queue, with queue = shared; with own, if workers are not to make it themselves."
   type        = string
   default     = null
 
   validation {
-    condition     = (var.queue == "shared") == (var.queue_arn != null)
-    error_message = "queue_arn goes with queue = \"shared\", and only with it."
+    condition     = var.queue == "own" || (var.queue == "shared") == (var.queue_arn != null)
+    error_message = "A shared queue needs queue_arn; without a queue there is none to name."
   }
+}
+
+variable "reply_queue_arn" {
+  description = "The queue that commands are answered in (REPRIEVE_REPLY_QUEUE), if there is one."
+  type        = string
+  default     = null
 }
 
 variable "dead_letter_queue_arn" {

@@ -92,6 +92,7 @@ run "the_container_runs_as_documented" {
       REPRIEVE_QUEUE_URL         = "https://sqs.example/q"
       REPRIEVE_DEAD_LETTER_QUEUE = "https://sqs.example/d"
       REPRIEVE_LIFECYCLE_HOOK    = "nightly-goodbye"
+      REPRIEVE_INSTANCE_TAGS     = "on"
     }
     error_message = "The environment is another."
   }

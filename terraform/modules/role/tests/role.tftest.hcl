@@ -34,7 +34,7 @@ run "a_worker_reaches_its_snapshots_and_nothing_else" {
   }
 
   assert {
-    condition     = one([for s in jsondecode(output.policy).Statement : s.Condition.StringLike["s3:prefix"] if s.Sid == "FindSnapshots"]) == ["jobs/nightly/*"]
+    condition     = one([for s in jsondecode(output.policy).Statement : s.Condition.StringLike["s3:prefix"] if s.Sid == "Bucket"]) == ["jobs/nightly/*"]
     error_message = "The role may list other jobs' snapshots."
   }
 
@@ -59,22 +59,17 @@ run "everything_is_confined_to_what_is_named" {
     repository_arns        = ["arn:aws:ecr:eu-central-1:123456789012:repository/a", "arn:aws:ecr:eu-central-1:123456789012:repository/b"]
   }
 
-  # The two whose services know nothing narrower.
+  # Those whose services know nothing narrower.
   assert {
     condition = toset(flatten([for s in jsondecode(output.policy).Statement : s.Action if contains(flatten([s.Resource]), "*")])) == toset([
-      "ec2:DescribeTags", "ecr:GetAuthorizationToken",
+      "ec2:DescribeInstances", "ec2:DescribeTags", "ecr:GetAuthorizationToken",
     ])
     error_message = "An action is allowed on everything."
   }
 
   assert {
-    condition     = length([for s in jsondecode(output.policy).Statement : s if s.Sid == "PullTheImage" && length(s.Resource) == 2]) == 1
+    condition     = length([for s in jsondecode(output.policy).Statement : s if s.Sid == "Repositories" && length(s.Resource) == 2]) == 1
     error_message = "Not every repository is in the policy."
-  }
-
-  assert {
-    condition     = !strcontains(output.policy, "REPOSITORIES") && !strcontains(output.policy, "$${")
-    error_message = "A name was not filled in."
   }
 
   assert {
@@ -91,7 +86,7 @@ run "own_queues_are_those_of_workers" {
   }
 
   assert {
-    condition     = one([for s in jsondecode(output.policy).Statement : s.Resource[0] if s.Sid == "KeepAQueueOfItsOwn"]) == "arn:aws:sqs:eu-central-1:123456789012:reprieve-*"
+    condition     = alltrue([for s in jsondecode(output.policy).Statement : s.Resource == ["arn:aws:sqs:eu-central-1:123456789012:reprieve-*"] if contains(s.Action, "sqs:DeleteQueue") || contains(s.Action, "sqs:ReceiveMessage")])
     error_message = "A worker may remove queues that are not workers'."
   }
 }
