@@ -25,4 +25,6 @@ module "batch" {
   job_role_arn = module.role.arn
   vpc_id       = var.vpc_id
   subnet_ids   = var.subnet_ids
+
+  service_role_arn = var.batch_service_role_arn
 }

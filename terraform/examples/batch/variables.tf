@@ -29,3 +29,9 @@ variable "subnet_ids" {
   description = "Its subnets, with a way to S3 and to the registry."
   type        = list(string)
 }
+
+variable "batch_service_role_arn" {
+  description = "The role that Batch itself works with, if not its service-linked one."
+  type        = string
+  default     = null
+}

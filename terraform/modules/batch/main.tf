@@ -152,6 +152,7 @@ resource "aws_batch_compute_environment" "this" {
   depends_on               = [aws_iam_role_policy_attachment.machine]
   compute_environment_name = var.name
   type                     = "MANAGED"
+  service_role             = var.service_role_arn
   tags                     = var.tags
 
   compute_resources {

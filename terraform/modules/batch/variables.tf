@@ -187,6 +187,12 @@ variable "log_group_name" {
   default     = null
 }
 
+variable "service_role_arn" {
+  description = "The role that Batch itself works with; its service-linked role, which it makes when needed, if not set."
+  type        = string
+  default     = null
+}
+
 variable "permissions_boundary" {
   description = "The ARN of a permissions boundary for the roles that are made, where an organisation asks for one."
   type        = string

@@ -276,6 +276,8 @@ resource "aws_ecs_task_definition" "this" {
 }
 
 resource "aws_ecs_service" "this" {
+  count = var.create_service ? 1 : 0
+
   depends_on      = [aws_ecs_cluster_capacity_providers.this, aws_iam_role_policy_attachment.execution]
   name            = var.name
   cluster         = aws_ecs_cluster.this.arn

@@ -9,8 +9,8 @@ output "cluster_arn" {
 }
 
 output "service_name" {
-  description = "The service's name."
-  value       = aws_ecs_service.this.name
+  description = "The service's name; null without one."
+  value       = one(aws_ecs_service.this[*].name)
 }
 
 output "task_definition_arn" {

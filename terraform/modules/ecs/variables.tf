@@ -142,6 +142,12 @@ variable "task_role_arn" {
   type        = string
 }
 
+variable "create_service" {
+  description = "Whether to make the service; without it, there are cluster and task definition for whoever starts tasks."
+  type        = bool
+  default     = true
+}
+
 variable "desired_count" {
   description = "How many tasks run: 1, or 0 to rest. A service runs one job; a second task would only wait for the first."
   type        = number

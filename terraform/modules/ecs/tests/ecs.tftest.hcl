@@ -29,7 +29,7 @@ run "one_task_with_two_minutes_to_stop" {
   }
 
   assert {
-    condition     = aws_ecs_service.this.deployment_maximum_percent == 100 && aws_ecs_service.this.deployment_minimum_healthy_percent == 0
+    condition     = aws_ecs_service.this[0].deployment_maximum_percent == 100 && aws_ecs_service.this[0].deployment_minimum_healthy_percent == 0
     error_message = "Two tasks of one job would run."
   }
 
