@@ -2,10 +2,10 @@
 # infra/local/setup, which starts with saying so.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build image dist test lint soak demo bench clean
+.PHONY: help setup build image dist test lint soak demo bench test-terraform clean
 
 help: ## This text
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: ## Install what is missing and make the root file systems of the test hosts (half a minute, once)
 	@infra/local/setup
@@ -42,6 +42,9 @@ demo: setup build ## An eviction and a resume, to watch (ten seconds; the first 
 bench: ## The benchmarks beside plain CRIU (half an hour; see docs/benchmarks.md)
 	@infra/local/setup --bench-paths > /dev/null
 	@cargo bench --locked --package reprieve --bench benchmarks
+
+test-terraform: ## The Terraform modules: plans, policies, applies to a look-alike of AWS (needs terraform)
+	@infra/local/test-terraform
 
 clean: ## Remove what was built, downloaded and made
 	@echo "clean: removing target/"
