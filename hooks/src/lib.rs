@@ -5,6 +5,8 @@
 //! dropped, and when it cannot do its work says so through [`Ear::health`] and tries again later.
 #![forbid(unsafe_code)]
 
+pub mod callout;
+pub mod pressure;
 pub mod signals;
 
 use std::sync::Arc;

@@ -482,6 +482,7 @@ pub(crate) mod tests {
             parent: None,
             taken_at_ms: 1,
             trigger: Source::Control,
+            decision: None,
             afterwards: Afterwards::Continue,
             app: AppFacts {
                 argv: vec!["app".into()],

@@ -139,6 +139,16 @@ impl From<Fate> for NoticeKind {
 }
 
 named! {
+    /// What became of an announced end of the machine.
+    pub enum DeadlineOutcome { Kept = "kept", InDanger = "in_danger", Missed = "missed", }
+}
+
+named! {
+    /// How a program of the user's ended.
+    pub enum HookOutcome { Ok = "ok", Failed = "failed", TimedOut = "timed_out", }
+}
+
+named! {
     /// How the app came to run.
     pub enum StartedHow { Scratch = "scratch", Resume = "resume", }
 }
@@ -377,6 +387,44 @@ const SOURCE_FAILURES: Metric = Metric {
     help: "Tries in a row that failed, of each source.",
 };
 
+const DEADLINES: Metric = Metric {
+    name: "reprieve_deadlines_total",
+    kind: Kind::Counter,
+    unit: Unit::Count,
+    labels: &[label("outcome", DeadlineOutcome::NAMES)],
+    stability: Stability::Stable,
+    help: "Announced ends of the machine: the job was stored before (kept), it was not (missed); and those of which it was \
+           known beforehand that there would hardly be time (in_danger).",
+};
+
+const TO_SAFE: Metric = Metric {
+    name: "reprieve_to_safe_seconds",
+    kind: Kind::Gauge,
+    unit: Unit::Seconds,
+    labels: &[],
+    stability: Stability::Stable,
+    help: "How long a checkpoint would take that began when this was last renewed, by what was measured, hardly ever more; \
+           0 before the first one.",
+};
+
+const DIED_WITHOUT_NOTICE: Metric = Metric {
+    name: "reprieve_died_without_notice_total",
+    kind: Kind::Counter,
+    unit: Unit::Count,
+    labels: &[],
+    stability: Stability::Stable,
+    help: "Owners of the job that ended without a goodbye, found at this start.",
+};
+
+const HOOKS: Metric = Metric {
+    name: "reprieve_hooks_total",
+    kind: Kind::Counter,
+    unit: Unit::Count,
+    labels: &[label("outcome", HookOutcome::NAMES)],
+    stability: Stability::Unstable,
+    help: "Your own programs and posts to the webhook, by how they ended.",
+};
+
 const APP_STARTS: Metric = Metric {
     name: "reprieve_app_starts_total",
     kind: Kind::Counter,
@@ -470,6 +518,10 @@ pub const TABLE: &[Metric] = &[
     SOURCE_UP,
     SOURCE_SUCCESS,
     SOURCE_FAILURES,
+    DEADLINES,
+    TO_SAFE,
+    DIED_WITHOUT_NOTICE,
+    HOOKS,
     APP_STARTS,
     STORE_REQUESTS,
     STORE_RETRIES,
@@ -527,6 +579,23 @@ pub fn restore_phase_lasted(phase: RestorePhase, duration: Duration) {
 pub fn notice(source: Source, kind: NoticeKind) {
     ::metrics::counter!(NOTICES.name, "source" => source.as_str(), "kind" => kind.as_str())
         .increment(1);
+}
+
+pub fn deadline(outcome: DeadlineOutcome) {
+    ::metrics::counter!(DEADLINES.name, "outcome" => outcome.as_str()).increment(1);
+}
+
+/// How long it would take to be safe, if that is known.
+pub fn to_safe(needed: Option<Duration>) {
+    ::metrics::gauge!(TO_SAFE.name).set(needed.unwrap_or_default().as_secs_f64());
+}
+
+pub fn died_without_notice() {
+    ::metrics::counter!(DIED_WITHOUT_NOTICE.name).increment(1);
+}
+
+pub fn hook_ended(outcome: HookOutcome) {
+    ::metrics::counter!(HOOKS.name, "outcome" => outcome.as_str()).increment(1);
 }
 
 /// How a source is now.
@@ -843,7 +912,20 @@ mod tests {
     #[test]
     fn recordings_arrive_under_the_names_of_the_table() {
         let at = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
-        let table: [(fn(), &str); 19] = [
+        let table: [(fn(), &str); 23] = [
+            (
+                || deadline(DeadlineOutcome::Missed),
+                "reprieve_deadlines_total{outcome=\"missed\"} 1",
+            ),
+            (
+                || to_safe(Some(Duration::from_secs(3))),
+                "reprieve_to_safe_seconds 3",
+            ),
+            (died_without_notice, "reprieve_died_without_notice_total 1"),
+            (
+                || hook_ended(HookOutcome::TimedOut),
+                "reprieve_hooks_total{outcome=\"timed_out\"} 1",
+            ),
             (
                 || source(Source::Sqs, true, Some(WallMs(1_500)), 2),
                 "reprieve_source_up{source=\"sqs\"} 1",

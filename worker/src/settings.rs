@@ -69,6 +69,8 @@ pub enum Kind {
     Choice(&'static [&'static str]),
     /// `auto`, `none`, or sources of notices by name.
     Sources,
+    /// `never`, `auto`, or a duration.
+    Period,
     /// Lower and upper limit.
     Duration(Duration, Duration),
     /// Lower and upper limit in bytes.
@@ -122,6 +124,7 @@ impl Setting {
 const STORE: &str = "Store";
 const EVICTION: &str = "Eviction and checkpoint";
 const NOTICES: &str = "Notices";
+const CALLOUTS: &str = "Your own programs";
 const BOOT: &str = "Boot and restore";
 const HOST: &str = "Host";
 const OBSERVE: &str = "Observation";
@@ -226,8 +229,8 @@ pub const TABLE: &[Setting] = &[
         name: "term-grace",
         section: EVICTION,
         kind: Kind::Duration(Duration::from_secs(1), DAY),
-        default: Some("10s"),
-        unset: "",
+        default: None,
+        unset: "as `platform` says",
         meaning: "How long the platform waits between SIGTERM and SIGKILL. A checkpoint on SIGTERM has to fit in here. \
                   `docker stop` waits 10s unless told otherwise, Kubernetes `terminationGracePeriodSeconds`, ECS \
                   `stopTimeout`.",
@@ -294,6 +297,97 @@ pub const TABLE: &[Setting] = &[
         meaning: "Who gets the signals that are passed on: the app's process group, or the app alone (`child`).",
     },
     Setting {
+        name: "platform",
+        section: EVICTION,
+        kind: Kind::Choice(Platform::NAMES),
+        default: Some("auto"),
+        unset: "",
+        meaning: "What runs the container, which says how long it waits between SIGTERM and SIGKILL unless term-grace does: docker 10s, kubernetes, ecs and slurm 30s. `auto` looks at the variables that the last three set.",
+    },
+    Setting {
+        name: "on-sigint",
+        section: EVICTION,
+        kind: Kind::Choice(OnSignal::NAMES),
+        default: Some("forward"),
+        unset: "",
+        meaning: "What SIGINT to Reprieve means: it is passed on to the app (`forward`), a checkpoint that leaves the job running (`checkpoint`), or what SIGTERM means (`stop`).",
+    },
+    Setting {
+        name: "on-sighup",
+        section: EVICTION,
+        kind: Kind::Choice(OnSignal::NAMES),
+        default: Some("forward"),
+        unset: "",
+        meaning: "The same for SIGHUP.",
+    },
+    Setting {
+        name: "on-sigusr1",
+        section: EVICTION,
+        kind: Kind::Choice(OnSignal::NAMES),
+        default: Some("forward"),
+        unset: "",
+        meaning: "The same for SIGUSR1.",
+    },
+    Setting {
+        name: "on-sigusr2",
+        section: EVICTION,
+        kind: Kind::Choice(OnSignal::NAMES),
+        default: Some("forward"),
+        unset: "",
+        meaning: "The same for SIGUSR2.",
+    },
+    Setting {
+        name: "on-too-late",
+        section: EVICTION,
+        kind: Kind::Choice(OnTooLate::NAMES),
+        default: Some("try"),
+        unset: "",
+        meaning: "When what was measured says that a final checkpoint will not be durable before the deadline: it is tried all the same (`try`), or the job works on until the machine is gone (`run-on`). The newest older snapshot stays in either case.",
+    },
+    Setting {
+        name: "every",
+        section: EVICTION,
+        kind: Kind::Period,
+        default: Some("never"),
+        unset: "",
+        meaning: "How often a checkpoint is taken that leaves the job running and that nobody asks for: `never`, a duration, or `auto`, which follows from what a checkpoint was measured to cost, machine-lifetime and max-lost-work. Notices are best effort; this is what the job falls back to.",
+    },
+    Setting {
+        name: "max-lost-work",
+        section: EVICTION,
+        kind: Kind::Duration(Duration::from_secs(1), DAY),
+        default: Some("15m"),
+        unset: "",
+        meaning: "With `every = auto`: how much work may be lost when the machine goes without a notice.",
+    },
+    Setting {
+        name: "machine-lifetime",
+        section: EVICTION,
+        kind: Kind::Duration(
+            Duration::from_secs(60),
+            Duration::from_secs(365 * 24 * 60 * 60),
+        ),
+        default: Some("6h"),
+        unset: "",
+        meaning: "With `every = auto`: how long a machine lives on average.",
+    },
+    Setting {
+        name: "least-interval",
+        section: EVICTION,
+        kind: Kind::Duration(Duration::from_secs(1), DAY),
+        default: Some("30s"),
+        unset: "",
+        meaning: "Between two checkpoints that neither a deadline nor a person asks for, at least.",
+    },
+    Setting {
+        name: "at-risk-interval",
+        section: EVICTION,
+        kind: Kind::Duration(Duration::from_secs(1), DAY),
+        default: Some("10m"),
+        unset: "",
+        meaning: "While a source says that the machine is at risk: a checkpoint at once and then this often, all of them leave the job running.",
+    },
+    Setting {
         name: "sources",
         section: NOTICES,
         kind: Kind::Sources,
@@ -302,6 +396,46 @@ pub const TABLE: &[Setting] = &[
         meaning: "What is listened to besides signals and the control socket: names with commas between them, `none`, or \
                   `auto` for whatever needs no more than other settings say. One that this machine does not have, or \
                   that is out of order, costs a line of the log and nothing else.",
+    },
+    Setting {
+        name: "hooks-dir",
+        section: CALLOUTS,
+        kind: Kind::Path(usize::MAX),
+        default: None,
+        unset: "no program is run",
+        meaning: "A directory of your own programs, each named after the moment at which it is run: [docs/hooks.md](hooks.md).",
+    },
+    Setting {
+        name: "hook-timeout",
+        section: CALLOUTS,
+        kind: Kind::Duration(Duration::from_millis(100), DAY),
+        default: Some("5s"),
+        unset: "",
+        meaning: "How long one of them, or the webhook, may take; before a freeze it counts against the deadline.",
+    },
+    Setting {
+        name: "on-hook-failure",
+        section: CALLOUTS,
+        kind: Kind::Choice(OnHookFailure::NAMES),
+        default: Some("ignore"),
+        unset: "",
+        meaning: "When the program for `before-freeze` fails or takes too long: the checkpoint is taken all the same (`ignore`), or given up (`refuse`), and the job runs on.",
+    },
+    Setting {
+        name: "webhook",
+        section: CALLOUTS,
+        kind: Kind::Endpoint,
+        default: None,
+        unset: "nothing is posted",
+        meaning: "A URL of `http://` to which each moment is posted as JSON.",
+    },
+    Setting {
+        name: "webhook-format",
+        section: CALLOUTS,
+        kind: Kind::Choice(WebhookFormat::NAMES),
+        default: Some("json"),
+        unset: "",
+        meaning: "The form of what is posted: the JSON itself (`json`), or wrapped as a notification of SNS (`sns`).",
     },
     Setting {
         name: "boot-timeout",
@@ -425,6 +559,83 @@ named! {
 }
 
 named! {
+    /// What runs the container.
+    pub enum Platform {
+        Auto = "auto",
+        Docker = "docker",
+        Kubernetes = "kubernetes",
+        Ecs = "ecs",
+        Slurm = "slurm",
+    }
+}
+
+impl Platform {
+    /// Variables that tell a platform from others.
+    const MARKS: [&str; 3] = [
+        "KUBERNETES_SERVICE_HOST",
+        "ECS_CONTAINER_METADATA_URI_V4",
+        "SLURM_JOB_ID",
+    ];
+
+    /// How long it waits between SIGTERM and SIGKILL unless told otherwise.
+    fn grace(self, environment: &dyn Environment) -> Duration {
+        let marked = || {
+            let mut variables = environment.variables().into_iter();
+            variables.any(|(name, _)| Self::MARKS.iter().any(|mark| name == *mark))
+        };
+        let patient = match self {
+            Self::Auto => marked(),
+            Self::Docker => false,
+            Self::Kubernetes | Self::Ecs | Self::Slurm => true,
+        };
+        Duration::from_secs(if patient { 30 } else { 10 })
+    }
+}
+
+named! {
+    /// What a signal to the supervisor means.
+    pub enum OnSignal { Forward = "forward", Checkpoint = "checkpoint", Stop = "stop", }
+}
+
+named! {
+    /// What to do when a final checkpoint will hardly be done in time.
+    pub enum OnTooLate { Try = "try", RunOn = "run-on", }
+}
+
+named! {
+    /// What the failure of a program before a freeze leads to.
+    pub enum OnHookFailure { Ignore = "ignore", Refuse = "refuse", }
+}
+
+named! {
+    /// The form of what is posted.
+    pub enum WebhookFormat { Json = "json", Sns = "sns", }
+}
+
+/// How often checkpoints are taken that nobody asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Period {
+    Never,
+    Auto,
+    Each(Duration),
+}
+
+impl Period {
+    fn from_text(text: &str) -> Option<Self> {
+        match text {
+            "never" => Some(Self::Never),
+            "auto" => Some(Self::Auto),
+            text => {
+                let each = humantime::parse_duration(text).ok()?;
+                (Duration::from_secs(1)..=DAY)
+                    .contains(&each)
+                    .then_some(Self::Each(each))
+            }
+        }
+    }
+}
+
+named! {
     /// Who gets the signals that are passed on.
     pub enum SignalTarget { Group = "group", Child = "child", }
 }
@@ -499,6 +710,21 @@ pub struct Settings {
     pub checkpointed_exit_code: u8,
     pub ghost_limit_bytes: u32,
     pub signal_target: SignalTarget,
+    pub on_sigint: OnSignal,
+    pub on_sighup: OnSignal,
+    pub on_sigusr1: OnSignal,
+    pub on_sigusr2: OnSignal,
+    pub on_too_late: OnTooLate,
+    pub every: Period,
+    pub max_lost_work: Duration,
+    pub machine_lifetime: Duration,
+    pub least_interval: Duration,
+    pub at_risk_interval: Duration,
+    pub hooks_dir: Option<PathBuf>,
+    pub hook_timeout: Duration,
+    pub on_hook_failure: OnHookFailure,
+    pub webhook: Option<Url>,
+    pub webhook_format: WebhookFormat,
     pub sources: Sources,
     pub boot_timeout: Duration,
     pub restore_timeout: Duration,
@@ -645,7 +871,7 @@ impl Settings {
         if !faults.is_empty() {
             return Err(Faults(faults));
         }
-        let settings = Self::typed(&merged, argv);
+        let settings = Self::typed(&merged, argv, layers.environment);
         let faults = settings.contradictions(&merged);
         if !faults.is_empty() {
             return Err(Faults(faults));
@@ -653,7 +879,7 @@ impl Settings {
         Ok(settings)
     }
 
-    fn typed(merged: &Merged, argv: &[OsString]) -> Self {
+    fn typed(merged: &Merged, argv: &[OsString], environment: &dyn Environment) -> Self {
         let given = merged.text("job");
         let mut settings = Self {
             store: merged.text("store"),
@@ -671,7 +897,13 @@ impl Settings {
             sweep_grace: merged.need("sweep-grace", Checked::duration),
             compression: merged.need("compression", Checked::choice(Compression::from_name)),
             memory_budget_bytes: merged.need("memory-budget", Checked::bytes),
-            term_grace: merged.need("term-grace", Checked::duration),
+            term_grace: merged
+                .get("term-grace", Checked::duration)
+                .unwrap_or_else(|| {
+                    merged
+                        .need("platform", Checked::choice(Platform::from_name))
+                        .grace(environment)
+                }),
             deadline_margin: merged.need("deadline-margin", Checked::duration),
             stop_grace: merged.need("stop-grace", Checked::duration),
             checkpoint_timeout: merged.need("checkpoint-timeout", Checked::duration),
@@ -684,6 +916,23 @@ impl Settings {
                 checked.bytes().and_then(|bytes| u32::try_from(bytes).ok())
             }),
             signal_target: merged.need("signal-target", Checked::choice(SignalTarget::from_name)),
+            on_sigint: merged.need("on-sigint", Checked::choice(OnSignal::from_name)),
+            on_sighup: merged.need("on-sighup", Checked::choice(OnSignal::from_name)),
+            on_sigusr1: merged.need("on-sigusr1", Checked::choice(OnSignal::from_name)),
+            on_sigusr2: merged.need("on-sigusr2", Checked::choice(OnSignal::from_name)),
+            on_too_late: merged.need("on-too-late", Checked::choice(OnTooLate::from_name)),
+            every: merged.need("every", Checked::choice(Period::from_text)),
+            max_lost_work: merged.need("max-lost-work", Checked::duration),
+            machine_lifetime: merged.need("machine-lifetime", Checked::duration),
+            least_interval: merged.need("least-interval", Checked::duration),
+            at_risk_interval: merged.need("at-risk-interval", Checked::duration),
+            hooks_dir: merged.get("hooks-dir", Checked::path),
+            hook_timeout: merged.need("hook-timeout", Checked::duration),
+            on_hook_failure: merged
+                .need("on-hook-failure", Checked::choice(OnHookFailure::from_name)),
+            webhook: merged.get("webhook", Checked::url),
+            webhook_format: merged
+                .need("webhook-format", Checked::choice(WebhookFormat::from_name)),
             sources: merged.need("sources", Checked::choice(Sources::from_names)),
             boot_timeout: merged.need("boot-timeout", Checked::duration),
             restore_timeout: merged.need("restore-timeout", Checked::duration),
@@ -1319,6 +1568,10 @@ fn check(kind: Kind, text: &str) -> Result<Checked, Problem> {
                 ),
             )),
         },
+        Kind::Period => match Period::from_text(text) {
+            Some(_) => Ok(Checked::Text(text.into())),
+            None => Err(Problem::new(kind, "is no period")),
+        },
         Kind::Sources => match Sources::from_names(text) {
             Some(_) => Ok(Checked::Text(text.into())),
             None => Err(Problem::new(kind, "names a source that there is not")),
@@ -1506,6 +1759,7 @@ pub(crate) fn expected(kind: Kind) -> String {
             format!("1 to {JOB_NAME_LIMIT} of A-Z a-z 0-9 . _ -, not starting with a dot")
         }
         Kind::Choice(names) => format!("one of {}", names.join(", ")),
+        Kind::Period => "never, auto, or a duration with its unit like 10m, from 1s to 24h".into(),
         Kind::Sources => {
             let names: Vec<String> = Sources::names().map(|(name, _)| name).collect();
             format!("auto, none, or some of {}", names.join(","))
@@ -1801,6 +2055,21 @@ mod tests {
                 checkpointed_exit_code: 75,
                 ghost_limit_bytes: 64 * 1024 * 1024,
                 signal_target: SignalTarget::Group,
+                on_sigint: OnSignal::Forward,
+                on_sighup: OnSignal::Forward,
+                on_sigusr1: OnSignal::Forward,
+                on_sigusr2: OnSignal::Forward,
+                on_too_late: OnTooLate::Try,
+                every: Period::Never,
+                max_lost_work: Duration::from_secs(900),
+                machine_lifetime: Duration::from_secs(6 * 3600),
+                least_interval: Duration::from_secs(30),
+                at_risk_interval: Duration::from_secs(600),
+                hooks_dir: None,
+                hook_timeout: Duration::from_secs(5),
+                on_hook_failure: OnHookFailure::Ignore,
+                webhook: None,
+                webhook_format: WebhookFormat::Json,
                 sources: Sources::Auto,
                 boot_timeout: Duration::from_secs(60),
                 restore_timeout: Duration::from_secs(600),
@@ -1844,7 +2113,23 @@ mod tests {
         ("checkpointed-exit-code", "143"),
         ("ghost-limit", "0B"),
         ("signal-target", "child"),
+        ("platform", "ecs"),
+        ("on-sigint", "stop"),
+        ("on-sighup", "checkpoint"),
+        ("on-sigusr1", "checkpoint"),
+        ("on-sigusr2", "stop"),
+        ("on-too-late", "run-on"),
+        ("every", "10m"),
+        ("max-lost-work", "1m"),
+        ("machine-lifetime", "1h"),
+        ("least-interval", "5s"),
+        ("at-risk-interval", "5m"),
         ("sources", "sqs,memory-pressure"),
+        ("hooks-dir", "/hooks"),
+        ("hook-timeout", "2s"),
+        ("on-hook-failure", "refuse"),
+        ("webhook", "http://127.0.0.1:8000/told"),
+        ("webhook-format", "sns"),
         ("boot-timeout", "10s"),
         ("restore-timeout", "1h"),
         ("on-other-owner", "leave"),
@@ -1913,6 +2198,21 @@ mod tests {
             checkpointed_exit_code: 143,
             ghost_limit_bytes: 0,
             signal_target: SignalTarget::Child,
+            on_sigint: OnSignal::Stop,
+            on_sighup: OnSignal::Checkpoint,
+            on_sigusr1: OnSignal::Checkpoint,
+            on_sigusr2: OnSignal::Stop,
+            on_too_late: OnTooLate::RunOn,
+            every: Period::Each(Duration::from_secs(600)),
+            max_lost_work: Duration::from_secs(60),
+            machine_lifetime: Duration::from_secs(3600),
+            least_interval: Duration::from_secs(5),
+            at_risk_interval: Duration::from_secs(300),
+            hooks_dir: Some("/hooks".into()),
+            hook_timeout: Duration::from_secs(2),
+            on_hook_failure: OnHookFailure::Refuse,
+            webhook: Url::parse("http://127.0.0.1:8000/told").ok(),
+            webhook_format: WebhookFormat::Sns,
             sources: Sources::Only(vec![Source::Sqs, Source::MemoryPressure]),
             boot_timeout: Duration::from_secs(10),
             restore_timeout: Duration::from_secs(3600),

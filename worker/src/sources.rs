@@ -7,6 +7,7 @@ use std::pin::Pin;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use reprieve_core::notice::{Source, WallMs};
+use reprieve_hooks::pressure;
 use reprieve_hooks::{Asked, Condition, Ear, Health, Heard, Listener};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -33,7 +34,11 @@ struct Row {
 }
 
 /// Every source that can be switched on and off, one line each.
-const TABLE: &[Row] = &[];
+const TABLE: &[Row] = &[Row {
+    source: Source::MemoryPressure,
+    auto: |_| false,
+    task: |_, ear| Box::pin(pressure::listen(ear)),
+}];
 
 /// What comes from sources.
 #[derive(Debug)]

@@ -7,10 +7,15 @@
 pub mod compat;
 pub mod deadline;
 pub mod document;
+pub mod episode;
 pub mod head;
 pub mod lifecycle;
 pub mod manifest;
 pub mod notice;
+pub mod planner;
+pub mod promise;
 pub mod retention;
 pub mod selection;
+#[cfg(test)]
+mod simulation;
 pub mod sweep;

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::document::{self, DocumentError};
 use crate::notice::{Afterwards, Source};
+use crate::planner::Decision;
 
 const KIND: &str = "manifest";
 /// The version this program writes and the only one it reads.
@@ -143,6 +144,9 @@ pub struct Manifest {
     pub taken_at_ms: u64,
     pub trigger: Source,
     pub afterwards: Afterwards,
+    /// Why it was taken; snapshots of older versions do not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decision: Option<Decision>,
     pub app: AppFacts,
     pub host: HostFacts,
     /// Every object that a restore reads. Blocks name them by position.

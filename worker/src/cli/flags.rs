@@ -115,6 +115,7 @@ fn value_name(kind: Kind) -> &'static str {
         Kind::Region | Kind::JobName => "NAME",
         Kind::Choice(_) => "CHOICE",
         Kind::Sources => "NAMES",
+        Kind::Period => "PERIOD",
         Kind::Duration(..) => "DURATION",
         Kind::Size(..) => "SIZE",
         Kind::Count(..) | Kind::ExitCode => "NUMBER",

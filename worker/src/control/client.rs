@@ -317,6 +317,17 @@ fn describe_status(status: &Status) -> String {
             .iter()
             .map(|source| ("source", describe_source(source))),
     );
+    rows.extend(status.plan.clone().map(|plan| ("plan", plan)));
+    rows.extend(
+        status
+            .deadline_ms
+            .map(|left| ("deadline", format!("in {}", seconds(left)))),
+    );
+    rows.extend(
+        status
+            .to_safe_ms
+            .map(|needed| ("safe within", milliseconds(needed))),
+    );
     rows.push(("up for", seconds(status.uptime_ms)));
     rows.push(("version", status.version.clone()));
     rows.iter()
@@ -461,6 +472,9 @@ mod tests {
                 last_success_age_ms: Some(61_000),
                 failures: 4,
             }],
+            plan: Some("nothing is to be expected".into()),
+            deadline_ms: Some(90_000),
+            to_safe_ms: Some(700),
             uptime_ms: 3_600_000,
         }))
     }
@@ -515,6 +529,9 @@ mod tests {
              last failure   the store is full\n\
              owner epoch    3\n\
              source         sqs is degraded, last seen to work 1m 1s ago, 4 failures in a row; it does not answer; see its log\n\
+             plan           nothing is to be expected\n\
+             deadline       in 1m 30s\n\
+             safe within    700ms\n\
              up for         1h\n\
              version        0.1.0\n"
         );

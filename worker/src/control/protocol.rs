@@ -115,6 +115,15 @@ pub struct Status {
     /// Whatever is listened to besides signals and the control socket.
     #[serde(default)]
     pub sources: Vec<SourceHealth>,
+    /// What is planned, in words.
+    #[serde(default)]
+    pub plan: Option<String>,
+    /// Until the announced end of the machine; none while none is announced, or without a time.
+    #[serde(default)]
+    pub deadline_ms: Option<u64>,
+    /// What a checkpoint would take now, hardly ever more; none before the first one.
+    #[serde(default)]
+    pub to_safe_ms: Option<u64>,
     pub uptime_ms: u64,
 }
 
@@ -314,6 +323,9 @@ mod tests {
                 last_success_age_ms: Some(2),
                 failures: 0,
             }],
+            plan: None,
+            deadline_ms: None,
+            to_safe_ms: Some(700),
             uptime_ms: 1,
         }
     }
@@ -375,7 +387,7 @@ mod tests {
             ),
             (
                 Answer::Status(Box::new(status())),
-                r#"{"v":1,"answer":"status","version":"0.1.0","state":"running","job":"nightly","store":null,"last_generation":3,"last_snapshot_age_ms":61000,"app_pid":17,"checkpoints_durable":2,"checkpoints_failed":1,"last_failure":"the store is full","resumed_from":null,"owner_epoch":null,"sources":[{"source":"sqs","condition":"working","reason":null,"remedy":null,"last_success_age_ms":2,"failures":0}],"uptime_ms":1}"#,
+                r#"{"v":1,"answer":"status","version":"0.1.0","state":"running","job":"nightly","store":null,"last_generation":3,"last_snapshot_age_ms":61000,"app_pid":17,"checkpoints_durable":2,"checkpoints_failed":1,"last_failure":"the store is full","resumed_from":null,"owner_epoch":null,"sources":[{"source":"sqs","condition":"working","reason":null,"remedy":null,"last_success_age_ms":2,"failures":0}],"plan":null,"deadline_ms":null,"to_safe_ms":700,"uptime_ms":1}"#,
             ),
         ];
         for (answer, line) in answers {

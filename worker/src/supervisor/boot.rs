@@ -194,6 +194,7 @@ async fn turn(catalog: &Catalog, settings: &Settings, address: &str) -> Result<F
                 host = owner.host,
                 "the owner of the job is silent; it died without a goodbye, and the job is taken over"
             );
+            metrics::died_without_notice();
             break;
         }
         if !told {

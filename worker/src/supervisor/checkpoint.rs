@@ -19,9 +19,10 @@ use std::time::{Duration, Instant};
 use reprieve_core::head::Head;
 use reprieve_core::manifest::{AppFacts, HostFacts, Manifest, Sizes};
 use reprieve_core::notice::{Afterwards, Notice};
+use reprieve_core::planner::Decision;
 use reprieve_core::retention::Policy;
 use reprieve_core::selection::Candidate;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant as TokioInstant, sleep_until, timeout, timeout_at};
 
@@ -66,6 +67,10 @@ pub(crate) struct Subject {
     pub root_pid: i32,
     pub argv: Vec<String>,
     pub stdio: Arc<Stdio>,
+    /// Why it is dumped; kept with the snapshot.
+    pub decision: Decision,
+    /// Told when the app goes on.
+    pub thawed: Arc<Notify>,
 }
 
 /// How a checkpoint went that is durable.
@@ -88,6 +93,8 @@ pub enum CheckpointError {
     Orphans(Vec<Process>),
     #[error("the app has ended")]
     AppEnded,
+    #[error("your program for before-freeze did not agree: {0}")]
+    Hook(String),
     #[error(transparent)]
     Criu(#[from] CriuError),
     #[error("the app's memory could not be taken over")]
@@ -515,6 +522,7 @@ impl Attempt<'_> {
         asked.go_on().await;
         let frozen_for = since.elapsed();
         self.subject.stdio.resume();
+        self.subject.thawed.notify_one();
         let result = match cut {
             Ok((tree, held)) => {
                 async {
@@ -613,6 +621,7 @@ impl Attempt<'_> {
             taken_at_ms: host::wall_ms(),
             trigger: notice.trigger,
             afterwards: notice.afterwards,
+            decision: Some(self.subject.decision),
             app: AppFacts {
                 argv: self.subject.argv.clone(),
                 root_pid: self.subject.root_pid,

@@ -29,22 +29,26 @@ use reprieve_core::lifecycle::{
     self, Effect, Ended, Event, Finish, Lifecycle, OnFailure, Phase, Policy, RequestId,
 };
 use reprieve_core::notice::{
-    Afterwards, Fate, Moment, Notice, Order, Reply, Says, Settled, Source, WallMs,
+    Afterwards, Announcement, Fate, Moment, Notice, Order, Reply, Says, Settled, Source, WallMs,
 };
+use reprieve_core::planner::{Decision, Every, OnTooLate, Rules};
+use reprieve_core::promise::Measured;
 use reprieve_hooks::signals::Signals;
 use reprieve_hooks::{Asked, Heard};
-use tokio::sync::{mpsc, oneshot, watch};
+use serde_json::json;
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 pub use checkpoint::{CheckpointError, Report};
 
+use crate::callouts::{Callouts, Moment as CallMoment};
 use crate::catalog::CatalogError;
 use crate::control::protocol::{Durable, Outcome, SourceHealth, Status};
 use crate::failure::{ExitCode, Failure};
 use crate::host;
-use crate::metrics::{self, CheckpointOutcome, NoticeKind};
-use crate::settings::{OnCheckpointFailure, Settings, SignalTarget};
+use crate::metrics::{self, CheckpointOutcome, DeadlineOutcome, NoticeKind};
+use crate::settings::{self, OnCheckpointFailure, OnSignal, Period, Settings, SignalTarget};
 use crate::sources::{self, News, Sources};
 use crate::supervisor::boot::{Booted, Gate, Origin, Protection};
 use crate::supervisor::checkpoint::{Limits, Subject};
@@ -63,6 +67,12 @@ const GOODBYE_LIMIT: Duration = Duration::from_secs(3);
 
 /// How long the kernel may take to end a process that was killed.
 const KILL_LIMIT: Duration = Duration::from_secs(5);
+
+/// How long a source may take to pass on what became of its notice, at the end.
+const ANSWER_LIMIT: Duration = Duration::from_secs(1);
+
+/// A program before the freeze gets this part of the time for storing at most: one of so many.
+const HOOK_SHARE: u64 = 4;
 
 /// Between two looks at processes that were told to end; each end of one makes us look at once.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
@@ -124,6 +134,9 @@ struct App {
 
 struct UnderWay {
     notice: Notice,
+    begun: Moment,
+    thawed: Arc<Notify>,
+    after_thaw: JoinHandle<()>,
     limits: watch::Sender<Limits>,
     task: JoinHandle<Result<Report, CheckpointError>>,
 }
@@ -145,6 +158,13 @@ pub struct Supervisor {
     under_way: Option<UnderWay>,
     /// Set when the run begins.
     sources: Option<Sources>,
+    callouts: Arc<Callouts>,
+    /// The announcement that was told last: one that is repeated is told once.
+    told: Option<Announcement>,
+    /// Since when somebody behind a source may need a moment to pass an answer on.
+    answered: bool,
+    /// Programs of the user's that are waited for at the end, for as long as they may take.
+    last_words: Vec<JoinHandle<()>>,
     /// What to tell those who wait for the checkpoint that just ended.
     last_answer: Option<Outcome>,
     waiting: HashMap<RequestId, Waiter>,
@@ -163,6 +183,8 @@ enum Happened {
     Fenced,
     Asked(Request),
     News(News),
+    /// The moment for which the lifecycle wanted to be woken.
+    Woken,
 }
 
 /// Somebody who waits to be told what became of a checkpoint.
@@ -173,31 +195,44 @@ enum Waiter {
     Source(oneshot::Sender<Settled>),
     /// Somebody behind a source.
     Order(oneshot::Sender<Reply>),
+    /// A signal, which cannot be answered.
+    Nobody,
 }
 
 impl Waiter {
+    /// Nothing needs to be done, or nothing more.
+    fn note(self) {
+        match self {
+            Self::Source(sender) => drop(sender.send(Settled::Noted)),
+            Self::Order(sender) => drop(sender.send(Reply::Settled(Settled::Noted))),
+            // Neither announces anything that could be noted.
+            Self::Control(_) | Self::Nobody => {}
+        }
+    }
+
     /// Whoever waited may be gone.
     fn tell(self, outcome: Outcome) {
         match self {
             Self::Control(sender) => drop(sender.send(outcome)),
             Self::Source(sender) => drop(sender.send(outcome.into())),
             Self::Order(sender) => drop(sender.send(Reply::Settled(outcome.into()))),
+            Self::Nobody => {}
         }
     }
 }
 
 impl Supervisor {
     pub fn new(settings: Settings, argv: Vec<OsString>, reaper: Arc<Reaper>, clock: Clock) -> Self {
-        let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         let policy = Policy {
             can_checkpoint: settings.store.is_some(),
             term_grace_ms: millis(settings.term_grace),
-            margin_ms: millis(settings.deadline_margin),
+            rules: rules(&settings),
             on_failed_signal: match settings.on_checkpoint_failure {
                 OnCheckpointFailure::RunOn => OnFailure::RunOn,
                 OnCheckpointFailure::Forward => OnFailure::Forward,
             },
         };
+        let callouts = Arc::new(Callouts::new(&settings, Arc::clone(&reaper)));
         Self {
             settings,
             argv,
@@ -212,6 +247,10 @@ impl Supervisor {
             housekeeping: None,
             under_way: None,
             sources: None,
+            callouts,
+            told: None,
+            answered: false,
+            last_words: Vec::new(),
             last_answer: None,
             waiting: HashMap::new(),
             next_request: 0,
@@ -280,6 +319,7 @@ impl Supervisor {
                 Happened::Asked(request) => self.asked(request),
                 Happened::News(News::Heard(heard)) => self.heard(heard),
                 Happened::News(News::Asked(source, asked)) => self.ordered(source, asked),
+                Happened::Woken => self.life.handle(Event::Woken, self.clock.now()),
             };
             self.tell_state();
             for effect in effects {
@@ -313,6 +353,7 @@ impl Supervisor {
             booted = finished(boot) => Happened::Booted(Box::new(booted)),
             Some(request) = requests.recv() => Happened::Asked(request),
             news = news(&mut self.sources) => Happened::News(news),
+            () = woken(self.life.wake().map(|wake| self.clock.instant(wake))) => Happened::Woken,
         }
     }
 
@@ -326,11 +367,61 @@ impl Supervisor {
         {
             app.stdio.resize();
         }
+        let signal = match self.meaning(signal) {
+            OnSignal::Forward => signal,
+            OnSignal::Stop => libc::SIGTERM,
+            OnSignal::Checkpoint => {
+                metrics::notice(Source::Signal, NoticeKind::Checkpoint);
+                tracing::info!(signal, "a signal asks for a checkpoint");
+                let deadline = self.deadline(None);
+                return self.wanted(
+                    Source::Signal,
+                    Afterwards::Continue,
+                    deadline,
+                    Waiter::Nobody,
+                );
+            }
+        };
         if signal == libc::SIGTERM && self.settings.store.is_some() {
             tracing::info!(grace = ?self.settings.term_grace, "SIGTERM: this host is to stop");
             metrics::notice(Source::Signal, NoticeKind::Terminate);
+            self.tell(
+                CallMoment::Notice,
+                json!({ "source": "signal", "fate": "terminate" }),
+            );
         }
         self.life.handle(Event::Signal(signal), self.clock.now())
+    }
+
+    /// What settings say that a signal means; without a store, what it always means.
+    fn meaning(&self, signal: i32) -> OnSignal {
+        match signal {
+            _ if self.settings.store.is_none() => OnSignal::Forward,
+            libc::SIGINT => self.settings.on_sigint,
+            libc::SIGHUP => self.settings.on_sighup,
+            libc::SIGUSR1 => self.settings.on_sigusr1,
+            libc::SIGUSR2 => self.settings.on_sigusr2,
+            _ => OnSignal::Forward,
+        }
+    }
+
+    /// Runs the user's program for this moment, beside everything else.
+    fn tell(&self, moment: CallMoment, facts: serde_json::Value) {
+        let (callouts, facts) = (Arc::clone(&self.callouts), self.facts(facts));
+        tokio::spawn(async move { callouts.call(moment, &facts, None).await });
+    }
+
+    /// What every program is told, and what is of this moment.
+    fn facts(&self, more: serde_json::Value) -> serde_json::Value {
+        let mut facts = json!({
+            "job": self.settings.job,
+            "state": self.life.phase().as_str(),
+            "generation": self.last_snapshot.map(|snapshot| snapshot.generation),
+        });
+        if let (Some(facts), serde_json::Value::Object(more)) = (facts.as_object_mut(), more) {
+            facts.extend(more);
+        }
+        facts
     }
 
     fn booted(&mut self, booted: Booted) -> Vec<Effect> {
@@ -360,6 +451,11 @@ impl Supervisor {
             })
         });
         self.protection = protection;
+        let moment = match self.origin {
+            Some(Origin::Resumed { .. }) => CallMoment::AfterResume,
+            _ => CallMoment::AppReady,
+        };
+        self.tell(moment, json!({}));
         self.life.handle(Event::AppReady, self.clock.now())
     }
 
@@ -395,9 +491,7 @@ impl Supervisor {
         deadline: Moment,
         waiter: Waiter,
     ) -> Vec<Effect> {
-        let id = RequestId(self.next_request);
-        self.next_request += 1;
-        self.waiting.insert(id, waiter);
+        let id = self.register(waiter);
         let request = Event::Request {
             id,
             by,
@@ -425,26 +519,46 @@ impl Supervisor {
         let source = announcement.source;
         match announcement.says {
             Says::Goes { fate, at } => {
-                metrics::notice(source, fate.into());
-                tracing::info!(
-                    source = source.as_str(),
-                    fate = fate.as_str(),
-                    identity = announcement.identity,
-                    "notice: something is to happen to this machine"
-                );
-                let afterwards = match fate {
-                    Fate::AtRisk => Afterwards::Continue,
-                    _ => Afterwards::Stop,
-                };
-                let deadline = self.deadline(at);
-                self.wanted(source, afterwards, deadline, Waiter::Source(settled))
+                let wall = sources::wall_now();
+                let left_ms = at.map(|at| at.0.saturating_sub(wall.0));
+                if self.told.as_ref() != Some(&announcement) {
+                    metrics::notice(source, fate.into());
+                    tracing::info!(
+                        source = source.as_str(),
+                        fate = fate.as_str(),
+                        identity = announcement.identity,
+                        left_ms,
+                        "notice: something is to happen to this machine"
+                    );
+                    let (source, fate) = (source.as_str(), fate.as_str());
+                    let facts = json!({ "source": source, "fate": fate, "left_ms": left_ms });
+                    self.tell(CallMoment::Notice, facts);
+                }
             }
             Says::Withdrawn => {
                 metrics::notice(source, NoticeKind::Withdrawn);
-                drop(settled.send(Settled::Noted));
-                Vec::new()
+                tracing::info!(
+                    source = source.as_str(),
+                    identity = announcement.identity,
+                    "a notice is withdrawn"
+                );
             }
         }
+        self.told = Some(announcement.clone());
+        let id = self.register(Waiter::Source(settled));
+        let announced = Event::Announced {
+            id,
+            announcement,
+            wall_now: sources::wall_now(),
+        };
+        self.life.handle(announced, self.clock.now())
+    }
+
+    fn register(&mut self, waiter: Waiter) -> RequestId {
+        let id = RequestId(self.next_request);
+        self.next_request += 1;
+        self.waiting.insert(id, waiter);
+        id
     }
 
     fn ordered(&mut self, source: Source, asked: Asked) -> Vec<Effect> {
@@ -495,6 +609,16 @@ impl Supervisor {
             resumed_from: resumed_from.map(|snapshot| snapshot.generation),
             owner_epoch: self.owned.get().map(|ownership| ownership.epoch),
             sources: self.source_health(),
+            plan: self
+                .life
+                .decision()
+                .map(|decision| decision.reason.as_str().to_owned()),
+            deadline_ms: self
+                .life
+                .going()
+                .and_then(|going| going.deadline)
+                .map(|deadline| self.clock.now().ms_until(deadline)),
+            to_safe_ms: self.life.promise().ms_to_safe(self.clock.now()),
             uptime_ms: millis(self.clock.start.elapsed()),
         }
     }
@@ -507,7 +631,11 @@ impl Supervisor {
 
     fn carry_out(&mut self, effect: Effect) {
         match effect {
-            Effect::Begin { notice, budget } => self.begin(notice, budget),
+            Effect::Begin {
+                notice,
+                budget,
+                decision,
+            } => self.begin(notice, budget, decision),
             Effect::Tighten(budget) => {
                 if let Some(under_way) = &self.under_way {
                     under_way.limits.send_replace(self.limits(budget));
@@ -521,8 +649,27 @@ impl Supervisor {
                 self.answer(id, answer);
             }
             Effect::Refuse(id, reason) => self.answer(id, Outcome::Refused { reason }),
-            Effect::Missed(reason) => {
-                metrics::checkpoint_ended(Source::Signal, CheckpointOutcome::Refused);
+            Effect::Note(id) => {
+                if let Some(waiter) = self.waiting.remove(&id) {
+                    waiter.note();
+                }
+            }
+            Effect::Decided(decision) => tell_decision(&decision),
+            Effect::InDanger(decision) => {
+                metrics::deadline(DeadlineOutcome::InDanger);
+                tracing::warn!(
+                    needed_ms = decision.needed_ms,
+                    left_ms = decision.left_ms,
+                    changed_bytes = decision.changed_bytes,
+                    "the deadline is in danger: by what was measured, a checkpoint takes longer than is left"
+                );
+                let facts = json!({ "needed_ms": decision.needed_ms, "left_ms": decision.left_ms });
+                self.tell(CallMoment::InDanger, facts);
+            }
+            Effect::Missed { source, reason } => {
+                metrics::checkpoint_ended(source, CheckpointOutcome::Refused);
+                metrics::deadline(DeadlineOutcome::Missed);
+                self.tell(CallMoment::Missed, json!({ "reason": reason }));
                 tracing::error!(
                     reason,
                     "no checkpoint was taken; the newest older snapshot stays as it is"
@@ -536,6 +683,7 @@ impl Supervisor {
 
     fn answer(&mut self, id: RequestId, answer: Outcome) {
         if let Some(waiter) = self.waiting.remove(&id) {
+            self.answered |= matches!(waiter, Waiter::Source(_) | Waiter::Order(_));
             waiter.tell(answer);
         }
     }
@@ -563,7 +711,7 @@ impl Supervisor {
         }
     }
 
-    fn begin(&mut self, notice: Notice, budget: Budget) {
+    fn begin(&mut self, notice: Notice, budget: Budget, decision: Decision) {
         let (Some(app), Some(protection)) = (&self.app, &self.protection) else {
             unreachable!("checkpoints are wanted only while the app runs, and with a store")
         };
@@ -575,7 +723,10 @@ impl Supervisor {
                 .map(|part| part.to_string_lossy().into_owned())
                 .collect(),
             stdio: Arc::clone(&app.stdio),
+            decision,
+            thawed: Arc::default(),
         };
+        let thawed = Arc::clone(&subject.thawed);
         let (limits, watched) = watch::channel(self.limits(budget));
         let checkpointer = Arc::clone(&protection.checkpointer);
         if let Some(housekeeping) = &mut self.housekeeping {
@@ -587,31 +738,78 @@ impl Supervisor {
             budget_ms = self.clock.now().ms_until(budget.committed_by),
             "checkpoint begins"
         );
-        let task = tokio::spawn(async move { checkpointer.run(&subject, notice, watched).await });
+        let left = budget.stored_by.0.saturating_sub(self.clock.now().0);
+        let limit = Duration::from_millis(left / HOOK_SHARE);
+        let (callouts, facts) = (
+            Arc::clone(&self.callouts),
+            self.facts(json!({
+                "trigger": notice.trigger,
+                "afterwards": notice.afterwards,
+                "reason": decision.reason,
+                "left_ms": left,
+            })),
+        );
+        let (after, told, facts_after) = (
+            Arc::clone(&self.callouts),
+            Arc::clone(&thawed),
+            facts.clone(),
+        );
+        let after_thaw = tokio::spawn(async move {
+            told.notified().await;
+            after.call(CallMoment::AfterThaw, &facts_after, None).await;
+        });
+        let task = tokio::spawn(async move {
+            if let Err(reason) = callouts.before_freeze(&facts, limit).await {
+                return Err(CheckpointError::Hook(reason));
+            }
+            checkpointer.run(&subject, notice, watched).await
+        });
         self.under_way = Some(UnderWay {
             notice,
+            begun: self.clock.now(),
+            thawed,
+            after_thaw,
             limits,
             task,
         });
     }
 
     fn checkpoint_ended(&mut self, result: &Result<Report, CheckpointError>) -> Vec<Effect> {
-        let UnderWay { notice, .. } = self.under_way.take().expect("it was under way until now");
+        let UnderWay {
+            notice,
+            begun,
+            thawed,
+            after_thaw,
+            ..
+        } = self.under_way.take().expect("it was under way until now");
         let (how, outcome) = match result {
-            Ok(report) => self.succeeded(report, notice.afterwards),
+            Ok(report) => self.succeeded(report, notice.afterwards, begun),
             Err(error) => self.not_succeeded(error),
         };
+        if how != Ended::Failed && notice.afterwards == Afterwards::Stop {
+            after_thaw.abort();
+        } else {
+            // If it was not told at the thaw itself.
+            thawed.notify_one();
+        }
         metrics::checkpoint_ended(notice.trigger, outcome);
         let effects = self
             .life
             .handle(Event::CheckpointEnded(how), self.clock.now());
+        let needed = self.life.promise().ms_to_safe(self.clock.now());
+        metrics::to_safe(needed.map(Duration::from_millis));
         if let (Phase::Running, Some(housekeeping)) = (self.life.phase(), &mut self.housekeeping) {
             housekeeping.look();
         }
         effects
     }
 
-    fn succeeded(&mut self, report: &Report, afterwards: Afterwards) -> (Ended, CheckpointOutcome) {
+    fn succeeded(
+        &mut self,
+        report: &Report,
+        afterwards: Afterwards,
+        begun: Moment,
+    ) -> (Ended, CheckpointOutcome) {
         self.durable += 1;
         self.last_snapshot = Some(LastSnapshot {
             generation: report.generation,
@@ -645,7 +843,33 @@ impl Supervisor {
             wall_ms: millis(report.wall),
             left_running: afterwards == Afterwards::Continue,
         }));
-        (Ended::Durable, CheckpointOutcome::Durable)
+        if self.life.going().is_some() && afterwards == Afterwards::Stop {
+            metrics::deadline(DeadlineOutcome::Kept);
+        }
+        let facts = json!({
+            "generation": report.generation,
+            "afterwards": afterwards,
+            "stored_bytes": report.sizes.stored,
+            "frozen_ms": millis(report.frozen),
+        });
+        let facts = self.facts(facts);
+        let callouts = Arc::clone(&self.callouts);
+        self.last_words.push(tokio::spawn(async move {
+            callouts.call(CallMoment::Durable, &facts, None).await;
+        }));
+        let measured = Measured {
+            // The freeze came later; what changed in between is reckoned as not stored.
+            frozen_at: begun,
+            wall_ms: millis(report.wall),
+            frozen_ms: millis(report.frozen),
+            memory: report.sizes.memory,
+            changed: report
+                .sizes
+                .memory
+                .saturating_sub(report.sizes.zero)
+                .saturating_sub(report.sizes.unchanged),
+        };
+        (Ended::Durable(measured), CheckpointOutcome::Durable)
     }
 
     fn not_succeeded(&mut self, error: &CheckpointError) -> (Ended, CheckpointOutcome) {
@@ -722,6 +946,7 @@ impl Supervisor {
 
     async fn finish_checkpointed(&mut self, signals: &mut Signals) -> u8 {
         self.await_app(signals).await;
+        self.await_last_words(signals).await;
         self.end_others(Duration::ZERO, signals).await;
         if let Some(stdio) = self.app.take().and_then(|app| Arc::into_inner(app.stdio)) {
             stdio.abandon();
@@ -742,6 +967,29 @@ impl Supervisor {
         self.await_app(signals).await;
         self.end_others(Duration::ZERO, signals).await;
         ExitCode::Fenced.number()
+    }
+
+    /// Gives programs of the user's and sources that were just answered the time to do what follows.
+    async fn await_last_words(&mut self, signals: &mut Signals) {
+        let words = std::mem::take(&mut self.last_words);
+        let answer = if self.answered {
+            ANSWER_LIMIT
+        } else {
+            Duration::ZERO
+        };
+        let spoken = async {
+            for word in words {
+                drop(word.await);
+            }
+            sleep(answer).await;
+        };
+        tokio::pin!(spoken);
+        loop {
+            tokio::select! {
+                () = &mut spoken => return,
+                signal = signals.next() => if signal == libc::SIGCHLD { self.reaper.reap() },
+            }
+        }
     }
 
     async fn say_goodbye(&self, finished: Option<Finished>) {
@@ -823,6 +1071,44 @@ impl Supervisor {
     }
 }
 
+fn tell_decision(decision: &Decision) {
+    tracing::info!(
+        act = ?decision.act,
+        reason = decision.reason.as_str(),
+        source = decision.source.as_str(),
+        fate = decision.fate.map(Fate::as_str),
+        left_ms = decision.left_ms,
+        needed_ms = decision.needed_ms,
+        changed_bytes = decision.changed_bytes,
+        "it is decided what to do with the time that is left"
+    );
+}
+
+fn rules(settings: &Settings) -> Rules {
+    Rules {
+        margin_ms: millis(settings.deadline_margin),
+        every: match settings.every {
+            Period::Never => Every::Never,
+            Period::Each(each) => Every::Ms(millis(each)),
+            Period::Auto => Every::Auto {
+                lifetime_ms: millis(settings.machine_lifetime),
+                max_lost_ms: millis(settings.max_lost_work),
+            },
+        },
+        // A period that was asked for by name counts.
+        least_interval_ms: match settings.every {
+            Period::Each(each) => millis(each.min(settings.least_interval)),
+            _ => millis(settings.least_interval),
+        },
+        at_risk_ms: millis(settings.at_risk_interval),
+        attempt_ms: millis(settings.checkpoint_timeout),
+        on_too_late: match settings.on_too_late {
+            settings::OnTooLate::Try => OnTooLate::Try,
+            settings::OnTooLate::RunOn => OnTooLate::RunOn,
+        },
+    }
+}
+
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
@@ -857,6 +1143,13 @@ async fn fenced(owned: &OnceLock<Arc<Ownership>>, phase: Phase) {
     match owned.get() {
         Some(ownership) if phase == Phase::Running => ownership.fenced().await,
         _ => std::future::pending().await,
+    }
+}
+
+async fn woken(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }
 

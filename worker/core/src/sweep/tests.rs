@@ -49,6 +49,7 @@ fn manifest_of(generation: u64, epoch: u64, attempt: &str, parts: Vec<Part>) -> 
         parent: None,
         taken_at_ms: 0,
         trigger: Source::Control,
+        decision: None,
         afterwards: Afterwards::Continue,
         app: AppFacts {
             argv: Vec::new(),
