@@ -229,14 +229,16 @@ fn unwelcome(control_socket: &Path, answer: Answer) -> Failure {
             format!("the supervisor did not understand the request: {reason}"),
         )
         .remedy("use the `reprieve` program that supervises this container"),
-        Answer::Checkpoint(Outcome::Durable(_)) | Answer::Status(_) => Failure::new(
+        Answer::Checkpoint(Outcome::Durable(_)) | Answer::Status(_) | Answer::Noted {} => {
+            Failure::new(
             ExitCode::NoSupervisor,
             format!(
                 "what answers at the control socket {} gave an answer to another question",
                 control_socket.display()
             ),
         )
-        .remedy("use the `reprieve` program that supervises this container"),
+        .remedy("use the `reprieve` program that supervises this container")
+        }
     }
 }
 

@@ -9,7 +9,7 @@
 //! version are refused rather than half understood; answers may gain fields. Who may connect is decided by the socket's
 //! permissions, what a request leads to by the supervisor.
 
-use reprieve_core::notice::{Afterwards, Settled, WallMs};
+use reprieve_core::notice::{Afterwards, Fate, Settled, WallMs};
 use reprieve_hooks::{Condition, Health};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -27,6 +27,7 @@ const SOURCE_TEXT_LIMIT: usize = 256;
 #[serde(tag = "request", rename_all = "snake_case")]
 pub enum Request {
     Checkpoint(Checkpoint),
+    Notice(Notice),
     Status(StatusQuery),
 }
 
@@ -42,6 +43,21 @@ pub struct Checkpoint {
     pub timeout_ms: Option<u64>,
 }
 
+/// Something is to happen to this machine, says somebody who knows more than the sources.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Notice {
+    pub fate: Fate,
+    /// Without it the end may come at any moment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub in_ms: Option<u64>,
+    /// The same for the same event.
+    pub identity: String,
+    /// It will not happen after all.
+    #[serde(default)]
+    pub withdrawn: bool,
+}
+
 /// Say how things are.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -53,6 +69,8 @@ pub struct StatusQuery {}
 pub enum Answer {
     Checkpoint(Outcome),
     Status(Box<Status>),
+    /// The notice was taken in; what follows from it is told by the status.
+    Noted {},
     /// The request was not understood.
     Invalid {
         reason: String,
@@ -261,6 +279,7 @@ impl Answer {
                 sources: status.sources.iter().map(SourceHealth::shortened).collect(),
                 ..Status::clone(status)
             })),
+            Self::Noted {} => Self::Noted {},
             Self::Invalid { reason } => Self::Invalid {
                 reason: short(reason),
             },
@@ -342,6 +361,15 @@ mod tests {
                 r#"{"v":1,"request":"checkpoint","leave_running":true,"timeout_ms":25000}"#,
             ),
             (
+                Request::Notice(Notice {
+                    fate: Fate::Terminate,
+                    in_ms: Some(120_000),
+                    identity: "reclaim-7".into(),
+                    withdrawn: false,
+                }),
+                r#"{"v":1,"request":"notice","fate":"terminate","in_ms":120000,"identity":"reclaim-7","withdrawn":false}"#,
+            ),
+            (
                 Request::Status(StatusQuery {}),
                 r#"{"v":1,"request":"status"}"#,
             ),
@@ -381,6 +409,7 @@ mod tests {
                 Answer::Checkpoint(Outcome::TimedOut),
                 r#"{"v":1,"answer":"checkpoint","outcome":"timed_out"}"#,
             ),
+            (Answer::Noted {}, r#"{"v":1,"answer":"noted"}"#),
             (
                 Answer::Invalid { reason: "r".into() },
                 r#"{"v":1,"answer":"invalid","reason":"r"}"#,

@@ -88,6 +88,8 @@ pub enum Request {
     Status {
         answer: oneshot::Sender<Status>,
     },
+    /// Something is to happen to this machine.
+    Notice(Heard),
 }
 
 /// The newest snapshot that this supervisor made or resumed from.
@@ -461,6 +463,7 @@ impl Supervisor {
 
     fn asked(&mut self, request: Request) -> Vec<Effect> {
         match request {
+            Request::Notice(heard) => self.heard(heard),
             Request::Status { answer } => {
                 // Whoever asked may be gone.
                 drop(answer.send(self.status()));
