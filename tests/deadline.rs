@@ -171,6 +171,7 @@ fn programs_of_the_users_are_run_at_their_moments_and_are_in_no_snapshot() {
         "before-freeze",
         "after-thaw",
         "durable",
+        "before-restore",
         "after-resume",
     ] {
         // What one leaves behind must not be taken for a part of the job.
@@ -209,6 +210,7 @@ fn programs_of_the_users_are_run_at_their_moments_and_are_in_no_snapshot() {
     let second = host("second");
     resumed(&second);
     wait_until(LIMIT, "it is told", || told().contains("after-resume"));
+    assert_eq!(told().matches("before-restore").count(), 1, "{}", told());
 }
 
 #[test]

@@ -14,7 +14,7 @@ use nix::libc::SIGKILL;
 use reprieve_hooks::callout;
 pub use reprieve_hooks::callout::Moment;
 use serde_json::Value;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use crate::catalog;
 use crate::metrics::{self, HookOutcome};
@@ -22,6 +22,10 @@ use crate::settings::{OnHookFailure, Settings, WebhookFormat};
 use crate::supervisor::reaper::Reaper;
 use crate::supervisor::with_causes;
 use crate::sys::{self, Exit, Terminal};
+
+/// How long the kernel may take to end what was killed, and between two looks whether it has.
+const KILL_LIMIT: Duration = Duration::from_secs(1);
+const LOOK_AGAIN: Duration = Duration::from_millis(2);
 
 /// What is run, and within which limits.
 #[derive(Debug)]
@@ -135,16 +139,17 @@ impl Callouts {
         drop(writer);
         let ended = timeout(limit, &mut exit.exit).await;
         // It leads its group. What it left behind belongs to nobody.
-        drop(sys::kill(-exit.pid, SIGKILL));
+        let gone = async {
+            while sys::kill(-exit.pid, SIGKILL).is_ok() {
+                sleep(LOOK_AGAIN).await;
+            }
+        };
+        drop(timeout(KILL_LIMIT, gone).await);
         match ended {
             Ok(Ok(Exit::Code(0))) => Ok(()),
             Ok(Ok(exit)) => Err(HookError::Failed(exit)),
             Ok(Err(_)) => Err(HookError::Failed(Exit::Code(u8::MAX))),
-            Err(_) => {
-                // So that it is off the process table before anything else is looked at.
-                drop(timeout(limit, exit.exit).await);
-                Err(HookError::Slow(limit))
-            }
+            Err(_) => Err(HookError::Slow(limit)),
         }
     }
 }

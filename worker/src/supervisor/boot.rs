@@ -12,8 +12,10 @@ use reprieve_core::document;
 use reprieve_core::head::{Generation, Owner};
 use reprieve_core::manifest::HostFacts;
 use reprieve_core::selection::{Candidate, Contents};
+use serde_json::json;
 use tokio::time::{Instant, sleep};
 
+use crate::callouts::{Callouts, Moment};
 use crate::catalog::{self, Catalog, CatalogError, Found};
 use crate::engine::criu::Criu;
 use crate::failure::{ExitCode, Failure};
@@ -112,6 +114,11 @@ pub(crate) async fn boot(
     let prepared = prepare(&settings, &address, &reaper).await?;
     let (candidates, ownership) = own(&prepared, &settings, &address).await?;
     owned.set(Arc::clone(&ownership)).expect("a boot owns once");
+    if !candidates.is_empty() {
+        let facts = json!({ "job": settings.job, "snapshots": candidates.len() });
+        let callouts = Callouts::new(&settings, Arc::clone(&reaper));
+        callouts.call(Moment::BeforeRestore, &facts, None).await;
+    }
     let restorer = prepared.restorer(&reaper, &gate);
     let resumed = resume(&restorer, &candidates, &settings).await?;
     let protection = Some(prepared.protection(&settings, &reaper, ownership));

@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use nix::unistd::{Pid, getsid};
 use reprieve_core::head::Head;
 use reprieve_core::manifest::{AppFacts, HostFacts, Manifest, Sizes};
 use reprieve_core::notice::{Afterwards, Notice};
@@ -248,10 +249,16 @@ impl Checkpointer {
 
     fn refuse_orphans(&self, subject: &Subject) -> Result<Vec<Process>, CheckpointError> {
         let all = proc::processes()?;
-        let mut known = self.reaper.watched();
+        let watched = self.reaper.watched();
+        let mut known = watched.clone();
         known.push(subject.root_pid);
         known.extend(&self.strangers);
-        let orphans = proc::other_children(&all, own_pid(), &known);
+        let mut orphans = proc::other_children(&all, own_pid(), &known);
+        // A program of the user's leads a session of its own; what it left to us is killed when it ends.
+        orphans.retain(|orphan| {
+            let session = getsid(Some(Pid::from_raw(orphan.pid))).map_or(0, Pid::as_raw);
+            session == subject.root_pid || !watched.contains(&session)
+        });
         if orphans.is_empty() {
             Ok(proc::tree(&all, subject.root_pid))
         } else {
