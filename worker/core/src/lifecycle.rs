@@ -997,8 +997,7 @@ mod tests {
                 prop_assert!(finished <= 1);
             }
             let mut effects = life.handle(Event::AppReady, now);
-            under_way += begins(&effects) as i32;
-            if under_way == 1 {
+            if under_way == 1 || begins(&effects) == 1 {
                 effects.extend(life.handle(Event::CheckpointEnded(Ended::Fenced), now));
             }
             effects.extend(life.handle(Event::Fenced, now));

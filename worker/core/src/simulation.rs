@@ -169,7 +169,7 @@ fn simulate(seed: u64) -> (Outcome, u64, u64) {
     let job = Job {
         whole_ms,
         changing_ms: dice.between(100, whole_ms),
-        failing: [0, 0, 30][dice.below(3) as usize],
+        failing: if dice.one_in(3) { 30 } else { 0 },
     };
     let mut life = Lifecycle::new(POLICY);
     let mut outcome = Outcome::default();
