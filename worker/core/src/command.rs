@@ -130,8 +130,8 @@ impl Command {
         if text.len() > SIZE_LIMIT {
             return Err(NotACommand::TooLong(text.len()));
         }
-        let value: Value = serde_json::from_str(text)
-            .map_err(|error| NotACommand::NotJson(error.to_string()))?;
+        let value: Value =
+            serde_json::from_str(text).map_err(|error| NotACommand::NotJson(error.to_string()))?;
         let Value::Object(fields) = value else {
             return Err(NotACommand::NotAnObject);
         };
@@ -395,7 +395,8 @@ impl Fields {
         read: impl FnOnce(Value) -> Result<T, String>,
     ) -> Option<T> {
         if !self.fields.contains_key(name) {
-            self.faults.push(format!("{}{name} is missing", self.prefix));
+            self.faults
+                .push(format!("{}{name} is missing", self.prefix));
         }
         self.optional(name, read)
     }
@@ -414,11 +415,13 @@ impl Fields {
 
     fn finish(self) -> Vec<String> {
         let mut faults = self.faults;
-        faults.extend(
-            self.fields
-                .keys()
-                .map(|name| format!("{}{} is not known here", self.prefix, shown(&name.clone().into()))),
-        );
+        faults.extend(self.fields.keys().map(|name| {
+            format!(
+                "{}{} is not known here",
+                self.prefix,
+                shown(&name.clone().into())
+            )
+        }));
         faults
     }
 }

@@ -36,7 +36,7 @@ use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::operation::get_object::GetObjectOutput;
 use aws_sdk_s3::primitives::{ByteStream, SdkBody};
 use aws_sdk_s3::types::ChecksumMode;
-use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore, rustls_provider::CryptoMode};
+use aws_smithy_http_client::tls::TrustStore;
 use aws_smithy_types::base64;
 use bytes::{Bytes, BytesMut};
 
@@ -44,6 +44,7 @@ use super::{
     ATTEMPT_LIMIT, Condition, Entry, Object, Store, StoreError, StoreErrorKind, Tag, check_key,
     check_prefix,
 };
+use crate::aws;
 
 /// An upload slower than this many bytes per second is taken for stalled, so that a small one is not waited for as long
 /// as a large one.
@@ -872,6 +873,23 @@ impl Error for Cause {
 
 // ---- Settings of the SDK
 
+/// The same for other services of AWS: no retries of the SDK's own, our certificates.
+pub(crate) async fn sdk_config_for(
+    region: Option<String>,
+    connect: Duration,
+) -> aws_config::SdkConfig {
+    let limits = S3Limits {
+        connect,
+        ..S3Limits::default()
+    };
+    let options = S3Options {
+        region,
+        limits,
+        ..S3Options::default()
+    };
+    sdk_config(&options, trust_store()).await
+}
+
 async fn sdk_config(options: &S3Options, trusted: TrustStore) -> aws_config::SdkConfig {
     let region = RegionProviderChain::first_try(options.region.clone().map(Region::new));
     let region = match options.endpoint {
@@ -882,13 +900,8 @@ async fn sdk_config(options: &S3Options, trusted: TrustStore) -> aws_config::Sdk
             .or_else(Region::from_static("us-east-1")),
         None => region.or_default_provider(),
     };
-    let context = TlsContext::builder().with_trust_store(trusted).build();
-    let http = aws_smithy_http_client::Builder::new()
-        .tls_provider(Provider::Rustls(CryptoMode::Ring))
-        .tls_context(context.expect("a trust store is all it needs"))
-        .build_https();
     let mut loader = aws_config::defaults(BehaviorVersion::v2026_01_12())
-        .http_client(http)
+        .http_client(aws::http_client(trusted))
         .region(region)
         .retry_config(RetryConfig::disabled())
         .timeout_config(
@@ -910,7 +923,7 @@ async fn sdk_config(options: &S3Options, trusted: TrustStore) -> aws_config::Sdk
 
 /// The system's certificates (or `SSL_CERT_FILE`'s), and Mozilla's where there are none: we run inside the user's own
 /// image, and the common small ones come without.
-fn trust_store() -> TrustStore {
+pub(crate) fn trust_store() -> TrustStore {
     if !rustls_native_certs::load_native_certs().certs.is_empty() {
         return TrustStore::default();
     }

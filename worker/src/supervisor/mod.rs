@@ -44,6 +44,7 @@ use crate::control::protocol::{Durable, Outcome, SourceHealth, Status};
 use crate::failure::{ExitCode, Failure};
 use crate::host;
 use crate::metrics::{self, CheckpointOutcome, NoticeKind};
+use crate::queue::Told;
 use crate::settings::{OnCheckpointFailure, Settings, SignalTarget};
 use crate::sources::{self, News, Sources};
 use crate::supervisor::boot::{Booted, Gate, Origin, Protection};
@@ -150,6 +151,7 @@ pub struct Supervisor {
     waiting: HashMap<RequestId, Waiter>,
     next_request: u64,
     last_snapshot: Option<LastSnapshot>,
+    told: watch::Sender<Told>,
     durable: u64,
     failed: u64,
     last_failure: Option<String>,
@@ -216,10 +218,19 @@ impl Supervisor {
             waiting: HashMap::new(),
             next_request: 0,
             last_snapshot: None,
+            told: watch::Sender::new(Told {
+                state: Phase::Booting.as_str(),
+                snapshot: None,
+            }),
             durable: 0,
             failed: 0,
             last_failure: None,
         }
+    }
+
+    /// State and newest snapshot, as they change.
+    pub fn told(&self) -> watch::Receiver<Told> {
+        self.told.subscribe()
     }
 
     /// Runs the job and returns the exit code of the process.
@@ -318,6 +329,17 @@ impl Supervisor {
 
     fn tell_state(&self) {
         metrics::state(self.life.phase().into());
+        let told = Told {
+            state: self.life.phase().as_str(),
+            snapshot: self
+                .last_snapshot
+                .map(|snapshot| (snapshot.generation, WallMs(snapshot.taken_at_ms))),
+        };
+        self.told.send_if_modified(|known| {
+            let news = *known != told;
+            *known = told;
+            news
+        });
     }
 
     fn signalled(&mut self, signal: i32) -> Vec<Effect> {
@@ -700,11 +722,16 @@ impl Supervisor {
 
     async fn finish(mut self, finish: Finish, signals: &mut Signals) -> u8 {
         self.housekeeping = None;
-        match finish {
+        let sources = self.sources.take();
+        let code = match finish {
             Finish::AppEnded => self.finish_ended(signals).await,
             Finish::Checkpointed => self.finish_checkpointed(signals).await,
             Finish::Fenced => self.finish_fenced(signals).await,
+        };
+        if let Some(sources) = sources {
+            sources.end().await;
         }
+        code
     }
 
     async fn finish_ended(&mut self, signals: &mut Signals) -> u8 {

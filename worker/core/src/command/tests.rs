@@ -75,17 +75,32 @@ fn each_command_is_understood_and_written_as_it_is_read() {
 fn every_fault_is_told_in_words_and_all_of_them_together() {
     let head = r#""v":1,"id":"1","target":{"job":"j"}"#;
     let cases = [
-        ("", "it is not JSON: EOF while parsing a value at line 1 column 0"),
+        (
+            "",
+            "it is not JSON: EOF while parsing a value at line 1 column 0",
+        ),
         ("[]", "it is JSON, but no object"),
         ("{}", "it has no version; this program understands \"v\":1"),
-        (r#"{"v":"1"}"#, "it has version \"1\", this program understands 1"),
-        (r#"{"v":2,"new":true}"#, "it has version 2, this program understands 1"),
-        (r#"{"v":1}"#, "id is missing; target is missing; command is missing"),
+        (
+            r#"{"v":"1"}"#,
+            "it has version \"1\", this program understands 1",
+        ),
+        (
+            r#"{"v":2,"new":true}"#,
+            "it has version 2, this program understands 1",
+        ),
+        (
+            r#"{"v":1}"#,
+            "id is missing; target is missing; command is missing",
+        ),
         (
             &format!(r#"{{{head},"command":"restart"}}"#),
             "command is \"restart\", not one of checkpoint, stop, status, rollback",
         ),
-        (&format!(r#"{{{head},"command":"checkpoint"}}"#), "afterwards is missing"),
+        (
+            &format!(r#"{{{head},"command":"checkpoint"}}"#),
+            "afterwards is missing",
+        ),
         (
             &format!(r#"{{{head},"command":"checkpoint","afterwards":"go"}}"#),
             "afterwards is \"go\", not continue or stop",
@@ -144,7 +159,8 @@ fn every_fault_is_told_in_words_and_all_of_them_together() {
 
 #[test]
 fn a_fault_is_short_however_long_the_value() {
-    let message = json!({"v": 1, "id": "x".repeat(10_000), "command": "stop", "target": {"job": "j"}});
+    let message =
+        json!({"v": 1, "id": "x".repeat(10_000), "command": "stop", "target": {"job": "j"}});
     let error = parse(&message).expect_err("it is too long").to_string();
     assert!(error.len() < 200, "{error}");
 }
@@ -186,7 +202,9 @@ fn a_command_is_for_whoever_is_all_that_it_names() {
         ..me()
     };
     assert_eq!(
-        target(None, None, Some("i-1")).other_than(&nowhere).as_deref(),
+        target(None, None, Some("i-1"))
+            .other_than(&nowhere)
+            .as_deref(),
         Some("it is for the instance i-1, and it is not known which this is")
     );
 }
@@ -253,8 +271,18 @@ fn anything() -> impl Strategy<Value = Value> {
         "[ -~é\u{7f}\n]{0,6}".prop_map(Value::from),
         "[a-z._-]{120,135}".prop_map(Value::from),
         proptest::sample::select(vec![
-            "stop", "continue", "checkpoint", "status", "rollback", "i-0abc", "", ".hidden",
-            "2026-11-21T02:02:00Z", "2026-11-21T02:02:00.123Z", "2026-13-21T02:02:00Z", "2026-11-21 02:02:00Z",
+            "stop",
+            "continue",
+            "checkpoint",
+            "status",
+            "rollback",
+            "i-0abc",
+            "",
+            ".hidden",
+            "2026-11-21T02:02:00Z",
+            "2026-11-21T02:02:00.123Z",
+            "2026-13-21T02:02:00Z",
+            "2026-11-21 02:02:00Z",
             "2026-11-21T02:02:00+01:00",
         ])
         .prop_map(Value::from),
