@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use aws_config::provider_config::ProviderConfig;
 use reprieve_core::command::{Me, text_of};
 use reprieve_core::notice::WallMs;
 use reprieve_hooks::Ear;
@@ -17,6 +18,7 @@ use url::Url;
 use crate::aws;
 use crate::host;
 use crate::settings::{InstanceTags, QueueUse, Settings};
+use crate::store::s3;
 
 /// A queue of a job's own has this and the job's name.
 const PREFIX: &str = "reprieve-";
@@ -126,8 +128,13 @@ async fn instance(settings: &Settings) -> Option<String> {
     if let Some(name) = &settings.instance_id {
         return Some(name.clone());
     }
-    // Asks nothing where AWS_EC2_METADATA_DISABLED says so.
-    let client = aws_config::imds::Client::builder().build();
+    if std::env::var("AWS_EC2_METADATA_DISABLED").is_ok_and(|disabled| disabled == "true") {
+        return None;
+    }
+    let settings = ProviderConfig::default().with_http_client(aws::http_client(s3::trust_store()));
+    let client = aws_config::imds::Client::builder()
+        .configure(&settings)
+        .build();
     let asked = client.get("/latest/meta-data/instance-id");
     let name = timeout(NAME_LIMIT, asked).await.ok()?.ok()?;
     Some(String::from(name))

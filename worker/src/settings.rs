@@ -1905,9 +1905,13 @@ mod tests {
         let named = flags(&[("queue", "shared"), ("queue-url", url)]).load();
         assert!(named.is_ok());
         assert!(flags(&[("queue", "own")]).load().is_ok());
-        let message = flags(&[("queue", "shared")]).load().expect_err("which one?");
+        let message = flags(&[("queue", "shared")])
+            .load()
+            .expect_err("which one?");
         assert!(message.contains("has to be named"), "{message}");
-        let message = flags(&[("queue-url", url)]).load().expect_err("it is not read");
+        let message = flags(&[("queue-url", url)])
+            .load()
+            .expect_err("it is not read");
         assert!(message.contains("is not read while"), "{message}");
     }
 
