@@ -21,8 +21,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use aws_config::BehaviorVersion;
 use aws_config::environment::EnvironmentVariableRegionProvider;
+use aws_config::imds::region::ImdsRegionProvider;
 use aws_config::meta::region::RegionProviderChain;
 use aws_config::profile::ProfileFileRegionProvider;
+use aws_config::provider_config::ProviderConfig;
 use aws_config::retry::RetryConfig;
 use aws_config::stalled_stream_protection::StalledStreamProtectionConfig;
 use aws_config::timeout::TimeoutConfig;
@@ -891,6 +893,7 @@ pub(crate) async fn sdk_config_for(
 }
 
 async fn sdk_config(options: &S3Options, trusted: TrustStore) -> aws_config::SdkConfig {
+    let http = aws::http_client(trusted);
     let region = RegionProviderChain::first_try(options.region.clone().map(Region::new));
     let region = match options.endpoint {
         // Not AWS: the region is a formality, and there is no machine service to ask for it.
@@ -898,10 +901,18 @@ async fn sdk_config(options: &S3Options, trusted: TrustStore) -> aws_config::Sdk
             .or_else(EnvironmentVariableRegionProvider::new())
             .or_else(ProfileFileRegionProvider::new())
             .or_else(Region::from_static("us-east-1")),
-        None => region.or_default_provider(),
+        None => region
+            .or_else(EnvironmentVariableRegionProvider::new())
+            .or_else(ProfileFileRegionProvider::new())
+            // With our connection: the SDK has none of its own here, and its usual chain panics over that.
+            .or_else(
+                ImdsRegionProvider::builder()
+                    .configure(&ProviderConfig::default().with_http_client(http.clone()))
+                    .build(),
+            ),
     };
     let mut loader = aws_config::defaults(BehaviorVersion::v2026_01_12())
-        .http_client(aws::http_client(trusted))
+        .http_client(http)
         .region(region)
         .retry_config(RetryConfig::disabled())
         .timeout_config(
@@ -1030,6 +1041,19 @@ mod tests {
             assert_eq!(error.kind, kind, "{error}");
             assert!(error.message.contains("credentials"), "{error}");
         }
+    }
+
+    /// Without an endpoint of one's own the SDK may ask the machine for its region; it used to panic, having no
+    /// connection.
+    #[tokio::test]
+    async fn settings_for_aws_itself_can_be_made() {
+        let options = S3Options {
+            endpoint: None,
+            region: Some("eu-central-1".to_owned()),
+            ..options("")
+        };
+        let shared = sdk_config(&options, bundled_roots()).await;
+        assert_eq!(shared.region().map(AsRef::as_ref), Some("eu-central-1"));
     }
 
     /// The SDK panics over certificates that it cannot read.
