@@ -1,6 +1,6 @@
 //! SQS itself: the queue that is read, the dead-letter queue and the reply queue behind one port.
 //!
-//! Limits: a receive may take as long as the queue lets us wait and five seconds more, so that a connection that is half
+//! Limits: a receive may take as long as the queue lets us wait and ten seconds more, so that a connection that is half
 //! open is noticed; every other call has a short one. The SDK does not try again by itself. Credentials are asked for at
 //! each call, so that expired ones are replaced by whoever hands them out.
 //!
@@ -26,7 +26,7 @@ use super::{BATCH, Mail, MailError, MailErrorKind, Message};
 
 /// How long a receive waits for a message, in seconds; the longest that SQS allows.
 const WAIT_S: i32 = 20;
-const RECEIVE_LIMIT: Duration = Duration::from_secs(WAIT_S as u64 + 5);
+const RECEIVE_LIMIT: Duration = Duration::from_secs(WAIT_S as u64 + 10);
 const CALL_LIMIT: Duration = Duration::from_secs(10);
 const CONNECT_LIMIT: Duration = Duration::from_secs(3);
 
@@ -389,6 +389,11 @@ pub fn name_of(prefix: &str, job: &str) -> String {
 #[async_trait]
 impl Mail for Queue {
     async fn receive(&self) -> Result<Vec<Message>, MailError> {
+        // The first answer comes at once, so that it is soon known whether the queue works.
+        let wait = match self.found.lock().await.is_none() {
+            true => 0,
+            false => WAIT_S,
+        };
         let found = self.found().await?;
         let limits = TimeoutConfig::builder()
             .connect_timeout(CONNECT_LIMIT)
@@ -399,7 +404,7 @@ impl Mail for Queue {
             .receive_message()
             .queue_url(&found.url)
             .max_number_of_messages(i32::try_from(BATCH).unwrap_or(1))
-            .wait_time_seconds(WAIT_S)
+            .wait_time_seconds(wait)
             .visibility_timeout(i32::try_from(self.options.lease.as_secs()).unwrap_or(i32::MAX))
             .message_system_attribute_names(MessageSystemAttributeName::ApproximateReceiveCount)
             .message_system_attribute_names(MessageSystemAttributeName::SentTimestamp)
