@@ -55,8 +55,9 @@ const REMEMBERED: usize = 1000;
 const NOTICE_LIFE_MS: u64 = 10 * 60_000;
 const HOOK_LIFE_MS: u64 = 60 * 60_000;
 
-/// Receives after which a message for somebody else is hidden for a while when it is given back.
-const ROUNDS_AT_ONCE: u32 = 10;
+/// Receives after which a message for somebody else is hidden for a while when it is given back. Well above what the
+/// way to its owner takes among dozens of readers, since it is hidden from the owner as well.
+const ROUNDS_AT_ONCE: u32 = 100;
 
 /// Receives after which a poison message is deleted where there is no dead-letter queue.
 const POISON_RECEIVES: u32 = 5;
@@ -623,7 +624,7 @@ fn too_old(issued: WallMs, hook: bool, now: WallMs) -> Option<String> {
 fn rounds(receives: u32) -> Duration {
     match receives.saturating_sub(ROUNDS_AT_ONCE) {
         0 => Duration::ZERO,
-        more => Duration::from_secs(1 << more.div_ceil(5).min(5)),
+        more => Duration::from_secs(1 << more.div_ceil(50).min(5)),
     }
 }
 
