@@ -326,6 +326,7 @@ mod tests {
 
     const ME: Option<&str> = Some("i-0abc");
 
+    #[allow(clippy::needless_pass_by_value, reason = "it is made in place")]
     fn envelope(source: &str, kind: &str, detail: Value) -> Value {
         json!({"version": "0", "id": "12345678-1234-1234-1234-123456789012", "detail-type": kind, "source": source,
                "account": "123456789012", "time": "2026-11-21T02:00:00Z", "region": "us-east-2",
