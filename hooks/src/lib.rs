@@ -5,9 +5,15 @@
 //! dropped, and when it cannot do its work says so through [`Ear::health`] and tries again later.
 #![forbid(unsafe_code)]
 
+pub mod autoscaling;
 pub mod callout;
+pub mod ec2;
+pub mod events;
+#[cfg(test)]
+mod lookalike;
 pub mod pressure;
 pub mod signals;
+pub mod sqs;
 
 use std::sync::Arc;
 
@@ -123,6 +129,11 @@ impl Ear {
         self.asked.send(asked).await.ok().map(|()| answer)
     }
 
+    /// Comes to an end when nobody listens any more.
+    pub async fn gone(&self) {
+        self.asked.closed().await;
+    }
+
     /// It works.
     pub fn works(&self, now: WallMs) {
         self.health.send_if_modified(|health| {
@@ -158,4 +169,12 @@ impl Ear {
     pub fn source(&self) -> Source {
         self.source
     }
+}
+
+/// The wall clock.
+pub(crate) fn now() -> WallMs {
+    let since_epoch = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap_or_default();
+    WallMs(u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX))
 }

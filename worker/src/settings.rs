@@ -65,7 +65,11 @@ pub enum Kind {
     StoreAddress,
     Endpoint,
     Region,
+    /// Of a queue of SQS.
+    QueueUrl,
     JobName,
+    /// A machine, as its provider calls it.
+    Instance,
     Choice(&'static [&'static str]),
     /// `auto`, `none`, or sources of notices by name.
     Sources,
@@ -398,6 +402,65 @@ pub const TABLE: &[Setting] = &[
                   that is out of order, costs a line of the log and nothing else.",
     },
     Setting {
+        name: "queue",
+        section: NOTICES,
+        kind: Kind::Choice(QueueUse::NAMES),
+        default: Some("off"),
+        unset: "",
+        meaning: "Whether commands and events are read from a queue of SQS: `own` for one that only this job's worker \
+                  reads, `shared` for one that others read as well, where what is for them is given back.",
+    },
+    Setting {
+        name: "queue-url",
+        section: NOTICES,
+        kind: Kind::QueueUrl,
+        default: None,
+        unset: "with `queue` `own`: one named `reprieve-` and the job is made, and deleted when the job is over",
+        meaning: "The queue that is read.",
+    },
+    Setting {
+        name: "queue-lease",
+        section: NOTICES,
+        kind: Kind::Duration(Duration::from_secs(3), Duration::from_secs(12 * 60 * 60)),
+        default: Some("1m"),
+        unset: "",
+        meaning: "How long a message that a worker took stays hidden from others when that worker falls silent. It is \
+                  renewed three times in this time while the worker is at it.",
+    },
+    Setting {
+        name: "dead-letter-queue",
+        section: NOTICES,
+        kind: Kind::QueueUrl,
+        default: None,
+        unset: "as the queue's redrive policy says",
+        meaning: "Where messages go that nobody can use, with the reason as an attribute.",
+    },
+    Setting {
+        name: "reply-queue",
+        section: NOTICES,
+        kind: Kind::QueueUrl,
+        default: None,
+        unset: "commands are answered in the log only",
+        meaning: "Where commands that came through the queue are answered.",
+    },
+    Setting {
+        name: "instance-id",
+        section: NOTICES,
+        kind: Kind::Instance,
+        default: None,
+        unset: "as EC2's metadata service says, if there is one",
+        meaning: "What the provider calls this machine; events of the queue are for the machine that they name.",
+    },
+    Setting {
+        name: "instance-tags",
+        section: NOTICES,
+        kind: Kind::Choice(InstanceTags::NAMES),
+        default: Some("off"),
+        unset: "",
+        meaning: "Whether job, state and newest snapshot are written to the tags of this EC2 instance, where its \
+                  console shows them.",
+    },
+    Setting {
         name: "hooks-dir",
         section: CALLOUTS,
         kind: Kind::Path(usize::MAX),
@@ -645,6 +708,16 @@ named! {
     pub enum LogFormat { Auto = "auto", Human = "human", Json = "json", }
 }
 
+named! {
+    /// Whether a queue is read, and whose it is.
+    pub enum QueueUse { Off = "off", Own = "own", Shared = "shared", }
+}
+
+named! {
+    /// Whether the machine's tags tell of the job.
+    pub enum InstanceTags { Off = "off", On = "on", }
+}
+
 /// What is listened to besides signals and the control socket.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Sources {
@@ -726,6 +799,13 @@ pub struct Settings {
     pub webhook: Option<Url>,
     pub webhook_format: WebhookFormat,
     pub sources: Sources,
+    pub queue: QueueUse,
+    pub queue_url: Option<Url>,
+    pub queue_lease: Duration,
+    pub dead_letter_queue: Option<Url>,
+    pub reply_queue: Option<Url>,
+    pub instance_id: Option<String>,
+    pub instance_tags: InstanceTags,
     pub boot_timeout: Duration,
     pub restore_timeout: Duration,
     pub on_other_owner: OnOtherOwner,
@@ -934,6 +1014,13 @@ impl Settings {
             webhook_format: merged
                 .need("webhook-format", Checked::choice(WebhookFormat::from_name)),
             sources: merged.need("sources", Checked::choice(Sources::from_names)),
+            queue: merged.need("queue", Checked::choice(QueueUse::from_name)),
+            queue_url: merged.get("queue-url", Checked::url),
+            queue_lease: merged.need("queue-lease", Checked::duration),
+            dead_letter_queue: merged.get("dead-letter-queue", Checked::url),
+            reply_queue: merged.get("reply-queue", Checked::url),
+            instance_id: merged.text("instance-id"),
+            instance_tags: merged.need("instance-tags", Checked::choice(InstanceTags::from_name)),
             boot_timeout: merged.need("boot-timeout", Checked::duration),
             restore_timeout: merged.need("restore-timeout", Checked::duration),
             on_other_owner: merged.need("on-other-owner", Checked::choice(OnOtherOwner::from_name)),
@@ -978,10 +1065,11 @@ impl Settings {
 
     /// Values that are each fine but leave no time for a checkpoint together.
     fn contradictions(&self, merged: &Merged) -> Vec<Fault> {
+        let mut faults: Vec<Fault> = self.queue_contradiction(merged).into_iter().collect();
         if self.store.is_none() {
-            return Vec::new();
+            return faults;
         }
-        [
+        let margins = [
             ("term-grace", self.term_grace),
             ("checkpoint-timeout", self.checkpoint_timeout),
         ]
@@ -997,8 +1085,32 @@ impl Settings {
                 merged.origin(name)
             ),
             remedy: format!("make deadline-margin smaller than {name}, by several seconds"),
+        });
+        faults.extend(margins);
+        faults
+    }
+
+    fn queue_contradiction(&self, merged: &Merged) -> Option<Fault> {
+        let (name, problem, remedy) = match (self.queue, &self.queue_url) {
+            (QueueUse::Shared, None) => (
+                "queue",
+                "a queue that others share has to be named",
+                "add queue-url",
+            ),
+            (QueueUse::Off, Some(_)) => (
+                "queue-url",
+                "is not read while queue is off",
+                "set queue to own or shared, or leave queue-url out",
+            ),
+            _ => return None,
+        };
+        Some(Fault {
+            name: name.into(),
+            origin: merged.origin(name),
+            value: None,
+            problem: problem.into(),
+            remedy: remedy.into(),
         })
-        .collect()
     }
 
     fn dangers(&self) -> Vec<String> {
@@ -1546,7 +1658,12 @@ fn check_in_layer(entry: &Entry) -> Result<Checked, Problem> {
 fn check(kind: Kind, text: &str) -> Result<Checked, Problem> {
     match kind {
         Kind::StoreAddress => check_store(text),
-        Kind::Endpoint => check_endpoint(text),
+        Kind::Endpoint => check_endpoint(kind, text),
+        Kind::QueueUrl => check_endpoint(kind, text),
+        Kind::Instance => match is_name(text, b"._-", JOB_NAME_LIMIT) {
+            true => Ok(Checked::Text(text.into())),
+            false => Err(Problem::new(kind, "is not the name of a machine")),
+        },
         Kind::Region => match is_name(text, b"-", 64) {
             true => Ok(Checked::Text(text.into())),
             false => Err(Problem::new(kind, "is not the name of a region")),
@@ -1628,8 +1745,7 @@ fn check_store(text: &str) -> Result<Checked, Problem> {
     }
 }
 
-fn check_endpoint(text: &str) -> Result<Checked, Problem> {
-    let kind = Kind::Endpoint;
+fn check_endpoint(kind: Kind, text: &str) -> Result<Checked, Problem> {
     let url =
         Url::parse(text).map_err(|error| Problem::new(kind, format!("is not a URL: {error}")))?;
     refuse_credentials(kind, &url)?;
@@ -1755,6 +1871,10 @@ pub(crate) fn expected(kind: Kind) -> String {
         Kind::StoreAddress => "s3://BUCKET/PREFIX or file:///DIRECTORY".into(),
         Kind::Endpoint => "a URL like https://s3.example.net:9000".into(),
         Kind::Region => "a region like eu-central-1".into(),
+        Kind::QueueUrl => {
+            "a URL like https://sqs.eu-central-1.amazonaws.com/123456789012/my-queue".into()
+        }
+        Kind::Instance => "a name like i-0abc1234def567890".into(),
         Kind::JobName => {
             format!("1 to {JOB_NAME_LIMIT} of A-Z a-z 0-9 . _ -, not starting with a dot")
         }
@@ -1795,7 +1915,7 @@ fn size(bytes: u64) -> String {
 
 /// A value as it may appear in a message. Of a URL everything that could hold credentials is left out.
 fn shown(kind: Kind, text: &str) -> String {
-    if !matches!(kind, Kind::StoreAddress | Kind::Endpoint) {
+    if !matches!(kind, Kind::StoreAddress | Kind::Endpoint | Kind::QueueUrl) {
         return shown_text(text);
     }
     let text = text.split(['?', '#']).next().unwrap_or_default();
@@ -2028,6 +2148,27 @@ mod tests {
         }
     }
 
+    fn queue(name: &str) -> Url {
+        let url = format!("https://sqs.eu-central-1.amazonaws.com/123456789012/{name}");
+        Url::parse(&url).expect("it is one")
+    }
+
+    #[test]
+    fn a_queue_that_is_named_is_read_and_one_that_is_shared_is_named() {
+        let url = "https://sqs.eu-central-1.amazonaws.com/123456789012/fleet";
+        let named = flags(&[("queue", "shared"), ("queue-url", url)]).load();
+        assert!(named.is_ok());
+        assert!(flags(&[("queue", "own")]).load().is_ok());
+        let message = flags(&[("queue", "shared")])
+            .load()
+            .expect_err("which one?");
+        assert!(message.contains("has to be named"), "{message}");
+        let message = flags(&[("queue-url", url)])
+            .load()
+            .expect_err("it is not read");
+        assert!(message.contains("is not read while"), "{message}");
+    }
+
     #[test]
     fn defaults_are_complete() {
         let settings = NOTHING.load().expect("the defaults are valid");
@@ -2071,6 +2212,13 @@ mod tests {
                 webhook: None,
                 webhook_format: WebhookFormat::Json,
                 sources: Sources::Auto,
+                queue: QueueUse::Off,
+                queue_url: None,
+                queue_lease: Duration::from_secs(60),
+                dead_letter_queue: None,
+                reply_queue: None,
+                instance_id: None,
+                instance_tags: InstanceTags::Off,
                 boot_timeout: Duration::from_secs(60),
                 restore_timeout: Duration::from_secs(600),
                 on_other_owner: OnOtherOwner::Wait,
@@ -2125,6 +2273,22 @@ mod tests {
         ("least-interval", "5s"),
         ("at-risk-interval", "5m"),
         ("sources", "sqs,memory-pressure"),
+        ("queue", "shared"),
+        (
+            "queue-url",
+            "https://sqs.eu-central-1.amazonaws.com/123456789012/fleet",
+        ),
+        ("queue-lease", "30s"),
+        (
+            "dead-letter-queue",
+            "https://sqs.eu-central-1.amazonaws.com/123456789012/dead",
+        ),
+        (
+            "reply-queue",
+            "https://sqs.eu-central-1.amazonaws.com/123456789012/replies",
+        ),
+        ("instance-id", "i-0abc"),
+        ("instance-tags", "on"),
         ("hooks-dir", "/hooks"),
         ("hook-timeout", "2s"),
         ("on-hook-failure", "refuse"),
@@ -2214,6 +2378,13 @@ mod tests {
             webhook: Url::parse("http://127.0.0.1:8000/told").ok(),
             webhook_format: WebhookFormat::Sns,
             sources: Sources::Only(vec![Source::Sqs, Source::MemoryPressure]),
+            queue: QueueUse::Shared,
+            queue_url: Some(queue("fleet")),
+            queue_lease: Duration::from_secs(30),
+            dead_letter_queue: Some(queue("dead")),
+            reply_queue: Some(queue("replies")),
+            instance_id: Some("i-0abc".into()),
+            instance_tags: InstanceTags::On,
             boot_timeout: Duration::from_secs(10),
             restore_timeout: Duration::from_secs(3600),
             on_other_owner: OnOtherOwner::Leave,

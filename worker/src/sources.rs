@@ -11,10 +11,11 @@ use reprieve_hooks::pressure;
 use reprieve_hooks::{Asked, Condition, Ear, Health, Heard, Listener};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::metrics;
-use crate::settings::{Settings, Sources as Switched};
+use crate::queue;
+use crate::settings::{QueueUse, Settings, Sources as Switched};
 
 /// What was heard and not yet taken; a source that meets a full queue waits.
 const QUEUE: usize = 64;
@@ -31,14 +32,26 @@ struct Row {
     auto: fn(&Settings) -> bool,
     /// Its task, which goes on until it is dropped.
     task: fn(&Settings, Ear) -> Task,
+    /// How long it may take to finish what it is at, such as an answer, when nobody listens any more. With none it is
+    /// dropped.
+    last_words: Duration,
 }
 
 /// Every source that can be switched on and off, one line each.
-const TABLE: &[Row] = &[Row {
-    source: Source::MemoryPressure,
-    auto: |_| false,
-    task: |_, ear| Box::pin(pressure::listen(ear)),
-}];
+const TABLE: &[Row] = &[
+    Row {
+        source: Source::MemoryPressure,
+        auto: |_| false,
+        task: |_, ear| Box::pin(pressure::listen(ear)),
+        last_words: Duration::ZERO,
+    },
+    Row {
+        source: Source::Sqs,
+        auto: |settings| settings.queue != QueueUse::Off,
+        task: |settings, ear| Box::pin(queue::listen(settings.clone(), ear)),
+        last_words: Duration::from_secs(3),
+    },
+];
 
 /// What comes from sources.
 #[derive(Debug)]
@@ -52,7 +65,10 @@ pub enum News {
 pub struct Sources {
     news: mpsc::Receiver<News>,
     health: Vec<watch::Receiver<Health>>,
-    /// Keeps them going.
+    /// Those that have last words.
+    talkers: JoinSet<()>,
+    last_words: Duration,
+    /// Keeps the others going.
     _tasks: JoinSet<()>,
 }
 
@@ -64,13 +80,24 @@ impl Sources {
             Switched::Only(named) => named.contains(&row.source),
         };
         let mut tasks = JoinSet::new();
+        let mut talkers = JoinSet::new();
+        let mut last_words = Duration::ZERO;
         let listeners = TABLE.iter().filter(wanted).map(|row| {
             let (ear, listener) = Ear::new(row.source);
-            tasks.spawn((row.task)(settings, ear));
+            let task = (row.task)(settings, ear);
+            match row.last_words {
+                Duration::ZERO => tasks.spawn(task),
+                _ => talkers.spawn(task),
+            };
+            last_words = last_words.max(row.last_words);
             listener
         });
         let listeners = listeners.collect();
-        Self::hear(listeners, tasks)
+        Self {
+            talkers,
+            last_words,
+            ..Self::hear(listeners, tasks)
+        }
     }
 
     fn hear(listeners: Vec<Listener>, mut tasks: JoinSet<()>) -> Self {
@@ -83,6 +110,8 @@ impl Sources {
         Self {
             news,
             health,
+            talkers: JoinSet::new(),
+            last_words: Duration::ZERO,
             _tasks: tasks,
         }
     }
@@ -92,6 +121,21 @@ impl Sources {
         match self.news.recv().await {
             Some(news) => news,
             None => std::future::pending().await,
+        }
+    }
+
+    /// Listens no more, and waits for those that have something to finish.
+    pub async fn end(self) {
+        let Self {
+            news,
+            mut talkers,
+            last_words,
+            ..
+        } = self;
+        drop(news);
+        let ended = async { while talkers.join_next().await.is_some() {} };
+        if timeout(last_words, ended).await.is_err() {
+            tracing::info!("a source was not done in time; what it did not finish comes again");
         }
     }
 
@@ -115,6 +159,7 @@ async fn pass_on(mut listener: Listener, news: mpsc::Sender<News>) {
         let next = tokio::select! {
             Some(heard) = listener.heard.recv() => News::Heard(heard),
             Some(asked) = listener.asked.recv() => News::Asked(source, asked),
+            () = news.closed() => return,
             // The source has ended and its ear is gone.
             else => return,
         };

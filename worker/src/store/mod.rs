@@ -14,7 +14,7 @@ mod contract;
 mod directory;
 mod location;
 pub mod retry;
-mod s3;
+pub(crate) mod s3;
 pub mod unreliable;
 
 use std::fmt;

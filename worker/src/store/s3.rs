@@ -21,8 +21,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use aws_config::BehaviorVersion;
 use aws_config::environment::EnvironmentVariableRegionProvider;
+use aws_config::imds::region::ImdsRegionProvider;
 use aws_config::meta::region::RegionProviderChain;
 use aws_config::profile::ProfileFileRegionProvider;
+use aws_config::provider_config::ProviderConfig;
 use aws_config::retry::RetryConfig;
 use aws_config::stalled_stream_protection::StalledStreamProtectionConfig;
 use aws_config::timeout::TimeoutConfig;
@@ -36,7 +38,7 @@ use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::operation::get_object::GetObjectOutput;
 use aws_sdk_s3::primitives::{ByteStream, SdkBody};
 use aws_sdk_s3::types::ChecksumMode;
-use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore, rustls_provider::CryptoMode};
+use aws_smithy_http_client::tls::TrustStore;
 use aws_smithy_types::base64;
 use bytes::{Bytes, BytesMut};
 
@@ -44,6 +46,7 @@ use super::{
     ATTEMPT_LIMIT, Condition, Entry, Object, Store, StoreError, StoreErrorKind, Tag, check_key,
     check_prefix,
 };
+use crate::aws;
 
 /// An upload slower than this many bytes per second is taken for stalled, so that a small one is not waited for as long
 /// as a large one.
@@ -872,7 +875,25 @@ impl Error for Cause {
 
 // ---- Settings of the SDK
 
+/// The same for other services of AWS: no retries of the SDK's own, our certificates.
+pub(crate) async fn sdk_config_for(
+    region: Option<String>,
+    connect: Duration,
+) -> aws_config::SdkConfig {
+    let limits = S3Limits {
+        connect,
+        ..S3Limits::default()
+    };
+    let options = S3Options {
+        region,
+        limits,
+        ..S3Options::default()
+    };
+    sdk_config(&options, trust_store()).await
+}
+
 async fn sdk_config(options: &S3Options, trusted: TrustStore) -> aws_config::SdkConfig {
+    let http = aws::http_client(trusted);
     let region = RegionProviderChain::first_try(options.region.clone().map(Region::new));
     let region = match options.endpoint {
         // Not AWS: the region is a formality, and there is no machine service to ask for it.
@@ -880,13 +901,16 @@ async fn sdk_config(options: &S3Options, trusted: TrustStore) -> aws_config::Sdk
             .or_else(EnvironmentVariableRegionProvider::new())
             .or_else(ProfileFileRegionProvider::new())
             .or_else(Region::from_static("us-east-1")),
-        None => region.or_default_provider(),
+        None => region
+            .or_else(EnvironmentVariableRegionProvider::new())
+            .or_else(ProfileFileRegionProvider::new())
+            // With our connection: the SDK has none of its own here, and its usual chain panics over that.
+            .or_else(
+                ImdsRegionProvider::builder()
+                    .configure(&ProviderConfig::default().with_http_client(http.clone()))
+                    .build(),
+            ),
     };
-    let context = TlsContext::builder().with_trust_store(trusted).build();
-    let http = aws_smithy_http_client::Builder::new()
-        .tls_provider(Provider::Rustls(CryptoMode::Ring))
-        .tls_context(context.expect("a trust store is all it needs"))
-        .build_https();
     let mut loader = aws_config::defaults(BehaviorVersion::v2026_01_12())
         .http_client(http)
         .region(region)
@@ -910,7 +934,7 @@ async fn sdk_config(options: &S3Options, trusted: TrustStore) -> aws_config::Sdk
 
 /// The system's certificates (or `SSL_CERT_FILE`'s), and Mozilla's where there are none: we run inside the user's own
 /// image, and the common small ones come without.
-fn trust_store() -> TrustStore {
+pub(crate) fn trust_store() -> TrustStore {
     if !rustls_native_certs::load_native_certs().certs.is_empty() {
         return TrustStore::default();
     }
@@ -1017,6 +1041,19 @@ mod tests {
             assert_eq!(error.kind, kind, "{error}");
             assert!(error.message.contains("credentials"), "{error}");
         }
+    }
+
+    /// Without an endpoint of one's own the SDK may ask the machine for its region; it used to panic, having no
+    /// connection.
+    #[tokio::test]
+    async fn settings_for_aws_itself_can_be_made() {
+        let options = S3Options {
+            endpoint: None,
+            region: Some("eu-central-1".to_owned()),
+            ..options("")
+        };
+        let shared = sdk_config(&options, bundled_roots()).await;
+        assert_eq!(shared.region().map(AsRef::as_ref), Some("eu-central-1"));
     }
 
     /// The SDK panics over certificates that it cannot read.

@@ -38,7 +38,7 @@ use reprieve_hooks::{Asked, Heard};
 use serde_json::json;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 
 pub use checkpoint::{CheckpointError, Report};
 
@@ -48,6 +48,7 @@ use crate::control::protocol::{Durable, Outcome, SourceHealth, Status};
 use crate::failure::{ExitCode, Failure};
 use crate::host;
 use crate::metrics::{self, CheckpointOutcome, DeadlineOutcome, NoticeKind};
+use crate::queue::Told;
 use crate::settings::{self, OnCheckpointFailure, OnSignal, Period, Settings, SignalTarget};
 use crate::sources::{self, News, Sources};
 use crate::supervisor::boot::{Booted, Gate, Origin, Protection};
@@ -67,9 +68,6 @@ const GOODBYE_LIMIT: Duration = Duration::from_secs(3);
 
 /// How long the kernel may take to end a process that was killed.
 const KILL_LIMIT: Duration = Duration::from_secs(5);
-
-/// How long a source may take to pass on what became of its notice, at the end.
-const ANSWER_LIMIT: Duration = Duration::from_secs(1);
 
 /// A program before the freeze gets this part of the time for storing at most: one of so many.
 const HOOK_SHARE: u64 = 4;
@@ -162,9 +160,7 @@ pub struct Supervisor {
     sources: Option<Sources>,
     callouts: Arc<Callouts>,
     /// The announcement that was told last: one that is repeated is told once.
-    told: Option<Announcement>,
-    /// Since when somebody behind a source may need a moment to pass an answer on.
-    answered: bool,
+    announced: Option<Announcement>,
     /// Programs of the user's that are waited for at the end, for as long as they may take.
     last_words: Vec<JoinHandle<()>>,
     /// What to tell those who wait for the checkpoint that just ended.
@@ -172,6 +168,7 @@ pub struct Supervisor {
     waiting: HashMap<RequestId, Waiter>,
     next_request: u64,
     last_snapshot: Option<LastSnapshot>,
+    told: watch::Sender<Told>,
     durable: u64,
     failed: u64,
     last_failure: Option<String>,
@@ -250,17 +247,25 @@ impl Supervisor {
             under_way: None,
             sources: None,
             callouts,
-            told: None,
-            answered: false,
+            announced: None,
             last_words: Vec::new(),
             last_answer: None,
             waiting: HashMap::new(),
             next_request: 0,
             last_snapshot: None,
+            told: watch::Sender::new(Told {
+                state: Phase::Booting.as_str(),
+                snapshot: None,
+            }),
             durable: 0,
             failed: 0,
             last_failure: None,
         }
+    }
+
+    /// State and newest snapshot, as they change.
+    pub fn told(&self) -> watch::Receiver<Told> {
+        self.told.subscribe()
     }
 
     /// Runs the job and returns the exit code of the process.
@@ -361,6 +366,17 @@ impl Supervisor {
 
     fn tell_state(&self) {
         metrics::state(self.life.phase().into());
+        let told = Told {
+            state: self.life.phase().as_str(),
+            snapshot: self
+                .last_snapshot
+                .map(|snapshot| (snapshot.generation, WallMs(snapshot.taken_at_ms))),
+        };
+        self.told.send_if_modified(|known| {
+            let news = *known != told;
+            *known = told;
+            news
+        });
     }
 
     fn signalled(&mut self, signal: i32) -> Vec<Effect> {
@@ -524,7 +540,7 @@ impl Supervisor {
             Says::Goes { fate, at } => {
                 let wall = sources::wall_now();
                 let left_ms = at.map(|at| at.0.saturating_sub(wall.0));
-                if self.told.as_ref() != Some(&announcement) {
+                if self.announced.as_ref() != Some(&announcement) {
                     metrics::notice(source, fate.into());
                     tracing::info!(
                         source = source.as_str(),
@@ -547,7 +563,7 @@ impl Supervisor {
                 );
             }
         }
-        self.told = Some(announcement.clone());
+        self.announced = Some(announcement.clone());
         let id = self.register(Waiter::Source(settled));
         let announced = Event::Announced {
             id,
@@ -686,7 +702,6 @@ impl Supervisor {
 
     fn answer(&mut self, id: RequestId, answer: Outcome) {
         if let Some(waiter) = self.waiting.remove(&id) {
-            self.answered |= matches!(waiter, Waiter::Source(_) | Waiter::Order(_));
             waiter.tell(answer);
         }
     }
@@ -927,11 +942,18 @@ impl Supervisor {
 
     async fn finish(mut self, finish: Finish, signals: &mut Signals) -> u8 {
         self.housekeeping = None;
-        match finish {
+        let sources = self.sources.take();
+        let code = match finish {
             Finish::AppEnded => self.finish_ended(signals).await,
             Finish::Checkpointed => self.finish_checkpointed(signals).await,
             Finish::Fenced => self.finish_fenced(signals).await,
+        };
+        // Whoever still waits to be told hears that there is nothing more to come.
+        self.waiting.clear();
+        if let Some(sources) = sources {
+            sources.end().await;
         }
+        code
     }
 
     async fn finish_ended(&mut self, signals: &mut Signals) -> u8 {
@@ -972,19 +994,13 @@ impl Supervisor {
         ExitCode::Fenced.number()
     }
 
-    /// Gives programs of the user's and sources that were just answered the time to do what follows.
+    /// Gives programs of the user's the time to do what follows.
     async fn await_last_words(&mut self, signals: &mut Signals) {
         let words = std::mem::take(&mut self.last_words);
-        let answer = if self.answered {
-            ANSWER_LIMIT
-        } else {
-            Duration::ZERO
-        };
         let spoken = async {
             for word in words {
                 drop(word.await);
             }
-            sleep(answer).await;
         };
         tokio::pin!(spoken);
         loop {
