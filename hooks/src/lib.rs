@@ -5,7 +5,15 @@
 //! dropped, and when it cannot do its work says so through [`Ear::health`] and tries again later.
 #![forbid(unsafe_code)]
 
+pub mod azure;
+pub mod ec2_metadata;
+pub mod ecs;
+pub mod gcp;
+pub mod http;
+pub mod presence;
 pub mod signals;
+mod time;
+mod told;
 
 use std::sync::Arc;
 
