@@ -450,7 +450,7 @@ pub(crate) mod tests {
     use std::time::Duration;
 
     use reprieve_core::manifest::{AppFacts, HostFacts, Part, Sizes, Stdio};
-    use reprieve_core::notice::{Afterwards, Trigger};
+    use reprieve_core::notice::{Afterwards, Source};
 
     use crate::store::DirectoryStore;
 
@@ -481,7 +481,7 @@ pub(crate) mod tests {
             attempt: nonce(),
             parent: None,
             taken_at_ms: 1,
-            trigger: Trigger::Control,
+            trigger: Source::Control,
             afterwards: Afterwards::Continue,
             app: AppFacts {
                 argv: vec!["app".into()],

@@ -16,6 +16,7 @@ pub mod operate;
 pub mod pages;
 mod place;
 pub mod settings;
+pub mod sources;
 pub mod store;
 #[cfg(test)]
 mod stored;

@@ -13,6 +13,7 @@ use reprieve::logging::Logging;
 use reprieve::metrics::Exporter;
 use reprieve::operate::Request;
 use reprieve::settings::{ProcessEnvironment, Settings};
+use reprieve::sources::Sources;
 use reprieve::supervisor::reaper::Reaper;
 use reprieve::supervisor::{Clock, Supervisor};
 use reprieve::sys;
@@ -116,9 +117,10 @@ async fn supervise(settings: Settings, app: AppCommand, clock: Clock) -> Result<
     serve_metrics(&settings).await?;
     let (sender, requests) = mpsc::channel(REQUESTS);
     let callers = listen(&settings, sender);
+    let sources = Sources::start(&settings);
     let argv = std::iter::once(app.program).chain(app.arguments).collect();
     let supervisor = Supervisor::new(settings, argv, Arc::new(Reaper::default()), clock);
-    let ended = supervisor.run(signals, requests).await;
+    let ended = supervisor.run(signals, requests, sources).await;
     if let Some(callers) = callers {
         callers.served(LAST_WORDS).await;
     }

@@ -25,7 +25,7 @@ use metrics_exporter_prometheus::{
     Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder,
 };
 use reprieve_core::lifecycle::Phase;
-use reprieve_core::notice;
+use reprieve_core::notice::{Fate, Source, WallMs};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
@@ -66,20 +66,6 @@ impl From<Phase> for State {
             Phase::Running => Self::Running,
             Phase::Checkpointing => Self::Checkpointing,
             Phase::Over => Self::Over,
-        }
-    }
-}
-
-named! {
-    /// What made a checkpoint begin.
-    pub enum Trigger { Signal = "signal", Control = "control", }
-}
-
-impl From<notice::Trigger> for Trigger {
-    fn from(trigger: notice::Trigger) -> Self {
-        match trigger {
-            notice::Trigger::Signal => Self::Signal,
-            notice::Trigger::Control => Self::Control,
         }
     }
 }
@@ -127,18 +113,28 @@ named! {
 }
 
 named! {
-    /// Who announced something.
-    pub enum NoticeSource {
-        Signal = "signal",
-        Control = "control",
+    /// What was announced or asked.
+    pub enum NoticeKind {
+        Terminate = "terminate",
+        Stop = "stop",
+        Hibernate = "hibernate",
+        Maintenance = "maintenance",
+        AtRisk = "at_risk",
+        Withdrawn = "withdrawn",
+        Checkpoint = "checkpoint",
+        Order = "order",
     }
 }
 
-named! {
-    /// What was announced.
-    pub enum NoticeKind {
-        Terminate = "terminate",
-        Checkpoint = "checkpoint",
+impl From<Fate> for NoticeKind {
+    fn from(fate: Fate) -> Self {
+        match fate {
+            Fate::Terminate => Self::Terminate,
+            Fate::Stop => Self::Stop,
+            Fate::Hibernate => Self::Hibernate,
+            Fate::Maintenance => Self::Maintenance,
+            Fate::AtRisk => Self::AtRisk,
+        }
     }
 }
 
@@ -269,7 +265,7 @@ const CHECKPOINTS: Metric = Metric {
     kind: Kind::Counter,
     unit: Unit::Count,
     labels: &[
-        label("trigger", Trigger::NAMES),
+        label("trigger", &Source::NAMES),
         label("outcome", CheckpointOutcome::NAMES),
     ],
     stability: Stability::Stable,
@@ -347,11 +343,38 @@ const NOTICES: Metric = Metric {
     kind: Kind::Counter,
     unit: Unit::Count,
     labels: &[
-        label("source", NoticeSource::NAMES),
+        label("source", &Source::NAMES),
         label("kind", NoticeKind::NAMES),
     ],
     stability: Stability::Stable,
     help: "Announcements that the machine goes, or requests for a checkpoint, each counted once.",
+};
+
+const SOURCE_UP: Metric = Metric {
+    name: "reprieve_source_up",
+    kind: Kind::Gauge,
+    unit: Unit::Flag,
+    labels: &[label("source", &Source::NAMES)],
+    stability: Stability::Stable,
+    help: "1 for each source of notices that works; 0 for those that are switched off, not there or out of order.",
+};
+
+const SOURCE_SUCCESS: Metric = Metric {
+    name: "reprieve_source_last_success_timestamp_seconds",
+    kind: Kind::Gauge,
+    unit: Unit::Seconds,
+    labels: &[label("source", &Source::NAMES)],
+    stability: Stability::Stable,
+    help: "When each source was last seen to work, since the Unix epoch; 0 if never. Its age is `time()` minus this.",
+};
+
+const SOURCE_FAILURES: Metric = Metric {
+    name: "reprieve_source_failures",
+    kind: Kind::Gauge,
+    unit: Unit::Count,
+    labels: &[label("source", &Source::NAMES)],
+    stability: Stability::Unstable,
+    help: "Tries in a row that failed, of each source.",
 };
 
 const APP_STARTS: Metric = Metric {
@@ -444,6 +467,9 @@ pub const TABLE: &[Metric] = &[
     RESTORES,
     RESTORE_PHASE,
     NOTICES,
+    SOURCE_UP,
+    SOURCE_SUCCESS,
+    SOURCE_FAILURES,
     APP_STARTS,
     STORE_REQUESTS,
     STORE_RETRIES,
@@ -462,7 +488,7 @@ pub fn state(now: State) {
     }
 }
 
-pub fn checkpoint_ended(trigger: Trigger, outcome: CheckpointOutcome) {
+pub fn checkpoint_ended(trigger: Source, outcome: CheckpointOutcome) {
     ::metrics::counter!(CHECKPOINTS.name, "trigger" => trigger.as_str(), "outcome" => outcome.as_str()).increment(1);
 }
 
@@ -498,9 +524,19 @@ pub fn restore_phase_lasted(phase: RestorePhase, duration: Duration) {
     ::metrics::histogram!(RESTORE_PHASE.name, "phase" => phase.as_str()).record(duration);
 }
 
-pub fn notice(source: NoticeSource, kind: NoticeKind) {
+pub fn notice(source: Source, kind: NoticeKind) {
     ::metrics::counter!(NOTICES.name, "source" => source.as_str(), "kind" => kind.as_str())
         .increment(1);
+}
+
+/// How a source is now.
+pub fn source(source: Source, up: bool, last_success: Option<WallMs>, failures: u32) {
+    let name = source.as_str();
+    ::metrics::gauge!(SOURCE_UP.name, "source" => name).set(if up { 1.0 } else { 0.0 });
+    // Exact for the next thousands of years.
+    let seconds = last_success.map_or(0.0, |at| at.0 as f64 / 1000.0);
+    ::metrics::gauge!(SOURCE_SUCCESS.name, "source" => name).set(seconds);
+    ::metrics::gauge!(SOURCE_FAILURES.name, "source" => name).set(f64::from(failures));
 }
 
 pub fn app_started(how: StartedHow) {
@@ -807,7 +843,15 @@ mod tests {
     #[test]
     fn recordings_arrive_under_the_names_of_the_table() {
         let at = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
-        let table: [(fn(), &str); 17] = [
+        let table: [(fn(), &str); 19] = [
+            (
+                || source(Source::Sqs, true, Some(WallMs(1_500)), 2),
+                "reprieve_source_up{source=\"sqs\"} 1",
+            ),
+            (
+                || source(Source::Sqs, true, Some(WallMs(1_500)), 2),
+                "reprieve_source_last_success_timestamp_seconds{source=\"sqs\"} 1.5",
+            ),
             (
                 || state(State::Running),
                 "reprieve_state{state=\"running\"} 1",
@@ -820,7 +864,7 @@ mod tests {
                 "reprieve_state{state=\"running\"} 0",
             ),
             (
-                || checkpoint_ended(Trigger::Control, CheckpointOutcome::TimedOut),
+                || checkpoint_ended(Source::Control, CheckpointOutcome::TimedOut),
                 "reprieve_checkpoints_total{trigger=\"control\",outcome=\"timed_out\"} 1",
             ),
             (
@@ -844,7 +888,7 @@ mod tests {
                 "reprieve_restore_phase_seconds_sum{phase=\"restore\"} 2",
             ),
             (
-                || notice(NoticeSource::Control, NoticeKind::Checkpoint),
+                || notice(Source::Control, NoticeKind::Checkpoint),
                 "reprieve_notices_total{source=\"control\",kind=\"checkpoint\"} 1",
             ),
             (
@@ -870,7 +914,7 @@ mod tests {
             ),
             (|| zombies_reaped(2), "reprieve_zombies_reaped_total 2"),
             (
-                || checkpoint_ended(notice::Trigger::Signal.into(), CheckpointOutcome::Durable),
+                || checkpoint_ended(Source::Signal, CheckpointOutcome::Durable),
                 "reprieve_checkpoints_total{trigger=\"signal\",outcome=\"durable\"} 1",
             ),
         ];

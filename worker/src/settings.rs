@@ -18,7 +18,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use config::{Config, ConfigError, File, FileFormat, Map, Source, Value, ValueKind};
+use config::{Config, ConfigError, File, FileFormat, Map, Value, ValueKind};
+use reprieve_core::notice::Source;
 use reprieve_core::retention::Policy;
 use tracing_subscriber::EnvFilter;
 use url::Url;
@@ -66,6 +67,8 @@ pub enum Kind {
     Region,
     JobName,
     Choice(&'static [&'static str]),
+    /// `auto`, `none`, or sources of notices by name.
+    Sources,
     /// Lower and upper limit.
     Duration(Duration, Duration),
     /// Lower and upper limit in bytes.
@@ -118,6 +121,7 @@ impl Setting {
 
 const STORE: &str = "Store";
 const EVICTION: &str = "Eviction and checkpoint";
+const NOTICES: &str = "Notices";
 const BOOT: &str = "Boot and restore";
 const HOST: &str = "Host";
 const OBSERVE: &str = "Observation";
@@ -290,6 +294,16 @@ pub const TABLE: &[Setting] = &[
         meaning: "Who gets the signals that are passed on: the app's process group, or the app alone (`child`).",
     },
     Setting {
+        name: "sources",
+        section: NOTICES,
+        kind: Kind::Sources,
+        default: Some("auto"),
+        unset: "",
+        meaning: "What is listened to besides signals and the control socket: names with commas between them, `none`, or \
+                  `auto` for whatever needs no more than other settings say. One that this machine does not have, or \
+                  that is out of order, costs a line of the log and nothing else.",
+    },
+    Setting {
         name: "boot-timeout",
         section: BOOT,
         kind: Kind::Duration(Duration::from_secs(1), DAY),
@@ -420,6 +434,40 @@ named! {
     pub enum LogFormat { Auto = "auto", Human = "human", Json = "json", }
 }
 
+/// What is listened to besides signals and the control socket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Sources {
+    Auto,
+    /// These and no others.
+    Only(Vec<Source>),
+}
+
+impl Sources {
+    /// Those that can be switched on and off, as settings spell them.
+    fn names() -> impl Iterator<Item = (String, Source)> {
+        let switched =
+            |source: &Source| !matches!(source, Source::Signal | Source::Control | Source::Timer);
+        let named = |source: Source| (source.as_str().replace('_', "-"), source);
+        Source::ALL.into_iter().filter(switched).map(named)
+    }
+
+    fn from_names(text: &str) -> Option<Self> {
+        let source = |name: &str| {
+            let known = Self::names().find(|(known, _)| known == name.trim());
+            known.map(|(_, source)| source)
+        };
+        match text {
+            "auto" => Some(Self::Auto),
+            "none" => Some(Self::Only(Vec::new())),
+            names => names
+                .split(',')
+                .map(source)
+                .collect::<Option<_>>()
+                .map(Self::Only),
+        }
+    }
+}
+
 /// How the job got its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum JobNameOrigin {
@@ -451,6 +499,7 @@ pub struct Settings {
     pub checkpointed_exit_code: u8,
     pub ghost_limit_bytes: u32,
     pub signal_target: SignalTarget,
+    pub sources: Sources,
     pub boot_timeout: Duration,
     pub restore_timeout: Duration,
     pub on_other_owner: OnOtherOwner,
@@ -635,6 +684,7 @@ impl Settings {
                 checked.bytes().and_then(|bytes| u32::try_from(bytes).ok())
             }),
             signal_target: merged.need("signal-target", Checked::choice(SignalTarget::from_name)),
+            sources: merged.need("sources", Checked::choice(Sources::from_names)),
             boot_timeout: merged.need("boot-timeout", Checked::duration),
             restore_timeout: merged.need("restore-timeout", Checked::duration),
             on_other_owner: merged.need("on-other-owner", Checked::choice(OnOtherOwner::from_name)),
@@ -836,8 +886,8 @@ struct Entry {
     origin: Origin,
 }
 
-impl Source for Layer {
-    fn clone_into_box(&self) -> Box<dyn Source + Send + Sync> {
+impl config::Source for Layer {
+    fn clone_into_box(&self) -> Box<dyn config::Source + Send + Sync> {
         Box::new(self.clone())
     }
 
@@ -1047,7 +1097,7 @@ fn file_layer(
             return Vec::new();
         }
     };
-    match File::from_str(&text, FileFormat::Toml).collect() {
+    match config::Source::collect(&File::from_str(&text, FileFormat::Toml)) {
         Ok(table) => file_entries(table, &path, faults),
         Err(error) => {
             faults.push(fault(
@@ -1269,6 +1319,10 @@ fn check(kind: Kind, text: &str) -> Result<Checked, Problem> {
                 ),
             )),
         },
+        Kind::Sources => match Sources::from_names(text) {
+            Some(_) => Ok(Checked::Text(text.into())),
+            None => Err(Problem::new(kind, "names a source that there is not")),
+        },
         Kind::Duration(least, most) => check_duration(kind, text, least, most),
         Kind::Size(least, most) => check_size(kind, text, least, most),
         Kind::Count(least, most) => match text.parse() {
@@ -1452,6 +1506,10 @@ pub(crate) fn expected(kind: Kind) -> String {
             format!("1 to {JOB_NAME_LIMIT} of A-Z a-z 0-9 . _ -, not starting with a dot")
         }
         Kind::Choice(names) => format!("one of {}", names.join(", ")),
+        Kind::Sources => {
+            let names: Vec<String> = Sources::names().map(|(name, _)| name).collect();
+            format!("auto, none, or some of {}", names.join(","))
+        }
         Kind::Duration(least, most) => format!(
             "a duration with its unit like 25s or 2m, from {} to {}",
             duration(least),
@@ -1743,6 +1801,7 @@ mod tests {
                 checkpointed_exit_code: 75,
                 ghost_limit_bytes: 64 * 1024 * 1024,
                 signal_target: SignalTarget::Group,
+                sources: Sources::Auto,
                 boot_timeout: Duration::from_secs(60),
                 restore_timeout: Duration::from_secs(600),
                 on_other_owner: OnOtherOwner::Wait,
@@ -1785,6 +1844,7 @@ mod tests {
         ("checkpointed-exit-code", "143"),
         ("ghost-limit", "0B"),
         ("signal-target", "child"),
+        ("sources", "sqs,memory-pressure"),
         ("boot-timeout", "10s"),
         ("restore-timeout", "1h"),
         ("on-other-owner", "leave"),
@@ -1853,6 +1913,7 @@ mod tests {
             checkpointed_exit_code: 143,
             ghost_limit_bytes: 0,
             signal_target: SignalTarget::Child,
+            sources: Sources::Only(vec![Source::Sqs, Source::MemoryPressure]),
             boot_timeout: Duration::from_secs(10),
             restore_timeout: Duration::from_secs(3600),
             on_other_owner: OnOtherOwner::Leave,

@@ -15,7 +15,7 @@
 //! leaves the app running is carried out after it, never forgotten.
 
 use crate::deadline::{Budget, budget};
-use crate::notice::{Afterwards, Moment, Notice, Trigger};
+use crate::notice::{Afterwards, Moment, Notice, Source};
 
 /// Names a request that waits for an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -58,6 +58,7 @@ pub enum Event {
     /// Somebody asked for a checkpoint.
     Request {
         id: RequestId,
+        by: Source,
         afterwards: Afterwards,
         deadline: Moment,
     },
@@ -181,9 +182,17 @@ impl Lifecycle {
             Event::Signal(signal) => self.signalled(signal),
             Event::Request {
                 id,
+                by,
                 afterwards,
                 deadline,
-            } => self.requested(id, afterwards, deadline, now),
+            } => {
+                let notice = Notice {
+                    trigger: by,
+                    afterwards,
+                    deadline,
+                };
+                self.requested(id, notice, now)
+            }
             Event::AppReady => self.ready(),
             Event::AppEnded => self.app_ended(),
             Event::CheckpointEnded(how) => self.checkpoint_ended(how, now),
@@ -194,7 +203,7 @@ impl Lifecycle {
     fn terminated(&mut self, now: Moment) -> Vec<Effect> {
         let deadline = now.plus_ms(self.policy.term_grace_ms);
         let notice = Notice {
-            trigger: Trigger::Signal,
+            trigger: Source::Signal,
             afterwards: Afterwards::Stop,
             deadline,
         };
@@ -203,7 +212,7 @@ impl Lifecycle {
             State::Running => self.begin(notice, Vec::new(), now),
             State::Checkpointing(run) if run.notice.afterwards == Afterwards::Stop => {
                 // A signal's wish outlives a request's: if this run fails it is treated as the signal's.
-                run.notice.trigger = Trigger::Signal;
+                run.notice.trigger = Source::Signal;
                 if deadline >= run.notice.deadline {
                     return Vec::new();
                 }
@@ -244,18 +253,12 @@ impl Lifecycle {
         }
     }
 
-    fn requested(
-        &mut self,
-        id: RequestId,
-        afterwards: Afterwards,
-        deadline: Moment,
-        now: Moment,
-    ) -> Vec<Effect> {
-        let notice = Notice {
-            trigger: Trigger::Control,
+    fn requested(&mut self, id: RequestId, notice: Notice, now: Moment) -> Vec<Effect> {
+        let Notice {
             afterwards,
             deadline,
-        };
+            ..
+        } = notice;
         let refuse = |reason: &str| vec![Effect::Refuse(id, reason.to_owned())];
         if !self.policy.can_checkpoint {
             return refuse(
@@ -356,7 +359,7 @@ impl Lifecycle {
         effects.extend(run.held.into_iter().map(Effect::Forward));
         match run.next {
             Some((notice, waiting)) => effects.extend(self.begin(notice, waiting, now)),
-            None if how == Ended::Failed && run.notice.trigger == Trigger::Signal => {
+            None if how == Ended::Failed && run.notice.trigger == Source::Signal => {
                 effects.extend(self.missed())
             }
             None => {}
@@ -386,7 +389,7 @@ impl Lifecycle {
                     .into_iter()
                     .map(|id| Effect::Refuse(id, no_time.to_string()))
                     .collect();
-                if notice.trigger == Trigger::Signal {
+                if notice.trigger == Source::Signal {
                     effects.push(Effect::Missed(no_time.to_string()));
                     effects.extend(self.missed());
                 }
@@ -400,8 +403,8 @@ impl Run {
     fn queue(&mut self, notice: Notice, id: Option<RequestId>) {
         let (queued, waiting) = self.next.get_or_insert((notice, Vec::new()));
         queued.deadline = queued.deadline.min(notice.deadline);
-        if notice.trigger == Trigger::Signal {
-            queued.trigger = Trigger::Signal;
+        if notice.trigger == Source::Signal {
+            queued.trigger = Source::Signal;
         }
         if notice.afterwards == Afterwards::Stop {
             queued.afterwards = Afterwards::Stop;
@@ -441,6 +444,7 @@ mod tests {
     fn request(number: u64, afterwards: Afterwards) -> Event {
         Event::Request {
             id: RequestId(number),
+            by: Source::Control,
             afterwards,
             deadline: T0.plus_ms(25_000),
         }
@@ -609,7 +613,7 @@ mod tests {
                     2 | 3 => {
                         asked.push(id);
                         let afterwards = if kind == 2 { Afterwards::Stop } else { Afterwards::Continue };
-                        Event::Request { id, afterwards, deadline: now.plus_ms(5_000) }
+                        Event::Request { id, by: Source::Control, afterwards, deadline: now.plus_ms(5_000) }
                     }
                     4 => Event::AppReady,
                     5 => Event::AppEnded,

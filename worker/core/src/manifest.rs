@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::document::{self, DocumentError};
-use crate::notice::{Afterwards, Trigger};
+use crate::notice::{Afterwards, Source};
 
 const KIND: &str = "manifest";
 /// The version this program writes and the only one it reads.
@@ -141,7 +141,7 @@ pub struct Manifest {
     pub parent: Option<u64>,
     /// Wall clock of the host at the freeze, in milliseconds since the Unix epoch.
     pub taken_at_ms: u64,
-    pub trigger: Trigger,
+    pub trigger: Source,
     pub afterwards: Afterwards,
     pub app: AppFacts,
     pub host: HostFacts,

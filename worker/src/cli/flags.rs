@@ -114,6 +114,7 @@ fn value_name(kind: Kind) -> &'static str {
         Kind::StoreAddress | Kind::Endpoint => "URL",
         Kind::Region | Kind::JobName => "NAME",
         Kind::Choice(_) => "CHOICE",
+        Kind::Sources => "NAMES",
         Kind::Duration(..) => "DURATION",
         Kind::Size(..) => "SIZE",
         Kind::Count(..) | Kind::ExitCode => "NUMBER",

@@ -28,8 +28,11 @@ use reprieve_core::head::Finished;
 use reprieve_core::lifecycle::{
     self, Effect, Ended, Event, Finish, Lifecycle, OnFailure, Phase, Policy, RequestId,
 };
-use reprieve_core::notice::{Afterwards, Moment, Notice};
+use reprieve_core::notice::{
+    Afterwards, Fate, Moment, Notice, Order, Reply, Says, Settled, Source, WallMs,
+};
 use reprieve_hooks::signals::Signals;
+use reprieve_hooks::{Asked, Heard};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
@@ -37,11 +40,12 @@ use tokio::time::{Instant, timeout};
 pub use checkpoint::{CheckpointError, Report};
 
 use crate::catalog::CatalogError;
-use crate::control::protocol::{Durable, Outcome, Status};
+use crate::control::protocol::{Durable, Outcome, SourceHealth, Status};
 use crate::failure::{ExitCode, Failure};
 use crate::host;
-use crate::metrics::{self, CheckpointOutcome, NoticeKind, NoticeSource};
+use crate::metrics::{self, CheckpointOutcome, NoticeKind};
 use crate::settings::{OnCheckpointFailure, Settings, SignalTarget};
+use crate::sources::{self, News, Sources};
 use crate::supervisor::boot::{Booted, Gate, Origin, Protection};
 use crate::supervisor::checkpoint::{Limits, Subject};
 use crate::supervisor::housekeeping::Housekeeping;
@@ -101,6 +105,12 @@ impl Clock {
         Moment(u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX))
     }
 
+    /// When the wall clock will show this, as far as can be told now.
+    fn moment(self, at: WallMs) -> Moment {
+        let left = at.0.saturating_sub(sources::wall_now().0);
+        self.now().plus_ms(left)
+    }
+
     fn instant(self, moment: Moment) -> Instant {
         self.start + Duration::from_millis(moment.0)
     }
@@ -133,9 +143,11 @@ pub struct Supervisor {
     owned: Arc<OnceLock<Arc<Ownership>>>,
     housekeeping: Option<Housekeeping>,
     under_way: Option<UnderWay>,
+    /// Set when the run begins.
+    sources: Option<Sources>,
     /// What to tell those who wait for the checkpoint that just ended.
     last_answer: Option<Outcome>,
-    waiting: HashMap<RequestId, oneshot::Sender<Outcome>>,
+    waiting: HashMap<RequestId, Waiter>,
     next_request: u64,
     last_snapshot: Option<LastSnapshot>,
     durable: u64,
@@ -150,6 +162,28 @@ enum Happened {
     CheckpointEnded(Result<Report, CheckpointError>),
     Fenced,
     Asked(Request),
+    News(News),
+}
+
+/// Somebody who waits to be told what became of a checkpoint.
+#[derive(Debug)]
+enum Waiter {
+    Control(oneshot::Sender<Outcome>),
+    /// A source that announced something.
+    Source(oneshot::Sender<Settled>),
+    /// Somebody behind a source.
+    Order(oneshot::Sender<Reply>),
+}
+
+impl Waiter {
+    /// Whoever waited may be gone.
+    fn tell(self, outcome: Outcome) {
+        match self {
+            Self::Control(sender) => drop(sender.send(outcome)),
+            Self::Source(sender) => drop(sender.send(outcome.into())),
+            Self::Order(sender) => drop(sender.send(Reply::Settled(outcome.into()))),
+        }
+    }
 }
 
 impl Supervisor {
@@ -177,6 +211,7 @@ impl Supervisor {
             owned: Arc::default(),
             housekeeping: None,
             under_way: None,
+            sources: None,
             last_answer: None,
             waiting: HashMap::new(),
             next_request: 0,
@@ -192,7 +227,9 @@ impl Supervisor {
         mut self,
         mut signals: Signals,
         mut requests: mpsc::Receiver<Request>,
+        sources: Sources,
     ) -> Result<u8, Failure> {
+        self.sources = Some(sources);
         self.tell_state();
         let gate = Arc::new(Gate::default());
         let boot = boot::boot(
@@ -241,6 +278,8 @@ impl Supervisor {
                 Happened::CheckpointEnded(result) => self.checkpoint_ended(&result),
                 Happened::Fenced => self.life.handle(Event::Fenced, self.clock.now()),
                 Happened::Asked(request) => self.asked(request),
+                Happened::News(News::Heard(heard)) => self.heard(heard),
+                Happened::News(News::Asked(source, asked)) => self.ordered(source, asked),
             };
             self.tell_state();
             for effect in effects {
@@ -273,6 +312,7 @@ impl Supervisor {
             () = fenced(&self.owned, self.life.phase()) => Happened::Fenced,
             booted = finished(boot) => Happened::Booted(Box::new(booted)),
             Some(request) = requests.recv() => Happened::Asked(request),
+            news = news(&mut self.sources) => Happened::News(news),
         }
     }
 
@@ -288,7 +328,7 @@ impl Supervisor {
         }
         if signal == libc::SIGTERM && self.settings.store.is_some() {
             tracing::info!(grace = ?self.settings.term_grace, "SIGTERM: this host is to stop");
-            metrics::notice(NoticeSource::Signal, NoticeKind::Terminate);
+            metrics::notice(Source::Signal, NoticeKind::Terminate);
         }
         self.life.handle(Event::Signal(signal), self.clock.now())
     }
@@ -335,21 +375,102 @@ impl Supervisor {
                 timeout,
                 answer,
             } => {
-                metrics::notice(NoticeSource::Control, NoticeKind::Checkpoint);
-                let id = RequestId(self.next_request);
-                self.next_request += 1;
-                self.waiting.insert(id, answer);
-                let now = self.clock.now();
+                metrics::notice(Source::Control, NoticeKind::Checkpoint);
                 let timeout = timeout.unwrap_or(self.settings.checkpoint_timeout);
-                let deadline = now.plus_ms(u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX));
-                self.life.handle(
-                    Event::Request {
-                        id,
-                        afterwards,
-                        deadline,
-                    },
-                    now,
+                let deadline = self.clock.now().plus_ms(millis(timeout));
+                self.wanted(
+                    Source::Control,
+                    afterwards,
+                    deadline,
+                    Waiter::Control(answer),
                 )
+            }
+        }
+    }
+
+    fn wanted(
+        &mut self,
+        by: Source,
+        afterwards: Afterwards,
+        deadline: Moment,
+        waiter: Waiter,
+    ) -> Vec<Effect> {
+        let id = RequestId(self.next_request);
+        self.next_request += 1;
+        self.waiting.insert(id, waiter);
+        let request = Event::Request {
+            id,
+            by,
+            afterwards,
+            deadline,
+        };
+        self.life.handle(request, self.clock.now())
+    }
+
+    /// Without a time the setting counts, as for any other request.
+    fn deadline(&self, at: Option<WallMs>) -> Moment {
+        let unsaid = || {
+            self.clock
+                .now()
+                .plus_ms(millis(self.settings.checkpoint_timeout))
+        };
+        at.map_or_else(unsaid, |at| self.clock.moment(at))
+    }
+
+    fn heard(&mut self, heard: Heard) -> Vec<Effect> {
+        let Heard {
+            announcement,
+            settled,
+        } = heard;
+        let source = announcement.source;
+        match announcement.says {
+            Says::Goes { fate, at } => {
+                metrics::notice(source, fate.into());
+                tracing::info!(
+                    source = source.as_str(),
+                    fate = fate.as_str(),
+                    identity = announcement.identity,
+                    "notice: something is to happen to this machine"
+                );
+                let afterwards = match fate {
+                    Fate::AtRisk => Afterwards::Continue,
+                    _ => Afterwards::Stop,
+                };
+                let deadline = self.deadline(at);
+                self.wanted(source, afterwards, deadline, Waiter::Source(settled))
+            }
+            Says::Withdrawn => {
+                metrics::notice(source, NoticeKind::Withdrawn);
+                drop(settled.send(Settled::Noted));
+                Vec::new()
+            }
+        }
+    }
+
+    fn ordered(&mut self, source: Source, asked: Asked) -> Vec<Effect> {
+        let Asked { order, reply } = asked;
+        metrics::notice(source, NoticeKind::Order);
+        match order {
+            Order::Checkpoint {
+                afterwards,
+                deadline,
+                ..
+            } => {
+                let deadline = self.deadline(deadline);
+                self.wanted(source, afterwards, deadline, Waiter::Order(reply))
+            }
+            Order::Stop => {
+                drop(reply.send(Reply::Settled(Settled::Noted)));
+                vec![Effect::Forward(libc::SIGTERM)]
+            }
+            Order::Status => {
+                drop(reply.send(Reply::Status(self.status().to_json())));
+                Vec::new()
+            }
+            Order::Rollback { .. } => {
+                let reason = "a rollback is not possible while the job runs".to_owned();
+                drop(reply.send(Reply::Settled(Settled::Refused { reason })));
+                Vec::new()
             }
         }
     }
@@ -373,8 +494,15 @@ impl Supervisor {
             last_failure: self.last_failure.clone(),
             resumed_from: resumed_from.map(|snapshot| snapshot.generation),
             owner_epoch: self.owned.get().map(|ownership| ownership.epoch),
+            sources: self.source_health(),
             uptime_ms: millis(self.clock.start.elapsed()),
         }
+    }
+
+    fn source_health(&self) -> Vec<SourceHealth> {
+        let now = sources::wall_now();
+        let all = self.sources.iter().flat_map(Sources::health);
+        all.map(|health| SourceHealth::of(health, now)).collect()
     }
 
     fn carry_out(&mut self, effect: Effect) {
@@ -394,7 +522,7 @@ impl Supervisor {
             }
             Effect::Refuse(id, reason) => self.answer(id, Outcome::Refused { reason }),
             Effect::Missed(reason) => {
-                metrics::checkpoint_ended(metrics::Trigger::Signal, CheckpointOutcome::Refused);
+                metrics::checkpoint_ended(Source::Signal, CheckpointOutcome::Refused);
                 tracing::error!(
                     reason,
                     "no checkpoint was taken; the newest older snapshot stays as it is"
@@ -407,9 +535,8 @@ impl Supervisor {
     }
 
     fn answer(&mut self, id: RequestId, answer: Outcome) {
-        if let Some(sender) = self.waiting.remove(&id) {
-            // Whoever asked may be gone.
-            drop(sender.send(answer));
+        if let Some(waiter) = self.waiting.remove(&id) {
+            waiter.tell(answer);
         }
     }
 
@@ -474,7 +601,7 @@ impl Supervisor {
             Ok(report) => self.succeeded(report, notice.afterwards),
             Err(error) => self.not_succeeded(error),
         };
-        metrics::checkpoint_ended(notice.trigger.into(), outcome);
+        metrics::checkpoint_ended(notice.trigger, outcome);
         let effects = self
             .life
             .handle(Event::CheckpointEnded(how), self.clock.now());
@@ -730,6 +857,13 @@ async fn fenced(owned: &OnceLock<Arc<Ownership>>, phase: Phase) {
     match owned.get() {
         Some(ownership) if phase == Phase::Running => ownership.fenced().await,
         _ => std::future::pending().await,
+    }
+}
+
+async fn news(sources: &mut Option<Sources>) -> News {
+    match sources {
+        Some(sources) => sources.next().await,
+        None => std::future::pending().await,
     }
 }
 
