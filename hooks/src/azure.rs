@@ -27,7 +27,7 @@ const NAME: &str = "/metadata/instance/compute/name?api-version=2021-02-01&forma
 const FIRST_ANSWER: Duration = Duration::from_secs(130);
 
 const METADATA: (&str, &str) = ("metadata", "true");
-const ELSEWHERE: &str = "on Azure, let the container reach 169.254.169.254, without a proxy; elsewhere set --azure-metadata off";
+const ELSEWHERE: &str = "on Azure, let the container reach 169.254.169.254, without a proxy; elsewhere leave azure out of --sources";
 const NOTHING: &str = "nothing, it is tried again; if it lasts, look at what is between the container and 169.254.169.254";
 const REPORT: &str = "report it, with the answer";
 

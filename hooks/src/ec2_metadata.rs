@@ -40,10 +40,10 @@ const TOKEN_TTL: &str = "x-aws-ec2-metadata-token-ttl-seconds";
 const TOKEN: &str = "x-aws-ec2-metadata-token";
 const INSTANCE_ID: &str = "/latest/meta-data/instance-id";
 
-const ELSEWHERE: &str = "on EC2, let the container reach 169.254.169.254 (network policies, iptables, HTTP proxies); elsewhere set --ec2-metadata off";
+const ELSEWHERE: &str = "on EC2, let the container reach 169.254.169.254 (network policies, iptables, HTTP proxies); elsewhere leave ec2-metadata out of --sources";
 const HOP_LIMIT: &str = "raise the hop limit: aws ec2 modify-instance-metadata-options --instance-id ID --http-put-response-hop-limit 2 (3 behind some \
      container networks), or run the container in the host's network";
-const SWITCHED_OFF: &str = "aws ec2 modify-instance-metadata-options --instance-id ID --http-endpoint enabled; or set --ec2-metadata off";
+const SWITCHED_OFF: &str = "aws ec2 modify-instance-metadata-options --instance-id ID --http-endpoint enabled; or leave ec2-metadata out of --sources";
 const ASKS_TOO_OFTEN: &str =
     "nothing, it is asked less often; if it lasts, find what else on this instance asks it";
 const NOTHING: &str = "nothing, it is tried again; if it lasts, look at what is between the container and 169.254.169.254";

@@ -26,8 +26,7 @@ const MAINTENANCE_LEAD_MS: u64 = 60_000;
 const AT_ONCE: Duration = Duration::from_millis(500);
 
 const FLAVOR: &str = "metadata-flavor";
-const ELSEWHERE: &str =
-    "on Google Cloud, let the container reach 169.254.169.254; elsewhere set --gcp-metadata off";
+const ELSEWHERE: &str = "on Google Cloud, let the container reach 169.254.169.254; elsewhere leave gcp out of --sources";
 const NOTHING: &str = "nothing, it is tried again; if it lasts, look at what is between the container and 169.254.169.254";
 const REPORT: &str = "report it, with the answer";
 

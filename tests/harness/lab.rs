@@ -50,7 +50,11 @@ impl Lab {
     }
 
     pub(crate) fn port(&self) -> u16 {
-        let port = self.url.rsplit(':').next().and_then(|port| port.parse().ok());
+        let port = self
+            .url
+            .rsplit(':')
+            .next()
+            .and_then(|port| port.parse().ok());
         port.expect("it has a port")
     }
 
@@ -99,7 +103,10 @@ impl Lab {
     fn admin(&self, method: &str, path: &str, body: Option<Value>) -> Value {
         let body = body.map_or_else(String::new, |body| body.to_string());
         let (head, answer) = exchange(&self.admin, method, path, &[], &body);
-        assert!(head.starts_with("HTTP/1.1 200"), "{method} {path} {body}: {head}{answer}");
+        assert!(
+            head.starts_with("HTTP/1.1 200"),
+            "{method} {path} {body}: {head}{answer}"
+        );
         serde_json::from_str(&answer).expect("it answers in JSON")
     }
 
@@ -138,10 +145,13 @@ fn exchange(
     for (name, value) in headers {
         write!(request, "{name}: {value}\r\n").expect("strings take everything");
     }
-    write!(request, "Content-Length: {}\r\n\r\n{body}", body.len()).expect("strings take everything");
+    write!(request, "Content-Length: {}\r\n\r\n{body}", body.len())
+        .expect("strings take everything");
     stream.write_all(request.as_bytes()).expect("it reads");
     let mut answer = String::new();
-    stream.read_to_string(&mut answer).expect("it answers in text");
+    stream
+        .read_to_string(&mut answer)
+        .expect("it answers in text");
     let (head, body) = answer.split_once("\r\n\r\n").expect("an answer has a head");
     (head.to_owned(), body.to_owned())
 }
