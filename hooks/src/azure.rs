@@ -135,9 +135,12 @@ impl Watch {
             return Err(nonsense(EVENTS, &answer.text()).into());
         };
         let (mut found, mut alone, mut doubt) = (Vec::new(), Vec::new(), None);
+        let mut missing = Missing::Gone;
         for event in document.events {
             let text = event.to_string();
             let Some(event) = serde_json::from_value::<Event>(event).ok().filter(sound) else {
+                // It might be one that was announced.
+                missing = Missing::Unclear;
                 doubt.get_or_insert_with(|| nonsense(EVENTS, &text));
                 continue;
             };
@@ -148,10 +151,10 @@ impl Watch {
             {
                 continue;
             }
-            let Some(fate) = fate(&event.event_type) else {
-                doubt.get_or_insert_with(|| nonsense(EVENTS, &text));
-                continue;
-            };
+            let fate = fate(&event.event_type).unwrap_or_else(|| {
+                doubt.get_or_insert_with(|| nonsense(EVENTS, &event.event_type));
+                Fate::Maintenance
+            });
             if event.resources.len() == 1 {
                 alone.push(event.event_id.clone());
             }
@@ -178,11 +181,6 @@ impl Watch {
         }
         self.started
             .retain(|id, _| found.iter().any(|found| found.key == *id));
-        let missing = if doubt.is_some() {
-            Missing::Unclear
-        } else {
-            Missing::Gone
-        };
         for said in self
             .told
             .take(ear, "", found, missing, Instant::now())
