@@ -47,6 +47,7 @@ const SWITCHED_OFF: &str = "aws ec2 modify-instance-metadata-options --instance-
 const ASKS_TOO_OFTEN: &str =
     "nothing, it is asked less often; if it lasts, find what else on this instance asks it";
 const NOTHING: &str = "nothing, it is tried again; if it lasts, look at what is between the container and 169.254.169.254";
+const GARBLED: &str = "find out what answers in the service's place: a proxy, a login page; nothing of it was believed";
 const REPORT: &str = "report it, with the answer; it was taken for the worst it can mean";
 
 /// Where and how often to ask.
@@ -177,7 +178,12 @@ impl Watch {
         };
         if let Some(what) = reading.doubt {
             let reason = format!("{path} said something unknown: {what}");
-            doubt.get_or_insert(Fault::new(Meaning::Doubt, reason, REPORT));
+            let remedy = if reading.found.is_some() {
+                REPORT
+            } else {
+                GARBLED
+            };
+            doubt.get_or_insert(Fault::new(Meaning::Doubt, reason, remedy));
         }
         if let Some(found) = reading.found {
             self.told
