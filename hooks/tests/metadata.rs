@@ -391,13 +391,19 @@ async fn tokens_are_kept_and_a_refused_one_is_replaced_within_the_same_look() {
             .count()
     };
     assert_eq!(puts(&lab), 1);
+    ec2.works().await;
     lab.fault(json!({ "name": "expire-tokens" }));
     lab.notice(json!({ "kind": "spot", "in": 120 }));
     ec2.goes(Fate::Terminate).await;
     ec2.says_nothing(&lab).await;
     assert_eq!(puts(&lab), 2);
-    let health = ec2.listener.health.borrow().clone();
-    assert_eq!((health.condition, health.failures), (Condition::Working, 0));
+    // Nobody had to hear of it.
+    assert!(
+        !ec2.listener
+            .health
+            .has_changed()
+            .expect("the source goes on")
+    );
     // All of it over one connection, and never without a token.
     let asked = lab.requests(0);
     let connections: BTreeSet<u64> = asked
@@ -405,11 +411,14 @@ async fn tokens_are_kept_and_a_refused_one_is_replaced_within_the_same_look() {
         .filter_map(|request| request["connection"].as_u64())
         .collect();
     assert_eq!(connections.len(), 1, "{connections:?}");
-    let refused = asked
-        .iter()
-        .filter(|request| request["status"] == 401)
-        .count();
-    assert_eq!(refused, 1);
+    let refused: Vec<usize> = (0..asked.len())
+        .filter(|at| asked[*at]["status"] == 401)
+        .collect();
+    let [refused] = refused[..] else {
+        panic!("refused: {refused:?}");
+    };
+    assert_eq!(asked[refused + 1]["method"], "PUT");
+    assert_eq!(asked[refused + 2]["path"], asked[refused]["path"]);
 }
 
 /// Each fault, what must be said of it, and whether it needs a new token to be met.
@@ -669,7 +678,12 @@ async fn a_preemption_is_waited_for_and_announced_once_with_its_thirty_seconds()
     let lab = Lab::start();
     let mut gcp = Listening::to_gcp(gcp_options(&lab));
     gcp.works().await;
-    wait_until("both are waited for", || looks(&lab, PREEMPTED) == 2).await;
+    wait_until("both are waited for", || lab.requests(0).len() == 4).await;
+    let asked = lab.requests(0);
+    let waits = asked
+        .iter()
+        .filter(|request| request["query"]["wait_for_change"] == "true");
+    assert_eq!(waits.count(), 2, "{asked:?}");
     let before = now();
     lab.notice(json!({ "kind": "gcp-preempted" }));
     let (identity, at) = gcp.goes(Fate::Terminate).await;
