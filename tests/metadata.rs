@@ -87,7 +87,7 @@ fn an_interruption_notice_leads_to_a_durable_snapshot_before_its_time() {
         .start();
     wait_for_output(&first, "line 10");
     wait_for_log(&first, WORKS);
-    lab.notice(json!({ "kind": "spot", "in": 120 }));
+    lab.notice(json!({ "kind": "spot", "in": 25 }));
     assert_stored_in_time(&store, &first, "ec2_metadata");
 }
 
@@ -126,7 +126,7 @@ fn a_rebalance_recommendation_is_used_and_the_job_runs_on() {
     // Withdrawn or not: what comes later is heard as well.
     lab.clear("rebalance");
     assert_runs_on(&first);
-    lab.notice(json!({ "kind": "spot", "in": 120 }));
+    lab.notice(json!({ "kind": "spot", "in": 25 }));
     assert_eq!(first.wait_exit(LIMIT), Exit::Code(75));
 }
 
@@ -162,7 +162,7 @@ fn a_service_that_is_out_of_order_disturbs_neither_the_job_nor_the_notice_after_
         .filter(|line| line.contains("checkpoint begins"))
         .count();
     assert_eq!(begun, 0);
-    lab.notice(json!({ "kind": "spot", "in": 120 }));
+    lab.notice(json!({ "kind": "spot", "in": 25 }));
     assert_stored_in_time(&store, &first, "ec2_metadata");
 }
 

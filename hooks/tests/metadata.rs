@@ -201,8 +201,8 @@ async fn wait_until(what: &str, condition: impl Fn() -> bool) {
 
 /// The time that was told, as the look-alike has it, to the second.
 fn told_at(told: &Value) -> Option<WallMs> {
-    let seconds = told["at"].as_f64().expect("it has a time").floor();
-    Some(WallMs(seconds as u64 * 1_000))
+    let at = Duration::from_secs_f64(told["at"].as_f64().expect("it has a time"));
+    Some(WallMs(at.as_secs() * 1_000))
 }
 
 // ---- EC2
