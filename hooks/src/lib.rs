@@ -6,14 +6,22 @@
 #![forbid(unsafe_code)]
 
 pub mod autoscaling;
+pub mod azure;
 pub mod callout;
 pub mod ec2;
+pub mod ec2_metadata;
+pub mod ecs;
 pub mod events;
+pub mod gcp;
+pub mod http;
 #[cfg(test)]
 mod lookalike;
+pub mod presence;
 pub mod pressure;
 pub mod signals;
 pub mod sqs;
+mod time;
+mod told;
 
 use std::sync::Arc;
 
@@ -169,12 +177,4 @@ impl Ear {
     pub fn source(&self) -> Source {
         self.source
     }
-}
-
-/// The wall clock.
-pub(crate) fn now() -> WallMs {
-    let since_epoch = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .unwrap_or_default();
-    WallMs(u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX))
 }

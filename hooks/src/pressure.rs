@@ -6,9 +6,9 @@
 use std::fs;
 use std::io;
 use std::path::Path;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
-use reprieve_core::notice::{Announcement, Fate, Says, WallMs};
+use reprieve_core::notice::{Announcement, Fate, Says};
 use tokio::time::sleep;
 
 use crate::Ear;
@@ -28,7 +28,7 @@ pub async fn listen(ear: Ear) {
     loop {
         match look(Path::new(ROOT)) {
             Ok(Some((used, limit))) => {
-                ear.works(now());
+                ear.works(crate::time::now());
                 if let Some(says) = watch.see(used, limit) {
                     let announcement = Announcement {
                         source: ear.source(),
@@ -68,13 +68,6 @@ fn look(root: &Path) -> io::Result<Option<(u64, u64)>> {
         .find_map(|line| line.strip_prefix("inactive_file ")?.parse().ok())
         .unwrap_or(0);
     Ok(Some((current.saturating_sub(inactive), limit)))
-}
-
-fn now() -> WallMs {
-    let since_epoch = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    WallMs(u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX))
 }
 
 #[derive(Debug, Default)]

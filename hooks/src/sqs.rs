@@ -164,11 +164,11 @@ pub async fn listen(mail: Arc<dyn Mail>, options: Options, ear: Ear) {
         let pause = match received {
             Ok(messages) => {
                 failures = 0;
-                desk.ear.works(crate::now());
+                desk.ear.works(crate::time::now());
                 let mut own = 0_u32;
                 let mut others = 0_u32;
                 for message in messages {
-                    let verdict = desk.judge(&message, crate::now());
+                    let verdict = desk.judge(&message, crate::time::now());
                     match verdict {
                         Verdict::GiveBack => others += 1,
                         _ => own += 1,
@@ -234,7 +234,7 @@ async fn runs(ear: &Ear) -> Option<Option<Resumed>> {
         if let Ok(Reply::Status(status)) = answer.await
             && matches!(status["state"].as_str(), Some("running" | "checkpointing"))
         {
-            return Some(resumed(&status, crate::now()));
+            return Some(resumed(&status, crate::time::now()));
         }
         tokio::select! {
             () = ear.gone() => return None,
@@ -377,7 +377,7 @@ impl Desk {
     async fn carry(&self, message: &Message, command: &Command) {
         let reply = |settled| command::Reply::new(command, self.options.me.clone(), settled);
         let refuse = |reason: String| reply(Settled::Refused { reason });
-        if let Some(late) = command.too_late(crate::now()) {
+        if let Some(late) = command.too_late(crate::time::now()) {
             return self.answer(message, &refuse(late)).await;
         }
         let turn = self

@@ -16,6 +16,7 @@
 
 mod bundle;
 mod host;
+mod lab;
 mod lookalike;
 mod output;
 mod process;
@@ -24,6 +25,7 @@ mod workshop;
 
 pub(crate) use bundle::Rootfs;
 pub(crate) use host::{Builder, Guest, Host, Ran, Stdio};
+pub(crate) use lab::Lab;
 pub(crate) use lookalike::Lookalike;
 pub(crate) use output::Output;
 pub(crate) use process::{Exit, Process};

@@ -52,11 +52,15 @@ pub(crate) async fn listen(settings: Settings, ear: Ear) {
         return ear.absent("no queue is set; see --queue".to_owned());
     };
     let shared = aws::shared(region(settings.queue_url.as_ref())).await;
+    let instance = tokio::select! {
+        () = ear.gone() => return,
+        instance = instance(&settings) => instance,
+    };
     let options = sqs::Options {
         me: Me {
             job: settings.job.clone(),
             worker: host::hostname(),
-            instance: instance(&settings).await,
+            instance,
         },
         sharing,
         lease: settings.queue_lease,

@@ -3,6 +3,8 @@
 //! A source never holds up the app's start and never ends the worker: the worst that can come of one is that nothing
 //! is heard of it. What is heard goes into one queue, in the order of arrival.
 
+mod metadata;
+
 use std::pin::Pin;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -39,6 +41,24 @@ struct Row {
 
 /// Every source that can be switched on and off, one line each.
 const TABLE: &[Row] = &[
+    Row {
+        source: Source::Ec2Metadata,
+        auto: metadata::ec2_wanted,
+        task: metadata::ec2,
+        last_words: Duration::ZERO,
+    },
+    Row {
+        source: Source::Gcp,
+        auto: |settings| settings.store.is_some(),
+        task: metadata::gcp,
+        last_words: Duration::ZERO,
+    },
+    Row {
+        source: Source::Azure,
+        auto: |settings| settings.store.is_some(),
+        task: metadata::azure,
+        last_words: Duration::from_secs(3),
+    },
     Row {
         source: Source::MemoryPressure,
         auto: |_| false,

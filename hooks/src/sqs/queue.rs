@@ -118,7 +118,7 @@ impl Queue {
             if let Err(error) = self.beat().await {
                 tracing::debug!(%error, "the queue could not be given a sign of life");
             }
-            match self.sweep(prefix, crate::now()).await {
+            match self.sweep(prefix, crate::time::now()).await {
                 Ok(0) => {}
                 Ok(removed) => tracing::info!(removed, "queues of jobs that are gone were deleted"),
                 Err(error) => {
@@ -203,7 +203,7 @@ impl Queue {
             .attributes(Attribute::MessageRetentionPeriod, KEEP_S)
             .tags(TAG_JOB, job)
             .tags(TAG_STORE, store)
-            .tags(TAG_SEEN, crate::now().0.to_string())
+            .tags(TAG_SEEN, crate::time::now().0.to_string())
             .send()
             .await
             .map_err(|error| self.error("CreateQueue", &error))?;
@@ -242,7 +242,7 @@ impl Queue {
             .client
             .tag_queue()
             .queue_url(&found.url)
-            .tags(TAG_SEEN, crate::now().0.to_string())
+            .tags(TAG_SEEN, crate::time::now().0.to_string())
             .send()
             .await;
         tagged.map_err(|error| self.error("TagQueue", &error))?;

@@ -113,7 +113,7 @@ impl Mail for Memory {
                             body: held.body.clone(),
                             receipt: taken.to_string(),
                             receives: held.receives,
-                            sent: Some(crate::now()),
+                            sent: Some(crate::time::now()),
                         }
                     })
                     .collect();
@@ -503,7 +503,7 @@ async fn events_of_this_machine_are_announced_others_and_old_ones_are_not() {
                "detail": {"instance-id": instance, "instance-action": "terminate"}})
         .to_string()
     };
-    let now = reprieve_core::command::text_of(crate::now());
+    let now = reprieve_core::command::text_of(crate::time::now());
     let mail = Memory::with([
         spot("i-0abc", &now),
         spot("i-1", &now),
