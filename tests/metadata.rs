@@ -5,8 +5,11 @@
 mod harness;
 mod job;
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+
 use harness::{Builder, Exit, Host, LIMIT, Lab, wait_for, wait_until};
-use job::{COUNTER, Store, assert_counts, wait_for_log, wait_for_output};
+use job::{COUNTER, Store, assert_counts, evict, wait_for_log, wait_for_output};
 use serde_json::{Value, json};
 
 const WORKS: &str = "a source of notices works";
@@ -112,6 +115,54 @@ fn an_eviction_by_azure_leads_to_a_durable_snapshot_before_its_time() {
     wait_for_log(&first, WORKS);
     lab.notice(json!({ "kind": "azure", "type": "Preempt", "in": 30 }));
     assert_stored_in_time(&store, &first, "azure");
+}
+
+#[test]
+fn a_notice_that_comes_while_the_job_is_resumed_is_acted_on_when_it_runs() {
+    let (store, lab) = (Store::new(), Lab::start());
+    let before = ec2(&store, "before", &lab);
+    wait_for_output(&before, "line 10");
+    evict(&before);
+    // The boot goes on when we say so.
+    let hooks = tempfile::tempdir().expect("a temporary directory");
+    let script = hooks.path().join("before-restore");
+    fs::write(&script, "#!/bin/sh\nread go < /hooks/go\n").expect("it can be written");
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).expect("it is ours");
+    let go = hooks.path().join("go");
+    nix::unistd::mkfifo(&go, nix::sys::stat::Mode::S_IRWXU).expect("it is ours");
+    let options = [
+        "--sources",
+        "ec2-metadata",
+        "--ec2-metadata-endpoint",
+        &lab.url,
+        "--hooks-dir",
+        "/hooks",
+        "--hook-timeout",
+        "60s",
+    ];
+    let first = host(&store, "first", &options)
+        .bind(hooks.path(), "/hooks")
+        .start();
+    wait_for_log(&first, WORKS);
+    lab.notice(json!({ "kind": "spot", "in": 25 }));
+    wait_for_log(&first, "notice: something is to happen to this machine");
+    assert!(!first.stderr().text().contains("the job is resumed"));
+    fs::write(&go, "go\n").expect("somebody reads it");
+    wait_for_log(&first, "the job is resumed");
+    assert_eq!(first.wait_exit(LIMIT), Exit::Code(75));
+    let durable = logged(&first, "checkpoint is durable");
+    assert!(durable["left_ms"].as_u64() > Some(0), "{durable}");
+    let begun = logged(&first, "checkpoint begins");
+    assert_eq!(begun["trigger"], "ec2_metadata");
+    assert!(begun["budget_ms"].as_u64() < Some(25_000), "{begun}");
+    first.destroy();
+    lab.clear("spot");
+    let second = store.host("second", COUNTER).start();
+    wait_for_log(&second, "the job is resumed");
+    assert_runs_on(&second);
+    second.destroy();
+    let all = before.stdout().text() + &first.stdout().text() + &second.stdout().lines().join("\n");
+    assert_counts(&all, None);
 }
 
 #[test]

@@ -616,10 +616,12 @@ impl Lifecycle {
     /// Ends what has passed.
     fn miss(&mut self, going: Option<Going>, now: Moment, effects: &mut Vec<Effect>) {
         let Some(going) = going else { return };
-        // A provider that gives no time was answered with one attempt after the other for as long as one may take.
-        let limit = going
-            .deadline
-            .unwrap_or_else(|| going.since.plus_ms(self.policy.rules.attempt_ms));
+        // A provider that gives no time was answered with one attempt after the other for as long as one may take, from
+        // when there was an app to be stored.
+        let limit = going.deadline.unwrap_or_else(|| {
+            let since = going.since.max(self.ready);
+            since.plus_ms(self.policy.rules.attempt_ms)
+        });
         if limit <= now {
             self.give_up(going.source, limit, now, effects);
         }
@@ -923,6 +925,37 @@ mod tests {
             "{effects:?}"
         );
         assert_eq!(life.phase(), Phase::Running);
+    }
+
+    #[test]
+    fn what_is_announced_during_the_boot_is_acted_on_when_the_app_runs() {
+        let heard = |kind: u8| {
+            let mut life = Lifecycle::new(POLICY);
+            let effects = life.handle(announced(RequestId(1), kind, T0), T0);
+            assert_eq!(effects, [], "{kind}");
+            life
+        };
+        // The boot may take longer than an attempt.
+        for (kind, boot_ms, deadline_ms) in [(11, 500, 3_000), (13, 40_000, 65_000)] {
+            let effects = heard(kind).handle(Event::AppReady, T0.plus_ms(boot_ms));
+            let begun = effects.iter().find_map(|effect| match effect {
+                Effect::Begin { notice, .. } => Some(*notice),
+                _ => None,
+            });
+            let begun = begun.unwrap_or_else(|| panic!("{kind}: {effects:?}"));
+            assert_eq!(begun.afterwards, Afterwards::Stop, "{kind}");
+            assert_eq!(begun.deadline, T0.plus_ms(deadline_ms), "{kind}");
+        }
+        assert_eq!(begins(&heard(12).handle(Event::AppReady, T0)), 1);
+        // Over before it began is told as a miss.
+        let effects = heard(11).handle(Event::AppReady, T0.plus_ms(4_000));
+        let missed = |effect: &Effect| matches!(effect, Effect::Missed { .. });
+        assert!(effects.iter().any(missed), "{effects:?}");
+        assert!(
+            effects
+                .iter()
+                .any(|effect| matches!(effect, Effect::Refuse(RequestId(1), _)))
+        );
     }
 
     fn announced(id: RequestId, kind: u8, now: Moment) -> Event {
