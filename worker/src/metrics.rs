@@ -413,7 +413,7 @@ const DIED_WITHOUT_NOTICE: Metric = Metric {
     unit: Unit::Count,
     labels: &[],
     stability: Stability::Stable,
-    help: "Owners of the job that ended without a goodbye, found at this start.",
+    help: "Owners of the job that had not said goodbye when this start took it over from them.",
 };
 
 const HOOKS: Metric = Metric {

@@ -150,6 +150,10 @@ async fn own(
             .await
         {
             Ok(lease) => {
+                if found.owner().is_some() {
+                    // It is silent, or the settings say not to ask.
+                    metrics::died_without_notice();
+                }
                 tell(&found);
                 tracing::info!(
                     job = settings.job,
@@ -201,7 +205,6 @@ async fn turn(catalog: &Catalog, settings: &Settings, address: &str) -> Result<F
                 host = owner.host,
                 "the owner of the job is silent; it died without a goodbye, and the job is taken over"
             );
-            metrics::died_without_notice();
             break;
         }
         if !told {
