@@ -22,6 +22,8 @@ const PATIENCE: Duration = Duration::from_secs(120);
 
 const KNOWN: &str = "a command came through the queue";
 
+const RELEASE: &str = "release-1.4";
+
 /// A queue, its dead letters and its replies.
 struct Queues {
     url: String,
@@ -299,6 +301,91 @@ fn three_workers_with_queues_of_their_own_do_what_they_are_told_once() {
         assert_eq!(wrong.count(), mixture.wrong, "{dead:?}");
         only[name].destroy();
     }
+}
+
+#[test]
+fn a_checkpoint_that_is_wanted_with_a_tag_has_it_and_no_other_snapshot_loses_it() {
+    let store = Store::new();
+    let queues = Queues::new("tag");
+    let first = host("tag", &store, &queues.options("own"), COUNTER).start();
+    wait_for_output(&first, "line 3");
+    let tagged = |id: &str, afterwards: &str, tag: &str| {
+        let mut message: Value =
+            serde_json::from_str(&checkpoint(id, &json!({"job": "job"}), afterwards))
+                .expect("it is JSON");
+        message["tag"] = tag.into();
+        queues.send(&[message.to_string()]);
+        let mut replies = Vec::new();
+        wait_until(PATIENCE, "an answer", || {
+            replies.extend(queues.take_replies());
+            !replies.is_empty()
+        });
+        replies.remove(0)
+    };
+    let tags = || {
+        let listed = first.exec_ok([
+            "reprieve",
+            "snapshots",
+            "--store",
+            "file:///snapshots",
+            "--job",
+            "job",
+            "--json",
+        ]);
+        let listed: Value = serde_json::from_str(&listed).expect("it is JSON");
+        let snapshots = listed["snapshots"].as_array().cloned().expect("a list");
+        let tags = snapshots
+            .iter()
+            .map(|one| (one["generation"].clone(), one["tags"].clone()));
+        tags.collect::<Vec<_>>()
+    };
+    let reply = tagged("one", "continue", RELEASE);
+    assert_eq!(
+        (&reply["outcome"], &reply["generation"]),
+        (&json!("durable"), &json!(1))
+    );
+    assert_eq!(tags(), [(json!(1), json!([RELEASE]))]);
+    let reply = tagged("two", "continue", RELEASE);
+    assert_eq!(reply["outcome"], "failed");
+    let reason = reply["reason"].as_str().expect("it says why");
+    assert!(
+        reason.contains("generation 2 is durable") && reason.contains("belongs to generation 1"),
+        "{reason}"
+    );
+    assert_eq!(
+        tags(),
+        [(json!(2), json!([])), (json!(1), json!([RELEASE]))]
+    );
+    // The end waits for it.
+    let reply = tagged("three", "stop", "last");
+    assert_eq!(
+        (&reply["outcome"], &reply["generation"]),
+        (&json!("durable"), &json!(3))
+    );
+    assert_eq!(first.wait_exit(LIMIT), Exit::Code(75));
+    first.destroy();
+    let second = host("tag", &store, &queues.options("own"), COUNTER).start();
+    wait_for_log(&second, "the job is resumed");
+    let reply = tagged("four", "continue", "last");
+    assert!(
+        reply["reason"]
+            .as_str()
+            .is_some_and(|why| why.contains("belongs to generation 3")),
+        "{reply}"
+    );
+    queues.send(&[json!({"v": 1, "id": "five", "command": "rollback", "target": {"job": "job"}, "generation": 1}).to_string()]);
+    let mut replies = Vec::new();
+    wait_until(PATIENCE, "an answer", || {
+        replies.extend(queues.take_replies());
+        !replies.is_empty()
+    });
+    assert_eq!(replies[0]["outcome"], "refused");
+    assert!(
+        replies[0]["reason"]
+            .as_str()
+            .is_some_and(|why| why.contains("reprieve pin"))
+    );
+    second.destroy();
 }
 
 #[test]

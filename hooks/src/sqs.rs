@@ -25,7 +25,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use reprieve_core::command::{self, Asks, Command, Goal, Me};
+use reprieve_core::command::{self, Asks, Command, Me};
 use reprieve_core::notice::{Order, Reply, Settled, WallMs};
 use serde_json::Value;
 use tokio::sync::{Semaphore, watch};
@@ -582,6 +582,10 @@ impl Desk {
     }
 }
 
+/// The head would have to lose what is newer, while somebody may be running it.
+const NO_ROLLBACK: &str = "a job always resumes its newest snapshot that can be used, and is not taken back by a command; keep \
+     the older one with `reprieve pin`, and take it out with `reprieve extract`";
+
 fn order(asks: &Asks) -> Result<Order, String> {
     Ok(match asks {
         Asks::Checkpoint {
@@ -595,14 +599,7 @@ fn order(asks: &Asks) -> Result<Order, String> {
         },
         Asks::Stop => Order::Stop,
         Asks::Status => Order::Status,
-        Asks::Rollback(Goal::Generation(generation)) => Order::Rollback {
-            generation: *generation,
-        },
-        Asks::Rollback(Goal::Tag(tag)) => {
-            return Err(format!(
-                "a worker does not look tags up; find the generation of {tag} with `reprieve snapshots`"
-            ));
-        }
+        Asks::Rollback(_) => return Err(NO_ROLLBACK.to_owned()),
     })
 }
 

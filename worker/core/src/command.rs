@@ -293,7 +293,8 @@ fn read_rollback(fields: &mut Fields) -> Option<Asks> {
 
 const ID_RULE: &str = "1 to 128 printable ASCII characters without spaces";
 const NAME_RULE: &str = "1 to 128 characters, none of them a control character";
-const TAG_RULE: &str = "1 to 128 of A-Z a-z 0-9 . _ -, not starting with a dot";
+const TAG_RULE: &str = "1 to 64 of A-Z a-z 0-9 . _ -, beginning with a letter; \"newest\" is taken";
+const TAG_LIMIT: usize = 64;
 
 fn name(value: Value, may_hold: fn(char) -> bool, rule: &str) -> Result<String, String> {
     match value {
@@ -312,10 +313,15 @@ fn anybody(value: Value) -> Result<String, String> {
 
 fn tag(value: Value) -> Result<String, String> {
     let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-    let dotted = value.as_str().is_some_and(|text| text.starts_with('.'));
-    match dotted {
-        true => Err(format!("is {}, not {TAG_RULE}", shown(&value))),
-        false => name(value, plain, TAG_RULE),
+    // As `reprieve tag` has it: a number would be taken for a generation.
+    let is_tag = |text: &str| {
+        text.starts_with(|first: char| first.is_ascii_alphabetic())
+            && text.len() <= TAG_LIMIT
+            && text != "newest"
+    };
+    match value.as_str().is_some_and(is_tag) {
+        false => Err(format!("is {}, not {TAG_RULE}", shown(&value))),
+        true => name(value, plain, TAG_RULE),
     }
 }
 

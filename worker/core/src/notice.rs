@@ -182,8 +182,6 @@ pub enum Order {
     Stop,
     /// Say how things are.
     Status,
-    /// Give the present state up and go on from an older snapshot.
-    Rollback { generation: u64 },
 }
 
 /// What became of an order; told to the source that brought it, exactly once.

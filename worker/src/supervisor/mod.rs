@@ -48,6 +48,7 @@ use crate::control::protocol::{Durable, Outcome, SourceHealth, Status};
 use crate::failure::{ExitCode, Failure};
 use crate::host;
 use crate::metrics::{self, CheckpointOutcome, DeadlineOutcome, NoticeKind};
+use crate::operate;
 use crate::queue::Told;
 use crate::settings::{self, OnCheckpointFailure, OnSignal, Period, Settings, SignalTarget};
 use crate::sources::{self, News, Sources};
@@ -68,6 +69,9 @@ const GOODBYE_LIMIT: Duration = Duration::from_secs(3);
 
 /// How long the kernel may take to end a process that was killed.
 const KILL_LIMIT: Duration = Duration::from_secs(5);
+
+/// How long the store may take to tag a snapshot that a command wants tagged.
+const TAG_LIMIT: Duration = Duration::from_secs(10);
 
 /// A program before the freeze gets this part of the time for storing at most: one of so many.
 const HOOK_SHARE: u64 = 4;
@@ -192,8 +196,11 @@ enum Waiter {
     Control(oneshot::Sender<Outcome>),
     /// A source that announced something.
     Source(oneshot::Sender<Settled>),
-    /// Somebody behind a source.
-    Order(oneshot::Sender<Reply>),
+    /// Somebody behind a source, with the tags that the snapshot is to have.
+    Order {
+        reply: oneshot::Sender<Reply>,
+        tags: Vec<String>,
+    },
     /// A signal, which cannot be answered.
     Nobody,
 }
@@ -203,7 +210,7 @@ impl Waiter {
     fn note(self) {
         match self {
             Self::Source(sender) => drop(sender.send(Settled::Noted)),
-            Self::Order(sender) => drop(sender.send(Reply::Settled(Settled::Noted))),
+            Self::Order { reply, .. } => drop(reply.send(Reply::Settled(Settled::Noted))),
             // Neither announces anything that could be noted.
             Self::Control(_) | Self::Nobody => {}
         }
@@ -214,7 +221,7 @@ impl Waiter {
         match self {
             Self::Control(sender) => drop(sender.send(outcome)),
             Self::Source(sender) => drop(sender.send(outcome.into())),
-            Self::Order(sender) => drop(sender.send(Reply::Settled(outcome.into()))),
+            Self::Order { reply, .. } => drop(reply.send(Reply::Settled(outcome.into()))),
             Self::Nobody => {}
         }
     }
@@ -587,10 +594,11 @@ impl Supervisor {
             Order::Checkpoint {
                 afterwards,
                 deadline,
-                ..
+                tags,
             } => {
                 let deadline = self.deadline(deadline);
-                self.wanted(source, afterwards, deadline, Waiter::Order(reply))
+                let waiter = Waiter::Order { reply, tags };
+                self.wanted(source, afterwards, deadline, waiter)
             }
             Order::Stop => {
                 drop(reply.send(Reply::Settled(Settled::Noted)));
@@ -598,11 +606,6 @@ impl Supervisor {
             }
             Order::Status => {
                 drop(reply.send(Reply::Status(self.status().to_json())));
-                Vec::new()
-            }
-            Order::Rollback { .. } => {
-                let reason = "a rollback is not possible while the job runs".to_owned();
-                drop(reply.send(Reply::Settled(Settled::Refused { reason })));
                 Vec::new()
             }
         }
@@ -701,9 +704,44 @@ impl Supervisor {
     }
 
     fn answer(&mut self, id: RequestId, answer: Outcome) {
-        if let Some(waiter) = self.waiting.remove(&id) {
-            waiter.tell(answer);
+        let Some(waiter) = self.waiting.remove(&id) else {
+            return;
+        };
+        match (waiter, answer) {
+            (Waiter::Order { reply, tags }, Outcome::Durable(durable)) if !tags.is_empty() => {
+                self.tag_then_answer(durable, tags, reply);
+            }
+            (waiter, answer) => waiter.tell(answer),
         }
+    }
+
+    /// The job need not wait for it, and the end does.
+    fn tag_then_answer(
+        &mut self,
+        durable: Durable,
+        tags: Vec<String>,
+        reply: oneshot::Sender<Reply>,
+    ) {
+        let catalog = self
+            .protection
+            .as_ref()
+            .map(|protection| protection.checkpointer.catalog.clone());
+        let catalog = catalog.expect("nothing is durable without a store");
+        let (job, store) = (self.settings.job.clone(), self.settings.store.clone());
+        self.last_words.push(tokio::spawn(async move {
+            let job = operate::Job::of(catalog, job, store.unwrap_or_default(), TAG_LIMIT);
+            let generation = durable.generation;
+            for tag in tags {
+                if let Err(reason) = job.tag(generation, &tag).await {
+                    let reason = format!(
+                        "generation {generation} is durable and has not got the tag {tag}: {reason}"
+                    );
+                    drop(reply.send(Reply::Settled(Settled::Failed { reason })));
+                    return;
+                }
+            }
+            drop(reply.send(Reply::Settled(Outcome::Durable(durable).into())));
+        }));
     }
 
     fn limits(&self, budget: Budget) -> Limits {
@@ -872,6 +910,7 @@ impl Supervisor {
         });
         let facts = self.facts(facts);
         let callouts = Arc::clone(&self.callouts);
+        self.last_words.retain(|word| !word.is_finished());
         self.last_words.push(tokio::spawn(async move {
             callouts.call(CallMoment::Durable, &facts, None).await;
         }));
