@@ -2,7 +2,7 @@
 # infra/local/setup, which starts with saying so.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build image dist test lint soak demo bench test-terraform clean
+.PHONY: help setup build image dist test lint soak demo bench evictions test-terraform clean
 
 help: ## This text
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -44,6 +44,9 @@ demo: setup build ## An eviction and a resume, to watch (ten seconds; the first 
 bench: ## The benchmarks beside plain CRIU (half an hour; see docs/benchmarks.md)
 	@infra/local/setup --bench-paths > /dev/null
 	@cargo bench --locked --package reprieve --bench benchmarks
+
+evictions: setup ## What is in time at which notice, size and network (some ten minutes; see docs/deadlines.md)
+	@cargo bench --locked --package reprieve --bench evictions
 
 test-terraform: ## The Terraform modules: plans, policies, applies to a look-alike of AWS (needs terraform)
 	@infra/local/test-terraform

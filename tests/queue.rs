@@ -244,7 +244,8 @@ fn assert_done(mixture: &Mixture, replies: &[Value], hosts: &BTreeMap<&str, Host
     }
     assert_eq!(answered.len(), mixture.right.len());
     assert!(answered.values().all(|times| *times == 1), "{answered:?}");
-    assert_eq!(repeated, mixture.duplicates);
+    // A queue may deliver once more what was held for too long on a busy machine; it is answered again, never done again.
+    assert!(repeated >= mixture.duplicates, "{repeated}");
     let mut carried: HashMap<String, u32> = HashMap::new();
     for host in hosts.values() {
         for line in host
@@ -437,7 +438,9 @@ fn a_command_whose_worker_dies_in_the_middle_is_carried_out_by_the_next_owner() 
     wait_for_log(&second, "checkpoint is durable");
     queues.wait_until_empty();
     let replies = queues.take_replies();
-    let [reply] = &replies[..] else {
+    // Delivered once more, it is answered again and not carried out again.
+    let first = replies.iter().filter(|reply| reply["repeated"] == false);
+    let [reply] = &first.collect::<Vec<_>>()[..] else {
         panic!("{replies:?}");
     };
     assert_eq!(reply["from"]["worker"], "second");
@@ -602,7 +605,15 @@ fn a_spot_warning_through_the_queue_is_a_durable_snapshot_and_lets_the_instance_
     assert!(last.contains("LifecycleActionToken=token-1"), "{last}");
     let tags = tags_of(&instance);
     assert_eq!(tags["reprieve:state"], "over", "{tags:?}");
-    assert!(tags["reprieve:snapshot"].starts_with("1 of 20"), "{tags:?}");
+    // The warning alone leaves time to make the job safe first; with the lifecycle action there is none.
+    let log = first.stderr().lines();
+    let durable = log
+        .iter()
+        .rev()
+        .find(|line| line.contains("checkpoint is durable"));
+    let durable: Value = serde_json::from_str(durable.expect("it was")).expect("the log is JSON");
+    let tag = format!("{} of 20", durable["generation"]);
+    assert!(tags["reprieve:snapshot"].starts_with(&tag), "{tags:?}");
     assert!(queues.take_dead().is_empty());
     first.destroy();
     // What was stored is what runs on.
