@@ -349,6 +349,22 @@ pub const TABLE: &[Setting] = &[
         meaning: "When what was measured says that a final checkpoint will not be durable before the deadline: it is tried all the same (`try`), or the job works on until the machine is gone (`run-on`). The newest older snapshot stays in either case.",
     },
     Setting {
+        name: "shortest-notice",
+        section: EVICTION,
+        kind: Kind::Duration(Duration::from_millis(100), DAY),
+        default: None,
+        unset: "the shortest that sources give which work here: `2m` by EC2's metadata service, `30s` by Google Cloud's and Azure's; with none of them `term-grace`",
+        meaning: "How long before its end this machine is announced to go, at the shortest: what a checkpoint has to fit into.",
+    },
+    Setting {
+        name: "keep-promise",
+        section: EVICTION,
+        kind: Kind::Choice(KeepPromise::NAMES),
+        default: Some("warn"),
+        unset: "",
+        meaning: "When so much has changed that a checkpoint would not fit into shortest-notice any more: this is told once (`warn`), or checkpoints that leave the job running are taken before that, as often as least-interval lets them (`checkpoint`).",
+    },
+    Setting {
         name: "every",
         section: EVICTION,
         kind: Kind::Period,
@@ -698,6 +714,11 @@ named! {
 }
 
 named! {
+    /// What to do when a checkpoint would not fit into the shortest notice any more.
+    pub enum KeepPromise { Warn = "warn", Checkpoint = "checkpoint", }
+}
+
+named! {
     /// What the failure of a program before a freeze leads to.
     pub enum OnHookFailure { Ignore = "ignore", Refuse = "refuse", }
 }
@@ -820,6 +841,8 @@ pub struct Settings {
     pub on_sigusr1: OnSignal,
     pub on_sigusr2: OnSignal,
     pub on_too_late: OnTooLate,
+    pub shortest_notice: Option<Duration>,
+    pub keep_promise: KeepPromise,
     pub every: Period,
     pub max_lost_work: Duration,
     pub machine_lifetime: Duration,
@@ -1037,6 +1060,8 @@ impl Settings {
             on_sigusr1: merged.need("on-sigusr1", Checked::choice(OnSignal::from_name)),
             on_sigusr2: merged.need("on-sigusr2", Checked::choice(OnSignal::from_name)),
             on_too_late: merged.need("on-too-late", Checked::choice(OnTooLate::from_name)),
+            shortest_notice: merged.get("shortest-notice", Checked::duration),
+            keep_promise: merged.need("keep-promise", Checked::choice(KeepPromise::from_name)),
             every: merged.need("every", Checked::choice(Period::from_text)),
             max_lost_work: merged.need("max-lost-work", Checked::duration),
             machine_lifetime: merged.need("machine-lifetime", Checked::duration),
@@ -2241,6 +2266,8 @@ mod tests {
                 on_sigusr1: OnSignal::Forward,
                 on_sigusr2: OnSignal::Forward,
                 on_too_late: OnTooLate::Try,
+                shortest_notice: None,
+                keep_promise: KeepPromise::Warn,
                 every: Period::Never,
                 max_lost_work: Duration::from_secs(900),
                 machine_lifetime: Duration::from_secs(6 * 3600),
@@ -2311,6 +2338,8 @@ mod tests {
         ("on-sigusr1", "checkpoint"),
         ("on-sigusr2", "stop"),
         ("on-too-late", "run-on"),
+        ("shortest-notice", "45s"),
+        ("keep-promise", "checkpoint"),
         ("every", "10m"),
         ("max-lost-work", "1m"),
         ("machine-lifetime", "1h"),
@@ -2415,6 +2444,8 @@ mod tests {
             on_sigusr1: OnSignal::Checkpoint,
             on_sigusr2: OnSignal::Stop,
             on_too_late: OnTooLate::RunOn,
+            shortest_notice: Some(Duration::from_secs(45)),
+            keep_promise: KeepPromise::Checkpoint,
             every: Period::Each(Duration::from_secs(600)),
             max_lost_work: Duration::from_secs(60),
             machine_lifetime: Duration::from_secs(3600),

@@ -159,6 +159,18 @@ impl Sources {
         }
     }
 
+    /// How long before an end those that work tell of it, at the shortest.
+    pub fn shortest_notice(&self) -> Option<Duration> {
+        let healths = self.health.iter().map(|one| one.borrow());
+        let working = healths.filter(|health| health.condition == Condition::Working);
+        let seconds = working.filter_map(|health| match health.source {
+            Source::Ec2Metadata => Some(120),
+            Source::Gcp | Source::Azure => Some(30),
+            _ => None,
+        });
+        seconds.min().map(Duration::from_secs)
+    }
+
     /// How each of them is.
     pub fn health(&self) -> Vec<Health> {
         self.health.iter().map(|one| one.borrow().clone()).collect()
