@@ -64,6 +64,8 @@ impl Environment for ProcessEnvironment {
 pub enum Kind {
     StoreAddress,
     Endpoint,
+    /// One that is spoken to without TLS.
+    PlainEndpoint,
     Region,
     /// Of a queue of SQS.
     QueueUrl,
@@ -428,7 +430,7 @@ pub const TABLE: &[Setting] = &[
     Setting {
         name: "ec2-metadata-endpoint",
         section: NOTICES,
-        kind: Kind::Endpoint,
+        kind: Kind::PlainEndpoint,
         default: None,
         unset: "`AWS_EC2_METADATA_SERVICE_ENDPOINT`, or `http://169.254.169.254`",
         meaning: "Where EC2's instance metadata service is.",
@@ -436,7 +438,7 @@ pub const TABLE: &[Setting] = &[
     Setting {
         name: "gcp-metadata-endpoint",
         section: NOTICES,
-        kind: Kind::Endpoint,
+        kind: Kind::PlainEndpoint,
         default: None,
         unset: "`GCE_METADATA_HOST`, or `http://169.254.169.254`",
         meaning: "Where Google Cloud's metadata server is.",
@@ -444,7 +446,7 @@ pub const TABLE: &[Setting] = &[
     Setting {
         name: "azure-metadata-endpoint",
         section: NOTICES,
-        kind: Kind::Endpoint,
+        kind: Kind::PlainEndpoint,
         default: None,
         unset: "`http://169.254.169.254`",
         meaning: "Where Azure's metadata service is.",
@@ -535,7 +537,7 @@ pub const TABLE: &[Setting] = &[
     Setting {
         name: "webhook",
         section: CALLOUTS,
-        kind: Kind::Endpoint,
+        kind: Kind::PlainEndpoint,
         default: None,
         unset: "nothing is posted",
         meaning: "A URL of `http://` to which each moment is posted as JSON.",
@@ -1723,8 +1725,9 @@ fn check_in_layer(entry: &Entry) -> Result<Checked, Problem> {
 fn check(kind: Kind, text: &str) -> Result<Checked, Problem> {
     match kind {
         Kind::StoreAddress => check_store(text),
-        Kind::Endpoint => check_endpoint(kind, text),
-        Kind::QueueUrl => check_endpoint(kind, text),
+        Kind::Endpoint => check_endpoint(kind, text, &["http", "https"]),
+        Kind::PlainEndpoint => check_endpoint(kind, text, &["http"]),
+        Kind::QueueUrl => check_endpoint(kind, text, &["http", "https"]),
         Kind::Instance => match is_name(text, b"._-", JOB_NAME_LIMIT) {
             true => Ok(Checked::Text(text.into())),
             false => Err(Problem::new(kind, "is not the name of a machine")),
@@ -1810,12 +1813,12 @@ fn check_store(text: &str) -> Result<Checked, Problem> {
     }
 }
 
-fn check_endpoint(kind: Kind, text: &str) -> Result<Checked, Problem> {
+fn check_endpoint(kind: Kind, text: &str, schemes: &[&str]) -> Result<Checked, Problem> {
     let url =
         Url::parse(text).map_err(|error| Problem::new(kind, format!("is not a URL: {error}")))?;
     refuse_credentials(kind, &url)?;
     match url.scheme() {
-        "http" | "https" => Ok(Checked::Url(url)),
+        scheme if schemes.contains(&scheme) => Ok(Checked::Url(url)),
         scheme => Err(Problem::new(
             kind,
             format!("an endpoint is not reached by \"{scheme}\""),
@@ -1935,6 +1938,7 @@ pub(crate) fn expected(kind: Kind) -> String {
     match kind {
         Kind::StoreAddress => "s3://BUCKET/PREFIX or file:///DIRECTORY".into(),
         Kind::Endpoint => "a URL like https://s3.example.net:9000".into(),
+        Kind::PlainEndpoint => "a URL like http://127.0.0.1:8000, without TLS".into(),
         Kind::Region => "a region like eu-central-1".into(),
         Kind::QueueUrl => {
             "a URL like https://sqs.eu-central-1.amazonaws.com/123456789012/my-queue".into()
@@ -1980,7 +1984,10 @@ fn size(bytes: u64) -> String {
 
 /// A value as it may appear in a message. Of a URL everything that could hold credentials is left out.
 fn shown(kind: Kind, text: &str) -> String {
-    if !matches!(kind, Kind::StoreAddress | Kind::Endpoint | Kind::QueueUrl) {
+    if !matches!(
+        kind,
+        Kind::StoreAddress | Kind::Endpoint | Kind::PlainEndpoint | Kind::QueueUrl
+    ) {
         return shown_text(text);
     }
     let text = text.split(['?', '#']).next().unwrap_or_default();
@@ -2581,6 +2588,12 @@ reprieve: 9 settings are not valid
             ("store", "/var/snapshots", Some("is not a URL")),
             ("store", "s3://a@bucket", Some("\"s3://[hidden]@bucket\"")),
             ("s3-endpoint", "https://minio:9000", None),
+            ("webhook", "http://127.0.0.1:8000/told", None),
+            (
+                "webhook",
+                "https://example.net/told",
+                Some("is not reached by \"https\""),
+            ),
             (
                 "s3-endpoint",
                 "minio:9000",
