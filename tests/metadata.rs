@@ -174,6 +174,53 @@ fn a_notice_that_comes_while_the_job_is_resumed_is_acted_on_when_it_runs() {
 }
 
 #[test]
+fn an_instance_that_auto_scaling_takes_is_held_while_its_job_is_stored_and_let_go_then() {
+    let (store, lab) = (Store::new(), Lab::start());
+    let options = [
+        "--sources",
+        "ec2-metadata",
+        "--ec2-metadata-endpoint",
+        &lab.url,
+        "--lifecycle-hook",
+        "goodbye",
+        "--instance-id",
+        "i-0abc",
+    ];
+    let first = host(&store, "first", &options)
+        .env("AWS_ENDPOINT_URL_AUTO_SCALING", &lab.url)
+        .env("AWS_REGION", "us-east-1")
+        .env("AWS_ACCESS_KEY_ID", "AKIDFORTESTS")
+        .env("AWS_SECRET_ACCESS_KEY", "a-secret-that-stays-one")
+        .start();
+    wait_for_output(&first, "line 10");
+    wait_for_log(&first, WORKS);
+    lab.notice(json!({ "kind": "asg" }));
+    assert_stored_in_time(&store, &first, "ec2_metadata");
+    let actions = lab.actions();
+    let last = actions.last().expect("it was called");
+    assert_eq!(
+        (
+            &last["Action"],
+            &last["AutoScalingGroupName"],
+            &last["LifecycleHookName"],
+            &last["InstanceId"]
+        ),
+        (
+            &json!("CompleteLifecycleAction"),
+            &json!("fleet"),
+            &json!("goodbye"),
+            &json!("i-0abc")
+        ),
+        "{actions:?}"
+    );
+    assert_eq!(last["LifecycleActionResult"], "CONTINUE");
+    assert_eq!(
+        actions[0]["Action"], "RecordLifecycleActionHeartbeat",
+        "{actions:?}"
+    );
+}
+
+#[test]
 fn a_rebalance_recommendation_is_used_and_the_job_runs_on() {
     let (store, lab) = (Store::new(), Lab::start());
     let first = ec2(&store, "first", &lab);

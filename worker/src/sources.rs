@@ -45,7 +45,7 @@ const TABLE: &[Row] = &[
         source: Source::Ec2Metadata,
         auto: metadata::ec2_wanted,
         task: metadata::ec2,
-        last_words: Duration::ZERO,
+        last_words: Duration::from_secs(3),
     },
     Row {
         source: Source::Gcp,
