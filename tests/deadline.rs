@@ -130,6 +130,37 @@ fn periodic_checkpoints_save_a_job_whose_machine_goes_without_a_word() {
 }
 
 #[test]
+fn a_checkpoint_that_would_not_fit_into_the_notice_any_more_is_told_of_or_taken_before() {
+    // Nothing is promised to fit into this, whatever was measured.
+    let short = ["--shortest-notice", "500ms"];
+    let store = Store::new();
+    let host = store.host_with("warned", &short, COUNTER).start();
+    wait_for_output(&host, "line 10");
+    let message = "a checkpoint takes longer by now than the shortest notice";
+    assert!(lines(&host, message).is_empty());
+    checkpoint_ok(&host);
+    wait_for_log(&host, message);
+    checkpoint_ok(&host);
+    assert_eq!(lines(&host, message).len(), 1);
+    assert_eq!(lines(&host, "checkpoint begins").len(), 2);
+    host.destroy();
+    let store = Store::new();
+    let keep = ["--keep-promise", "checkpoint", "--least-interval", "1s"];
+    let host = store.host_with("keeper", &keep, COUNTER).start();
+    // One that is there to be measured.
+    wait_for_log(&host, "checkpoint is durable");
+    let decided = lines(&host, "it is decided");
+    assert_eq!(
+        decided[0]["reason"],
+        "soon a checkpoint would not fit into the shortest notice"
+    );
+    assert!(lines(&host, message).is_empty());
+    host.destroy();
+    let second = store.host("second", COUNTER).start();
+    resumed(&second);
+}
+
+#[test]
 fn what_failed_on_sigterm_is_tried_again_within_the_grace() {
     let store = Store::new();
     // An orphan stands in the way until it has ended.

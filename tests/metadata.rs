@@ -113,8 +113,16 @@ fn an_eviction_by_azure_leads_to_a_durable_snapshot_before_its_time() {
     let first = host(&store, "first", &options).start();
     wait_for_output(&first, "line 10");
     wait_for_log(&first, WORKS);
-    lab.notice(json!({ "kind": "azure", "type": "Preempt", "in": 30 }));
+    let told = lab.notice(json!({ "kind": "azure", "type": "Preempt", "in": 30 }));
     assert_stored_in_time(&store, &first, "azure");
+    // It need not wait for its time, and heard so before the worker was gone.
+    let actions = lab.actions();
+    let acknowledged = actions.iter().any(|action| {
+        action
+            .to_string()
+            .contains(told["id"].as_str().unwrap_or("it has an id"))
+    });
+    assert!(acknowledged, "{told}: {actions:?}");
 }
 
 #[test]
@@ -163,6 +171,53 @@ fn a_notice_that_comes_while_the_job_is_resumed_is_acted_on_when_it_runs() {
     second.destroy();
     let all = before.stdout().text() + &first.stdout().text() + &second.stdout().lines().join("\n");
     assert_counts(&all, None);
+}
+
+#[test]
+fn an_instance_that_auto_scaling_takes_is_held_while_its_job_is_stored_and_let_go_then() {
+    let (store, lab) = (Store::new(), Lab::start());
+    let options = [
+        "--sources",
+        "ec2-metadata",
+        "--ec2-metadata-endpoint",
+        &lab.url,
+        "--lifecycle-hook",
+        "goodbye",
+        "--instance-id",
+        "i-0abc",
+    ];
+    let first = host(&store, "first", &options)
+        .env("AWS_ENDPOINT_URL_AUTO_SCALING", &lab.url)
+        .env("AWS_REGION", "us-east-1")
+        .env("AWS_ACCESS_KEY_ID", "AKIDFORTESTS")
+        .env("AWS_SECRET_ACCESS_KEY", "a-secret-that-stays-one")
+        .start();
+    wait_for_output(&first, "line 10");
+    wait_for_log(&first, WORKS);
+    lab.notice(json!({ "kind": "asg" }));
+    assert_stored_in_time(&store, &first, "ec2_metadata");
+    let actions = lab.actions();
+    let last = actions.last().expect("it was called");
+    assert_eq!(
+        (
+            &last["Action"],
+            &last["AutoScalingGroupName"],
+            &last["LifecycleHookName"],
+            &last["InstanceId"]
+        ),
+        (
+            &json!("CompleteLifecycleAction"),
+            &json!("fleet"),
+            &json!("goodbye"),
+            &json!("i-0abc")
+        ),
+        "{actions:?}"
+    );
+    assert_eq!(last["LifecycleActionResult"], "CONTINUE");
+    assert_eq!(
+        actions[0]["Action"], "RecordLifecycleActionHeartbeat",
+        "{actions:?}"
+    );
 }
 
 #[test]
@@ -215,6 +270,70 @@ fn a_service_that_is_out_of_order_disturbs_neither_the_job_nor_the_notice_after_
     assert_eq!(begun, 0);
     lab.notice(json!({ "kind": "spot", "in": 25 }));
     assert_stored_in_time(&store, &first, "ec2_metadata");
+}
+
+#[test]
+fn a_notice_that_a_fault_hides_is_acted_on_when_the_fault_is_over_and_nothing_else_is() {
+    let (ec2, gcp, azure) = (
+        ("ec2-metadata", json!({ "kind": "spot", "in": 28 })),
+        ("gcp", json!({ "kind": "gcp-preempted" })),
+        (
+            "azure",
+            json!({ "kind": "azure", "type": "Preempt", "in": 28 }),
+        ),
+    );
+    let table = [
+        (&ec2, "throttle"),
+        (&ec2, "hang"),
+        (&ec2, "reset"),
+        (&ec2, "refuse"),
+        (&ec2, "hop-limit"),
+        (&ec2, "reject-tokens"),
+        (&ec2, "html"),
+        (&ec2, "garbage"),
+        (&ec2, "huge"),
+        (&ec2, "cut"),
+        (&gcp, "refuse"),
+        (&gcp, "html"),
+        (&azure, "throttle"),
+        (&azure, "garbage"),
+    ];
+    let store = Store::new();
+    let mut told = String::new();
+    for ((source, notice), fault) in table {
+        let lab = Lab::start();
+        let endpoint = format!(
+            "--{}-endpoint",
+            source.replace("-metadata", "") + "-metadata"
+        );
+        let options = ["--sources", *source, &endpoint, &lab.url];
+        let host = host(&store, "host", &options).start();
+        wait_for_output(&host, "line");
+        wait_for_condition(&host, "working");
+        lab.fault(json!({ "name": fault }));
+        // Whoever has a token, or waits for an answer, may not notice otherwise.
+        lab.fault(json!({ "name": "expire-tokens" }));
+        let degraded = wait_for_condition(&host, "degraded");
+        assert!(
+            degraded["remedy"].is_string(),
+            "{source} {fault}: {degraded}"
+        );
+        lab.notice(notice.clone());
+        assert_runs_on(&host);
+        let begun = || host.stderr().text().matches("checkpoint begins").count();
+        assert_eq!(begun(), 0, "{source} {fault}");
+        lab.mend();
+        assert_eq!(host.wait_exit(LIMIT), Exit::Code(75), "{source} {fault}");
+        assert_eq!(begun(), 1, "{source} {fault}");
+        let durable = logged(&host, "checkpoint is durable");
+        assert!(
+            durable["left_ms"].as_u64() > Some(0),
+            "{source} {fault}: {durable}"
+        );
+        told += &host.stdout().text();
+        host.destroy();
+    }
+    assert_counts(&told, None);
 }
 
 #[test]

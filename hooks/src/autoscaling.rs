@@ -58,6 +58,28 @@ impl AutoScaling {
         }
     }
 
+    /// The action of the hook called `name` on this instance, by asking which group it is in. None if it is in none.
+    ///
+    /// # Errors
+    /// When the service does not say, in words.
+    pub async fn action(&self, name: &str, instance: &str) -> Result<Option<Hook>, String> {
+        let asked = self
+            .client
+            .describe_auto_scaling_instances()
+            .instance_ids(instance)
+            .send()
+            .await;
+        let answer = asked.map_err(|error| DisplayErrorContext(&error).to_string())?;
+        let mut found = answer.auto_scaling_instances().iter();
+        let group = found.find_map(|found| found.auto_scaling_group_name());
+        Ok(group.map(|group| Hook {
+            group: group.to_owned(),
+            name: name.to_owned(),
+            instance: instance.to_owned(),
+            token: None,
+        }))
+    }
+
     /// Sends heartbeats until `settled` is over, and hands its result on. Drop it, and they end.
     pub async fn hold<T>(&self, hook: &Hook, settled: impl Future<Output = T>) -> T {
         tokio::select! {

@@ -8,8 +8,9 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use hyper::{Method, StatusCode};
-use reprieve_core::notice::{Fate, WallMs};
+use reprieve_core::notice::{Fate, Settled, WallMs};
 use serde::Deserialize;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::Ear;
 use crate::http::{Answer, BadEndpoint, Client, Endpoint, HttpError, Limits, chain};
@@ -59,6 +60,9 @@ pub struct Options {
     pub limits: Limits,
 }
 
+/// What is told of Auto Scaling goes by this name.
+const AUTO_SCALING: &str = "asg";
+
 impl Options {
     pub fn new(endpoint: Endpoint) -> Self {
         Self {
@@ -95,22 +99,34 @@ impl Options {
     }
 }
 
-/// Listens for as long as somebody hears.
-pub async fn listen(options: Options, ear: Ear) {
+/// Where to tell that Auto Scaling takes this instance out of its group: what becomes of that arrives at each of these.
+pub type Leaving = mpsc::UnboundedSender<oneshot::Receiver<Settled>>;
+
+/// Listens for as long as somebody hears. `leaving` is told of what Auto Scaling wants, if anybody wants to know.
+pub async fn listen(options: Options, leaving: Option<Leaving>, ear: Ear) {
+    tokio::select! {
+        biased;
+        () = ear.gone() => {}
+        () = look_on(options, leaving, &ear) => {}
+    }
+}
+
+async fn look_on(options: Options, leaving: Option<Leaving>, ear: &Ear) {
     let mut presence = Presence::new(options.expect, options.pace);
     let mut watch = Watch {
         service: Service::new(&options),
         told: Told::new(),
+        leaving,
         looks_to_maintenance: 0,
         maintenance_at: Instant::now(),
     };
     loop {
-        let fault = match watch.look(&ear).await {
+        let fault = match watch.look(ear).await {
             Ok(doubt) => doubt,
             Err(Halt::Fault(fault)) => Some(fault),
             Err(Halt::Nobody) => return,
         };
-        let wait = presence.settle(&ear, fault.as_ref(), time::now());
+        let wait = presence.settle(ear, fault.as_ref(), time::now());
         tokio::time::sleep(wait).await;
     }
 }
@@ -118,6 +134,7 @@ pub async fn listen(options: Options, ear: Ear) {
 struct Watch {
     service: Service,
     told: Told,
+    leaving: Option<Leaving>,
     looks_to_maintenance: u32,
     maintenance_at: Instant,
 }
@@ -132,7 +149,7 @@ impl Watch {
         self.topic(ear, "rebalance", rebalance, read_rebalance, &mut doubt)
             .await?;
         let state = "/latest/meta-data/autoscaling/target-lifecycle-state";
-        self.topic(ear, "asg", state, read_target_state, &mut doubt)
+        self.topic(ear, AUTO_SCALING, state, read_target_state, &mut doubt)
             .await?;
         if self.looks_to_maintenance == 0 || self.maintenance_at <= Instant::now() {
             let scheduled = "/latest/meta-data/events/maintenance/scheduled";
@@ -186,9 +203,14 @@ impl Watch {
             doubt.get_or_insert(Fault::new(Meaning::Doubt, reason, remedy));
         }
         if let Some(found) = reading.found {
-            self.told
-                .take(ear, scope, found, missing, Instant::now())
-                .await?;
+            let taken = self.told.take(ear, scope, found, missing, Instant::now());
+            let said = taken.await?;
+            if let Some(leaving) = self.leaving.as_ref().filter(|_| scope == AUTO_SCALING) {
+                for one in said {
+                    // Whoever wanted to know may be done.
+                    drop(leaving.send(one.settled));
+                }
+            }
         }
         Ok(())
     }

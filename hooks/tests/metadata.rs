@@ -98,7 +98,7 @@ impl Listening {
 
     fn to_ec2(options: ec2_metadata::Options) -> Self {
         Self::to(Source::Ec2Metadata, SPOT, |ear| {
-            ec2_metadata::listen(options, ear)
+            ec2_metadata::listen(options, None, ear)
         })
     }
 

@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use aws_config::provider_config::ProviderConfig;
 use reprieve_core::command::{Me, text_of};
-use reprieve_core::notice::WallMs;
+use reprieve_core::notice::{Settled, WallMs};
 use reprieve_hooks::Ear;
 use reprieve_hooks::autoscaling::AutoScaling;
 use reprieve_hooks::ec2::{self, Ec2};
 use reprieve_hooks::sqs::queue::{Options, Queue, Which};
 use reprieve_hooks::sqs::{self, Sharing};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{sleep, timeout};
 use url::Url;
 
@@ -71,6 +71,41 @@ pub(crate) async fn listen(settings: Settings, ear: Ear) {
         biased;
         () = sqs::listen(Arc::clone(&queue) as _, options, ear) => {}
         () = queue.look_after() => {}
+    }
+}
+
+/// Holds this instance while its job is being stored, for each time that `told` says that Auto Scaling wants it, and lets it
+/// go then. An event of EventBridge says the same and more; completed twice is no failure.
+pub(crate) async fn let_go(
+    settings: Settings,
+    hook: String,
+    mut told: mpsc::UnboundedReceiver<oneshot::Receiver<Settled>>,
+) {
+    while let Some(settled) = told.recv().await {
+        let known = async {
+            let instance = instance(&settings)
+                .await
+                .ok_or("which machine this is is not known")?;
+            let scaling = AutoScaling::new(&aws::shared(None).await, HEARTBEAT);
+            let action = scaling.action(&hook, &instance).await?;
+            let action = action.ok_or("this machine is in no group of Auto Scaling")?;
+            Ok::<_, String>((scaling, action))
+        };
+        let (scaling, action) = match known.await {
+            Ok(known) => known,
+            Err(reason) => {
+                tracing::warn!(
+                    hook,
+                    reason,
+                    "the lifecycle action is not completed; the instance is held until its hook's time is over"
+                );
+                continue;
+            }
+        };
+        // Without an answer the job has ended otherwise, and nothing is left to wait for.
+        let settled = scaling.hold(&action, settled).await;
+        tracing::info!(hook, ?settled, "the instance may go");
+        scaling.complete(&action).await;
     }
 }
 

@@ -68,6 +68,8 @@ impl Environment for ProcessEnvironment {
 pub enum Kind {
     StoreAddress,
     Endpoint,
+    /// One that is spoken to without TLS.
+    PlainEndpoint,
     Region,
     /// Of a queue of SQS.
     QueueUrl,
@@ -506,6 +508,22 @@ pub const TABLE: &[Setting] = &[
         meaning: "When what was measured says that a final checkpoint will not be durable before the deadline: it is tried all the same (`try`), or the job works on until the machine is gone (`run-on`). The newest older snapshot stays in either case.",
     },
     Setting {
+        name: "shortest-notice",
+        section: EVICTION,
+        kind: Kind::Duration(Duration::from_millis(100), DAY),
+        default: None,
+        unset: "the shortest that sources give which work here: `2m` by EC2's metadata service, `30s` by Google Cloud's and Azure's; with none of them `term-grace`",
+        meaning: "How long before its end this machine is announced to go, at the shortest: what a checkpoint has to fit into.",
+    },
+    Setting {
+        name: "keep-promise",
+        section: EVICTION,
+        kind: Kind::Choice(KeepPromise::NAMES),
+        default: Some("warn"),
+        unset: "",
+        meaning: "When so much has changed that a checkpoint would not fit into shortest-notice any more: this is told once (`warn`), or checkpoints that leave the job running are taken before that, as often as least-interval lets them (`checkpoint`).",
+    },
+    Setting {
         name: "every",
         section: EVICTION,
         kind: Kind::Period,
@@ -569,7 +587,7 @@ pub const TABLE: &[Setting] = &[
     Setting {
         name: "ec2-metadata-endpoint",
         section: NOTICES,
-        kind: Kind::Endpoint,
+        kind: Kind::PlainEndpoint,
         default: None,
         unset: "`AWS_EC2_METADATA_SERVICE_ENDPOINT`, or `http://169.254.169.254`",
         meaning: "Where EC2's instance metadata service is.",
@@ -577,7 +595,7 @@ pub const TABLE: &[Setting] = &[
     Setting {
         name: "gcp-metadata-endpoint",
         section: NOTICES,
-        kind: Kind::Endpoint,
+        kind: Kind::PlainEndpoint,
         default: None,
         unset: "`GCE_METADATA_HOST`, or `http://169.254.169.254`",
         meaning: "Where Google Cloud's metadata server is.",
@@ -585,7 +603,7 @@ pub const TABLE: &[Setting] = &[
     Setting {
         name: "azure-metadata-endpoint",
         section: NOTICES,
-        kind: Kind::Endpoint,
+        kind: Kind::PlainEndpoint,
         default: None,
         unset: "`http://169.254.169.254`",
         meaning: "Where Azure's metadata service is.",
@@ -641,6 +659,14 @@ pub const TABLE: &[Setting] = &[
         meaning: "What the provider calls this machine; events of the queue are for the machine that they name.",
     },
     Setting {
+        name: "lifecycle-hook",
+        section: NOTICES,
+        kind: Kind::Instance,
+        default: None,
+        unset: "only the hooks that events of the queue name are held and completed",
+        meaning: "The name of the Auto Scaling lifecycle hook that waits before this instance is terminated: it is held while the job is being stored and completed then, when the metadata service of EC2 says that the instance is to go.",
+    },
+    Setting {
         name: "instance-tags",
         section: NOTICES,
         kind: Kind::Choice(InstanceTags::NAMES),
@@ -676,7 +702,7 @@ pub const TABLE: &[Setting] = &[
     Setting {
         name: "webhook",
         section: CALLOUTS,
-        kind: Kind::Endpoint,
+        kind: Kind::PlainEndpoint,
         default: None,
         unset: "nothing is posted",
         meaning: "A URL of `http://` to which each moment is posted as JSON.",
@@ -893,6 +919,11 @@ named! {
 }
 
 named! {
+    /// What to do when a checkpoint would not fit into the shortest notice any more.
+    pub enum KeepPromise { Warn = "warn", Checkpoint = "checkpoint", }
+}
+
+named! {
     /// What the failure of a program before a freeze leads to.
     pub enum OnHookFailure { Ignore = "ignore", Refuse = "refuse", }
 }
@@ -1024,6 +1055,8 @@ pub struct Settings {
     pub on_sigusr1: OnSignal,
     pub on_sigusr2: OnSignal,
     pub on_too_late: OnTooLate,
+    pub shortest_notice: Option<Duration>,
+    pub keep_promise: KeepPromise,
     pub every: Period,
     pub max_lost_work: Duration,
     pub machine_lifetime: Duration,
@@ -1045,6 +1078,7 @@ pub struct Settings {
     pub dead_letter_queue: Option<Url>,
     pub reply_queue: Option<Url>,
     pub instance_id: Option<String>,
+    pub lifecycle_hook: Option<String>,
     pub instance_tags: InstanceTags,
     pub boot_timeout: Duration,
     pub restore_timeout: Duration,
@@ -1367,6 +1401,8 @@ impl Settings {
             on_sigusr1: merged.need("on-sigusr1", Checked::choice(OnSignal::from_name)),
             on_sigusr2: merged.need("on-sigusr2", Checked::choice(OnSignal::from_name)),
             on_too_late: merged.need("on-too-late", Checked::choice(OnTooLate::from_name)),
+            shortest_notice: merged.get("shortest-notice", Checked::duration),
+            keep_promise: merged.need("keep-promise", Checked::choice(KeepPromise::from_name)),
             every: merged.need("every", Checked::choice(Period::from_text)),
             max_lost_work: merged.need("max-lost-work", Checked::duration),
             machine_lifetime: merged.need("machine-lifetime", Checked::duration),
@@ -1390,6 +1426,7 @@ impl Settings {
             dead_letter_queue: merged.get("dead-letter-queue", Checked::url),
             reply_queue: merged.get("reply-queue", Checked::url),
             instance_id: merged.text("instance-id"),
+            lifecycle_hook: merged.text("lifecycle-hook"),
             instance_tags: merged.need("instance-tags", Checked::choice(InstanceTags::from_name)),
             boot_timeout: merged.need("boot-timeout", Checked::duration),
             restore_timeout: merged.need("restore-timeout", Checked::duration),
@@ -2071,8 +2108,9 @@ fn check_in_layer(entry: &Entry) -> Result<Checked, Problem> {
 fn check(kind: Kind, text: &str) -> Result<Checked, Problem> {
     match kind {
         Kind::StoreAddress => check_store(text),
-        Kind::Endpoint => check_endpoint(kind, text),
-        Kind::QueueUrl => check_endpoint(kind, text),
+        Kind::Endpoint => check_endpoint(kind, text, &["http", "https"]),
+        Kind::PlainEndpoint => check_endpoint(kind, text, &["http"]),
+        Kind::QueueUrl => check_endpoint(kind, text, &["http", "https"]),
         Kind::Instance => match is_name(text, b"._-", JOB_NAME_LIMIT) {
             true => Ok(Checked::Text(text.into())),
             false => Err(Problem::new(kind, "is not the name of a machine")),
@@ -2181,12 +2219,12 @@ fn check_store(text: &str) -> Result<Checked, Problem> {
     }
 }
 
-fn check_endpoint(kind: Kind, text: &str) -> Result<Checked, Problem> {
+fn check_endpoint(kind: Kind, text: &str, schemes: &[&str]) -> Result<Checked, Problem> {
     let url =
         Url::parse(text).map_err(|error| Problem::new(kind, format!("is not a URL: {error}")))?;
     refuse_credentials(kind, &url)?;
     match url.scheme() {
-        "http" | "https" => Ok(Checked::Url(url)),
+        scheme if schemes.contains(&scheme) => Ok(Checked::Url(url)),
         scheme => Err(Problem::new(
             kind,
             format!("an endpoint is not reached by \"{scheme}\""),
@@ -2310,6 +2348,7 @@ pub(crate) fn expected(kind: Kind) -> String {
     match kind {
         Kind::StoreAddress => "s3://BUCKET/PREFIX or file:///DIRECTORY".into(),
         Kind::Endpoint => "a URL like https://s3.example.net:9000".into(),
+        Kind::PlainEndpoint => "a URL like http://127.0.0.1:8000, without TLS".into(),
         Kind::Region => "a region like eu-central-1".into(),
         Kind::QueueUrl => {
             "a URL like https://sqs.eu-central-1.amazonaws.com/123456789012/my-queue".into()
@@ -2361,7 +2400,10 @@ fn size(bytes: u64) -> String {
 
 /// A value as it may appear in a message. Of a URL everything that could hold credentials is left out.
 fn shown(kind: Kind, text: &str) -> String {
-    if !matches!(kind, Kind::StoreAddress | Kind::Endpoint | Kind::QueueUrl) {
+    if !matches!(
+        kind,
+        Kind::StoreAddress | Kind::Endpoint | Kind::PlainEndpoint | Kind::QueueUrl
+    ) {
         return shown_text(text);
     }
     let text = text.split(['?', '#']).next().unwrap_or_default();
@@ -2665,6 +2707,8 @@ mod tests {
                 on_sigusr1: OnSignal::Forward,
                 on_sigusr2: OnSignal::Forward,
                 on_too_late: OnTooLate::Try,
+                shortest_notice: None,
+                keep_promise: KeepPromise::Warn,
                 every: Period::Never,
                 max_lost_work: Duration::from_secs(900),
                 machine_lifetime: Duration::from_secs(6 * 3600),
@@ -2686,6 +2730,7 @@ mod tests {
                 dead_letter_queue: None,
                 reply_queue: None,
                 instance_id: None,
+                lifecycle_hook: None,
                 instance_tags: InstanceTags::Off,
                 boot_timeout: Duration::from_secs(60),
                 restore_timeout: Duration::from_secs(600),
@@ -2750,6 +2795,8 @@ mod tests {
         ("on-sigusr1", "checkpoint"),
         ("on-sigusr2", "stop"),
         ("on-too-late", "run-on"),
+        ("shortest-notice", "45s"),
+        ("keep-promise", "checkpoint"),
         ("every", "10m"),
         ("max-lost-work", "1m"),
         ("machine-lifetime", "1h"),
@@ -2775,6 +2822,7 @@ mod tests {
             "https://sqs.eu-central-1.amazonaws.com/123456789012/replies",
         ),
         ("instance-id", "i-0abc"),
+        ("lifecycle-hook", "nightly-goodbye"),
         ("instance-tags", "on"),
         ("hooks-dir", "/hooks"),
         ("hook-timeout", "2s"),
@@ -2879,6 +2927,8 @@ mod tests {
             on_sigusr1: OnSignal::Checkpoint,
             on_sigusr2: OnSignal::Stop,
             on_too_late: OnTooLate::RunOn,
+            shortest_notice: Some(Duration::from_secs(45)),
+            keep_promise: KeepPromise::Checkpoint,
             every: Period::Each(Duration::from_secs(600)),
             max_lost_work: Duration::from_secs(60),
             machine_lifetime: Duration::from_secs(3600),
@@ -2900,6 +2950,7 @@ mod tests {
             dead_letter_queue: Some(queue("dead")),
             reply_queue: Some(queue("replies")),
             instance_id: Some("i-0abc".into()),
+            lifecycle_hook: Some("nightly-goodbye".into()),
             instance_tags: InstanceTags::On,
             boot_timeout: Duration::from_secs(10),
             restore_timeout: Duration::from_secs(3600),
@@ -3070,6 +3121,12 @@ reprieve: 9 settings are not valid
             ("store", "/var/snapshots", Some("is not a URL")),
             ("store", "s3://a@bucket", Some("\"s3://[hidden]@bucket\"")),
             ("s3-endpoint", "https://minio:9000", None),
+            ("webhook", "http://127.0.0.1:8000/told", None),
+            (
+                "webhook",
+                "https://example.net/told",
+                Some("is not reached by \"https\""),
+            ),
             (
                 "s3-endpoint",
                 "minio:9000",

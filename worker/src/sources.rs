@@ -45,7 +45,7 @@ const TABLE: &[Row] = &[
         source: Source::Ec2Metadata,
         auto: metadata::ec2_wanted,
         task: metadata::ec2,
-        last_words: Duration::ZERO,
+        last_words: Duration::from_secs(3),
     },
     Row {
         source: Source::Gcp,
@@ -157,6 +157,18 @@ impl Sources {
         if timeout(last_words, ended).await.is_err() {
             tracing::info!("a source was not done in time; what it did not finish comes again");
         }
+    }
+
+    /// How long before an end those that work tell of it, at the shortest.
+    pub fn shortest_notice(&self) -> Option<Duration> {
+        let healths = self.health.iter().map(|one| one.borrow());
+        let working = healths.filter(|health| health.condition == Condition::Working);
+        let seconds = working.filter_map(|health| match health.source {
+            Source::Ec2Metadata => Some(120),
+            Source::Gcp | Source::Azure => Some(30),
+            _ => None,
+        });
+        seconds.min().map(Duration::from_secs)
     }
 
     /// How each of them is.

@@ -107,6 +107,12 @@ pub enum Effect {
     Decided(Decision),
     /// It is known beforehand that a deadline will hardly be kept.
     InDanger(Decision),
+    /// A checkpoint would take longer by now than the shortest notice that is to be expected. Told once.
+    Outgrown {
+        needed_ms: u64,
+        notice_ms: u64,
+        changed_bytes: u64,
+    },
     /// A deadline passes without a checkpoint, for this reason.
     Missed { source: Source, reason: String },
     /// It is over.
@@ -182,6 +188,9 @@ pub struct Lifecycle {
     decided: Option<Decision>,
     /// The end that was told to be in danger or missed, so that each is told once.
     endangered: Option<Moment>,
+    /// The shortest notice that is to be expected, and whether it was told that it is too short.
+    notice_ms: Option<u64>,
+    outgrown: bool,
     wake: Option<Moment>,
 }
 
@@ -213,6 +222,8 @@ impl Lifecycle {
             failures: 0,
             decided: None,
             endangered: None,
+            notice_ms: None,
+            outgrown: false,
             wake: None,
         }
     }
@@ -234,6 +245,11 @@ impl Lifecycle {
     /// How long it would take to bring the job into safety now.
     pub fn promise(&self) -> &Promise {
         &self.promise
+    }
+
+    /// How long before the end it will be announced, at the shortest.
+    pub fn expect(&mut self, notice_ms: u64) {
+        self.notice_ms = Some(notice_ms);
     }
 
     /// What is planned.
@@ -571,6 +587,7 @@ impl Lifecycle {
             now,
             going: self.episodes.going(),
             at_risk: self.episodes.at_risk(),
+            notice_ms: self.notice_ms,
             ready: self.ready,
             safe: self.safe,
             begun: self.begun,
@@ -604,13 +621,32 @@ impl Lifecycle {
                 let begun = self.begin(notice, decision, Vec::new(), now);
                 effects.extend(begun);
             }
-            Act::Wait => self.wake = again,
+            Act::Wait => {
+                let doubt = self.doubt(now, effects);
+                self.wake = again.into_iter().chain(doubt).min();
+            }
             Act::GiveUp => {
                 self.give_up(decision.source, deadline, now, effects);
                 // What is left has a later deadline.
                 self.consider(now, effects);
             }
         }
+    }
+
+    /// Tells once that a checkpoint does not fit into the shortest notice any more, or says when that will be so.
+    fn doubt(&mut self, now: Moment, effects: &mut Vec<Effect>) -> Option<Moment> {
+        let notice_ms = self.notice_ms.filter(|_| !self.outgrown)?;
+        let ends = planner::promise_ends(now, notice_ms, &self.policy.rules, &self.promise)?;
+        if ends > now {
+            return Some(ends);
+        }
+        self.outgrown = true;
+        effects.push(Effect::Outgrown {
+            needed_ms: self.promise.ms_to_safe(now)?,
+            notice_ms,
+            changed_bytes: self.promise.changed_by(now)?,
+        });
+        None
     }
 
     /// Ends what has passed.
@@ -710,7 +746,7 @@ fn finish(fenced: bool, stopped: bool, app_ended: bool) -> Option<Finish> {
 mod tests {
     use super::*;
     use crate::notice::Says;
-    use crate::planner::{Every, OnTooLate};
+    use crate::planner::{Every, KeepPromise, OnTooLate};
     use proptest::prelude::*;
 
     const POLICY: Policy = Policy {
@@ -724,6 +760,7 @@ mod tests {
             at_risk_ms: 600_000,
             attempt_ms: 25_000,
             on_too_late: OnTooLate::Try,
+            keep_promise: KeepPromise::Warn,
         },
     };
     const MEASURED: Measured = Measured {
@@ -925,6 +962,38 @@ mod tests {
             "{effects:?}"
         );
         assert_eq!(life.phase(), Phase::Running);
+    }
+
+    #[test]
+    fn a_promise_that_is_outgrown_is_told_once_and_when_it_is() {
+        let mut life = running(POLICY);
+        life.expect(10_000);
+        let mut now = T0;
+        let mut told = 0;
+        for _ in 0..6 {
+            life.handle(request(1, Afterwards::Continue), now);
+            let measured = Measured {
+                frozen_at: now,
+                wall_ms: 2_000,
+                frozen_ms: 50,
+                memory: 1 << 30,
+                changed: 200 << 20,
+            };
+            now = now.plus_ms(2_000);
+            let mut effects = life.handle(Event::CheckpointEnded(Ended::Durable(measured)), now);
+            while let Some(wake) = life.wake() {
+                assert!(wake > now);
+                now = wake;
+                effects.extend(life.handle(Event::Woken, now));
+            }
+            now = now.plus_ms(20_000);
+            let outgrown = |effect: &&Effect| {
+                matches!(effect, Effect::Outgrown { needed_ms, notice_ms, .. }
+                if needed_ms > &7_000 && *notice_ms == 10_000)
+            };
+            told += effects.iter().filter(outgrown).count();
+        }
+        assert_eq!(told, 1);
     }
 
     #[test]

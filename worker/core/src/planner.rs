@@ -21,6 +21,9 @@ const SHORT_MS: u64 = 30_000;
 /// "As late as is safe" keeps back, on top of what a checkpoint hardly ever exceeds, a quarter of it and this.
 const SLACK_MS: u64 = 1_000;
 
+/// What is further ahead than a year is not looked at.
+const FAR_MS: u64 = 365 * 24 * 3_600_000;
+
 /// After a failure the next try waits this long, twice as long after each further one, and never longer than
 /// [`LONGEST_PAUSE_MS`].
 const PAUSE_MS: u64 = 500;
@@ -42,6 +45,16 @@ pub struct Rules {
     /// The time limit of a checkpoint without a deadline.
     pub attempt_ms: u64,
     pub on_too_late: OnTooLate,
+    pub keep_promise: KeepPromise,
+}
+
+/// What to do when a checkpoint would not fit into the shortest notice any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeepPromise {
+    /// Say so.
+    Warn,
+    /// Take one before that, so that less has changed.
+    Checkpoint,
 }
 
 /// How often a job is checkpointed that nobody asks to.
@@ -71,6 +84,8 @@ pub struct Situation {
     pub now: Moment,
     pub going: Option<Going>,
     pub at_risk: Option<(Moment, Source)>,
+    /// The shortest time that is given before an end that is announced, as far as that is known.
+    pub notice_ms: Option<u64>,
     /// The app could run from then on.
     pub ready: Moment,
     /// The job's state of then is in the store.
@@ -92,6 +107,8 @@ pub enum Reason {
     Nothing,
     /// The next periodic checkpoint is due.
     Periodic,
+    /// Soon it would take longer than the shortest notice.
+    Promise,
     /// The machine is at risk.
     AtRisk,
     /// There is time: first make the job safe, then go on.
@@ -124,6 +141,7 @@ impl Reason {
             Self::Asked => "somebody asked for it",
             Self::Nothing => "nothing is to be expected",
             Self::Periodic => "a periodic checkpoint is due",
+            Self::Promise => "soon a checkpoint would not fit into the shortest notice",
             Self::AtRisk => "the machine is at risk",
             Self::SafeFirst => "there is time: the job is made safe first and works on",
             Self::WorksOn => "the job is safe and works on until the last moment that is safe",
@@ -340,9 +358,11 @@ fn background(of: &Situation, rules: &Rules, promise: &Promise) -> Plan {
         };
         (due, Reason::AtRisk)
     });
+    let promised = promised(of, rules, promise).map(|due| (due, Reason::Promise));
     let first = periodic
         .into_iter()
         .chain(at_risk)
+        .chain(promised)
         .min_by_key(|(due, _)| *due);
     let due = first.map(|(due, reason)| {
         let least = of.begun.map(|begun| begun.plus_ms(rules.least_interval_ms));
@@ -370,6 +390,66 @@ fn background(of: &Situation, rules: &Rules, promise: &Promise) -> Plan {
         deadline: of.now.plus_ms(rules.attempt_ms),
         again,
     }
+}
+
+/// When a checkpoint is due so that the next one fits into the shortest notice.
+fn promised(of: &Situation, rules: &Rules, promise: &Promise) -> Option<Moment> {
+    if rules.keep_promise == KeepPromise::Warn {
+        return None;
+    }
+    let notice = of.notice_ms?;
+    let Some(least) = promise.least_ms() else {
+        // The first one is there to be measured.
+        return Some(of.ready.plus_ms(rules.least_interval_ms));
+    };
+    if slack(least) > usable_notice_ms(notice, rules) {
+        // However little has changed, it would not fit.
+        return None;
+    }
+    let since = of.safe.unwrap_or(of.ready);
+    outgrown_at(since, notice, rules, |then| {
+        promise.ms_to_safe(then).map(slack)
+    })
+}
+
+/// From when on a checkpoint hardly fits into the shortest notice. None if that will not come.
+pub fn promise_ends(
+    now: Moment,
+    notice_ms: u64,
+    rules: &Rules,
+    promise: &Promise,
+) -> Option<Moment> {
+    outgrown_at(now, notice_ms, rules, |then| promise.ms_to_safe(then))
+}
+
+fn usable_notice_ms(notice_ms: u64, rules: &Rules) -> u64 {
+    usable_ms(Moment(0), Moment(notice_ms), rules.margin_ms)
+}
+
+fn outgrown_at(
+    from: Moment,
+    notice_ms: u64,
+    rules: &Rules,
+    needed: impl Fn(Moment) -> Option<u64>,
+) -> Option<Moment> {
+    let usable = usable_notice_ms(notice_ms, rules);
+    let outgrown = |then: Moment| needed(then).is_some_and(|needed| needed > usable);
+    if outgrown(from) {
+        return Some(from);
+    }
+    let (mut holds, mut late) = (from.0, from.plus_ms(FAR_MS).0);
+    if !outgrown(Moment(late)) {
+        return None;
+    }
+    // Whoever waits has no less to store.
+    while late - holds > 1 {
+        let middle = holds + (late - holds) / 2;
+        match outgrown(Moment(middle)) {
+            true => late = middle,
+            false => holds = middle,
+        }
+    }
+    Some(Moment(late))
 }
 
 /// Between two periodic checkpoints.
@@ -410,12 +490,14 @@ mod tests {
         at_risk_ms: 600_000,
         attempt_ms: 25_000,
         on_too_late: OnTooLate::Try,
+        keep_promise: KeepPromise::Warn,
     };
 
     const CALM: Situation = Situation {
         now: NOW,
         going: None,
         at_risk: None,
+        notice_ms: None,
         ready: Moment(0),
         safe: None,
         begun: None,
@@ -583,6 +665,50 @@ mod tests {
             interval_ms(&every(60_000), &promise(1, 10)),
             Some(60_000 - 500)
         );
+    }
+
+    #[test]
+    fn a_promise_is_kept_by_checkpoints_before_it_would_end_if_that_helps() {
+        // Fifty seconds of 40 MiB, 10 ms for each, are 20 s; and all 2 GiB are about as much.
+        let promise = promise(40, 10);
+        let keep = Rules {
+            keep_promise: KeepPromise::Checkpoint,
+            ..RULES
+        };
+        let of = |notice_ms| Situation {
+            notice_ms: Some(notice_ms),
+            safe: Some(NOW),
+            ..CALM
+        };
+        let due = |notice_ms| decide(&of(notice_ms), &keep, &promise).again;
+        assert_eq!(due(120_000), None, "all of it fits");
+        assert_eq!(decide(&of(15_000), &RULES, &promise).again, None);
+        assert_eq!(promise_ends(NOW, 15_000, &RULES, &promise), Some(NOW));
+        // What changed between the checkpoints before is too much: more often, then.
+        let plan = decide(&of(15_000), &keep, &promise);
+        assert_eq!(
+            (plan.decision.act, plan.decision.reason),
+            (Act::LeaveRunning, Reason::Promise)
+        );
+        let begun = Situation {
+            begun: Some(NOW),
+            ..of(15_000)
+        };
+        assert_eq!(
+            decide(&begun, &keep, &promise).again,
+            Some(NOW.plus_ms(RULES.least_interval_ms))
+        );
+        assert_eq!(due(600), None, "however often, it would not fit");
+        // Before anything was measured, one is taken to know.
+        let unknown = decide(
+            &Situation {
+                safe: None,
+                ..of(15_000)
+            },
+            &keep,
+            &Promise::default(),
+        );
+        assert_eq!(unknown.decision.reason, Reason::Promise);
     }
 
     #[test]

@@ -140,6 +140,11 @@ impl Promise {
         again.ms_to_safe(now.plus_ms(first))
     }
 
+    /// What a checkpoint takes that has nothing to store, hardly ever more. None before anything was measured.
+    pub fn least_ms(&self) -> Option<u64> {
+        (self.memory > 0).then(|| self.ms_for(0))
+    }
+
     fn ms_for(&self, changed: u64) -> u64 {
         let looking = self.looking.at_most().unwrap_or(0.0) * (self.memory as f64 / MIB);
         // Where storing was never measured apart, looking included it.

@@ -9,7 +9,7 @@ use crate::lifecycle::{
     Effect, Ended, Event, Finish, Lifecycle, OnFailure, Phase, Policy, RequestId,
 };
 use crate::notice::{Afterwards, Announcement, Fate, Moment, Says, Source, WallMs};
-use crate::planner::{Every, OnTooLate, Rules};
+use crate::planner::{Every, KeepPromise, OnTooLate, Rules};
 use crate::promise::Measured;
 
 const SCHEDULES: u64 = 1_000;
@@ -31,6 +31,7 @@ const POLICY: Policy = Policy {
         at_risk_ms: 300_000,
         attempt_ms: 25_000,
         on_too_late: OnTooLate::Try,
+        keep_promise: KeepPromise::Warn,
     },
 };
 

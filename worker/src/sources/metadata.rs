@@ -5,9 +5,11 @@ use reprieve_hooks::Ear;
 use reprieve_hooks::http::{BadEndpoint, Endpoint};
 use reprieve_hooks::presence::{Expect, Pace};
 use reprieve_hooks::{azure, ec2_metadata, gcp};
+use tokio::sync::mpsc;
 use url::Url;
 
 use super::Task;
+use crate::queue;
 use crate::settings::{Settings, Sources as Switched};
 
 /// For whoever wrote an address that is none.
@@ -30,7 +32,17 @@ pub(super) fn ec2(settings: &Settings, ear: Ear) -> Task {
         }
         Err(error) => Err(error),
     };
-    start(ear, options, ec2_metadata::listen)
+    let Some(hook) = settings.lifecycle_hook.clone() else {
+        let listen = |options, ear| ec2_metadata::listen(options, None, ear);
+        return start(ear, options, listen);
+    };
+    let settings = settings.clone();
+    let listen = |options, ear| async move {
+        let (leaving, told) = mpsc::unbounded_channel();
+        let listening = ec2_metadata::listen(options, Some(leaving), ear);
+        tokio::join!(listening, queue::let_go(settings, hook, told));
+    };
+    start(ear, options, listen)
 }
 
 pub(super) fn gcp(settings: &Settings, ear: Ear) -> Task {
@@ -92,7 +104,7 @@ fn pace(settings: &Settings) -> Pace {
 }
 
 /// A source that cannot begin says so, and no more.
-fn start<O, F>(ear: Ear, options: Result<O, BadEndpoint>, listen: fn(O, Ear) -> F) -> Task
+fn start<O, F>(ear: Ear, options: Result<O, BadEndpoint>, listen: impl FnOnce(O, Ear) -> F) -> Task
 where
     F: Future<Output = ()> + Send + 'static,
 {

@@ -33,7 +33,7 @@ use reprieve_core::lifecycle::{
 use reprieve_core::notice::{
     Afterwards, Announcement, Fate, Moment, Notice, Order, Reply, Says, Settled, Source, WallMs,
 };
-use reprieve_core::planner::{Decision, Every, OnTooLate, Rules};
+use reprieve_core::planner::{Decision, Every, KeepPromise, OnTooLate, Rules};
 use reprieve_core::promise::Measured;
 use reprieve_core::worker::{self, Worker};
 use reprieve_hooks::signals::Signals;
@@ -356,7 +356,10 @@ impl Supervisor {
                 Happened::Asked(request) => self.asked(request),
                 Happened::News(News::Heard(heard)) => self.heard(heard),
                 Happened::News(News::Asked(source, asked)) => self.ordered(source, asked),
-                Happened::Woken => self.life.handle(Event::Woken, self.clock.now()),
+                Happened::Woken => {
+                    self.life.expect(millis(self.shortest_notice()));
+                    self.life.handle(Event::Woken, self.clock.now())
+                }
             };
             self.tell_state();
             for effect in effects {
@@ -525,6 +528,7 @@ impl Supervisor {
             _ => CallMoment::AppReady,
         };
         self.tell(moment, json!({}));
+        self.life.expect(millis(self.shortest_notice()));
         self.life.handle(Event::AppReady, self.clock.now())
     }
 
@@ -695,6 +699,13 @@ impl Supervisor {
         all.map(|health| SourceHealth::of(health, now)).collect()
     }
 
+    /// Sources come and go, so it is asked again and again.
+    fn shortest_notice(&self) -> Duration {
+        let given = self.sources.iter().flat_map(Sources::shortest_notice).min();
+        let known = self.settings.shortest_notice.or(given);
+        known.unwrap_or(self.settings.term_grace)
+    }
+
     fn carry_out(&mut self, effect: Effect) {
         match effect {
             Effect::Begin {
@@ -732,6 +743,16 @@ impl Supervisor {
                 let facts = json!({ "needed_ms": decision.needed_ms, "left_ms": decision.left_ms });
                 self.tell(CallMoment::InDanger, facts);
             }
+            Effect::Outgrown {
+                needed_ms,
+                notice_ms,
+                changed_bytes,
+            } => tracing::warn!(
+                needed_ms,
+                notice_ms,
+                changed_bytes,
+                "a checkpoint takes longer by now than the shortest notice of this machine's end; what is not stored before it may be lost"
+            ),
             Effect::Missed { source, reason } => {
                 metrics::checkpoint_ended(source, CheckpointOutcome::Refused);
                 metrics::deadline(DeadlineOutcome::Missed);
@@ -893,6 +914,7 @@ impl Supervisor {
             thawed.notify_one();
         }
         metrics::checkpoint_ended(notice.trigger, outcome);
+        self.life.expect(millis(self.shortest_notice()));
         let effects = self
             .life
             .handle(Event::CheckpointEnded(how), self.clock.now());
@@ -1211,6 +1233,10 @@ fn rules(settings: &Settings) -> Rules {
         on_too_late: match settings.on_too_late {
             settings::OnTooLate::Try => OnTooLate::Try,
             settings::OnTooLate::RunOn => OnTooLate::RunOn,
+        },
+        keep_promise: match settings.keep_promise {
+            settings::KeepPromise::Warn => KeepPromise::Warn,
+            settings::KeepPromise::Checkpoint => KeepPromise::Checkpoint,
         },
     }
 }
