@@ -316,6 +316,41 @@ fn a_store_that_asks_to_slow_down_is_asked_again() {
 }
 
 #[test]
+fn a_storm_of_refusals_is_met_with_fewer_uploads_at_once_until_it_is_over() {
+    let bucket = Bucket::new();
+    // Memory for 16 parts on their way, and 24 parts to store.
+    let options = [
+        "--memory-budget",
+        "168MiB",
+        "--compression",
+        "low",
+        "--seed",
+        "off",
+    ];
+    let app = ["python3", "/apps/memory.py", "192"];
+    let host = bucket.host_with("host", &options, &app).start();
+    wait_for_output(&host, "ready");
+    // More than it takes to halve what is on its way until one is left: 16 and 8 and 4 and 2, and again for small parts.
+    let storm = 80;
+    let is_part = |request: &Request| request.is("PUT", "/data/");
+    bucket.proxy.fail_next(Fault::SlowDown, storm, is_part);
+    checkpoint_ok(&host);
+    assert_eq!(bucket.generations(), [1]);
+    let parts: Vec<Request> = bucket.proxy.log().into_iter().filter(is_part).collect();
+    let refused = parts
+        .iter()
+        .filter(|request| request.fault.is_some())
+        .count();
+    assert_eq!(refused, storm);
+    let beside: Vec<usize> = parts.iter().map(|request| request.beside).collect();
+    let (during, after) = beside.split_at(storm);
+    assert!(during.iter().any(|beside| *beside > 1), "{beside:?}");
+    assert_eq!(during[storm - 8..], [0; 8], "{beside:?}");
+    assert_eq!(after[0], 0, "{beside:?}");
+    assert!(after.iter().any(|beside| *beside > 0), "{beside:?}");
+}
+
+#[test]
 fn a_reply_that_is_lost_is_not_a_failure() {
     let bucket = Bucket::new();
     let mut output = String::new();
