@@ -54,7 +54,7 @@ use crate::supervisor::presence::Presence;
 use crate::supervisor::reaper::Reaper;
 use crate::supervisor::seeding::{Plan, Seeding};
 use crate::supervisor::stdio::Stdio;
-use crate::sweeper::Sweeper;
+use crate::sweeper::{Begun, Sweeper};
 use crate::sys::{self, Exit};
 
 /// How long the app's last output may take to be read.
@@ -361,6 +361,7 @@ impl Supervisor {
                 grace: self.settings.sweep_grace,
                 limit: self.settings.boot_timeout,
                 at_once: 1,
+                begun: Begun::default(),
             })
         });
         self.protection = protection;

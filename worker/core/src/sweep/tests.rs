@@ -169,6 +169,7 @@ fn every_object_has_its_reason() {
         head: &head,
         live: &live,
         objects: &objects,
+        passed: &BTreeSet::new(),
         now_ms: NOW,
         grace_ms: 5000,
     });
@@ -287,6 +288,7 @@ struct Worker {
 struct Sweeper {
     planned_from: Option<(Head, Plan)>,
     deleting: Vec<String>,
+    passed: BTreeSet<String>,
 }
 
 /// A store, and everybody who writes to the job.
@@ -418,11 +420,13 @@ impl World {
                     .iter()
                     .map(|(key, stored_at_ms)| object(key.clone(), *stored_at_ms))
                     .collect();
+                let passed = std::mem::take(&mut self.sweepers[sweeper].passed);
                 let plan = self.live(&self.head, |live| {
                     plan(&Facts {
                         head: &self.head,
                         live,
                         objects: &objects,
+                        passed: &passed,
                         now_ms: self.now,
                         grace_ms: GRACE,
                     })
@@ -430,6 +434,7 @@ impl World {
                 self.sweepers[sweeper] = Sweeper {
                     planned_from: Some((self.head.clone(), plan)),
                     deleting: Vec::new(),
+                    passed,
                 };
             }
             Step::Condemn(sweeper) => {
@@ -452,7 +457,11 @@ impl World {
             // However much later, and whatever happened since.
             Step::Delete(sweeper, count) => {
                 for _ in 0..count {
-                    if let Some(key) = self.sweepers[sweeper].deleting.pop() {
+                    let sweeper = &mut self.sweepers[sweeper];
+                    if let Some(key) = sweeper.deleting.pop() {
+                        if key.starts_with(manifest::PREFIX) {
+                            sweeper.passed.extend(attempt_of(&key).map(str::to_owned));
+                        }
                         self.objects.remove(&key);
                         self.deleted += 1;
                     }
