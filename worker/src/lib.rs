@@ -20,6 +20,7 @@ pub mod pages;
 mod place;
 pub mod registry;
 pub mod settings;
+pub mod steps;
 pub mod store;
 #[cfg(test)]
 mod stored;

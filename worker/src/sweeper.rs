@@ -19,6 +19,7 @@ use tokio::time::Instant;
 
 use crate::catalog::{self, Catalog, CatalogError};
 use crate::pages::load::{self, Unusable};
+use crate::steps::{self, Step};
 use crate::store::{Condition, StoreError, retry};
 
 /// Objects removed between two looks at the head.
@@ -126,10 +127,13 @@ impl Sweeper {
             let head = self.catalog.head(self.deadline()).await?;
             swept.plan = self.plan(&head, Now::Stores).await?;
             let plan = swept.plan.clone();
+            steps::reached(Step::Planned);
             if !self.condemn(&head, &plan.condemned).await? {
                 continue;
             }
+            steps::reached(Step::Condemned);
             if self.remove(&head, &plan, &mut swept, &advanced).await? {
+                steps::reached(Step::Swept);
                 return Ok(swept);
             }
         }

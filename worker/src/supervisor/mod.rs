@@ -46,6 +46,7 @@ use crate::host;
 use crate::metrics::{self, CheckpointOutcome, NoticeKind, NoticeSource};
 use crate::pages::seed::Budgets;
 use crate::settings::{OnCheckpointFailure, Seed, Settings, SignalTarget};
+use crate::steps::{self, Step};
 use crate::supervisor::boot::{Booted, Gate, Origin, Protection};
 use crate::supervisor::checkpoint::{Limits, Subject};
 use crate::supervisor::housekeeping::Housekeeping;
@@ -325,6 +326,7 @@ impl Supervisor {
     }
 
     fn booted(&mut self, booted: Booted) -> Vec<Effect> {
+        steps::reached(Step::Booted);
         let Booted {
             app,
             stdio,
@@ -665,6 +667,7 @@ impl Supervisor {
     }
 
     async fn say_goodbye(&self, finished: Option<Finished>) {
+        steps::reached(Step::Over);
         let deadline = Instant::now() + GOODBYE_LIMIT;
         let released = async {
             if let Some(ownership) = self.owned.get() {
@@ -672,6 +675,7 @@ impl Supervisor {
             }
         };
         tokio::join!(released, self.presence.end(deadline));
+        steps::reached(Step::Told);
     }
 
     async fn finish_output(&mut self) {
