@@ -44,8 +44,8 @@ pub(crate) struct Request {
     pub(crate) method: String,
     /// With the query, as it was sent.
     pub(crate) path: String,
-    /// Requests of this method that were under way when it came, and had no answer yet.
-    pub(crate) beside: usize,
+    /// How many requests had come when its answer was known.
+    pub(crate) answered_at: Option<usize>,
     pub(crate) fault: Option<Fault>,
     /// What the server answered, whether or not that got through.
     pub(crate) status: Option<u16>,
@@ -83,8 +83,6 @@ impl Rule {
 struct State {
     rules: Vec<Rule>,
     log: Vec<Request>,
-    /// By method.
-    under_way: HashMap<String, usize>,
     bytes_per_second: Option<u32>,
     /// The connections of clients, to end them with the proxy.
     clients: HashMap<usize, TcpStream>,
@@ -107,9 +105,6 @@ impl Shared {
     /// Enters the request in the log and says what is to happen to it.
     fn decide(&self, mut request: Request) -> (usize, Option<Fault>) {
         let mut state = self.lock();
-        let under_way = state.under_way.entry(request.method.clone()).or_default();
-        request.beside = *under_way;
-        *under_way += 1;
         let rule = state
             .rules
             .iter_mut()
@@ -119,11 +114,11 @@ impl Shared {
         (state.log.len() - 1, rule)
     }
 
-    /// The answer is known: whatever comes after the client has it came later.
+    /// The answer is known: what follows from it at the client comes later.
     fn answered(&self, number: usize) {
         let mut state = self.lock();
-        let method = state.log[number].method.clone();
-        *state.under_way.entry(method).or_default() -= 1;
+        let come = state.log.len();
+        state.log[number].answered_at = Some(come);
     }
 
     /// Takes the time that `count` bytes need on the line.
@@ -232,6 +227,27 @@ impl Proxy {
         state.bytes_per_second = None;
     }
 
+    /// Of the requests that `which` is true for, with how many others of them each was under way when it came.
+    pub(crate) fn side_by_side(&self, which: impl Fn(&Request) -> bool) -> Vec<(Request, usize)> {
+        let log = self.log();
+        let all: Vec<(usize, &Request)> = log
+            .iter()
+            .enumerate()
+            .filter(|(_, request)| which(request))
+            .collect();
+        let under_way_at = |number: usize, one: &Request| {
+            one.answered_at
+                .is_none_or(|answered_at| answered_at > number)
+        };
+        all.iter()
+            .map(|(number, request)| {
+                let others = all.iter().take_while(|(other, _)| other < number);
+                let beside = others.filter(|(_, one)| under_way_at(*number, one)).count();
+                ((*request).clone(), beside)
+            })
+            .collect()
+    }
+
     /// Every request so far, in the order of arrival.
     pub(crate) fn log(&self) -> Vec<Request> {
         self.shared.lock().log.clone()
@@ -254,12 +270,12 @@ impl Drop for Proxy {
             for Request {
                 method,
                 path,
-                beside,
+                answered_at,
                 fault,
                 status,
             } in self.log()
             {
-                eprintln!("{method} {path} beside {beside}: {fault:?} {status:?}");
+                eprintln!("{method} {path} {fault:?} {status:?} before {answered_at:?}");
             }
         }
     }
@@ -285,7 +301,7 @@ fn serve(shared: &Shared, mut client: TcpStream, server: &str) -> io::Result<()>
     let request = Request {
         method: word(),
         path: word(),
-        beside: 0,
+        answered_at: None,
         fault: None,
         status: None,
     };
