@@ -529,10 +529,24 @@ fn many_generations_of_a_job_that_churns_stay_exact_and_within_the_factor() {
     evict(&host);
     reprieve(&store, &["prune", "--keep-generations", "3"]);
     let left = stored(&store);
+    let litter: serde_json::Value = serde_json::from_str(&reprieve(
+        &store,
+        &[
+            "prune",
+            "--dry-run",
+            "--keep-generations",
+            "3",
+            "--sweep-grace",
+            "0s",
+            "--json",
+        ],
+    ))
+    .expect("it is JSON");
+    let litter = &litter["freed_bytes"];
     let written: u64 = first + (generations - 1) * CHURN * 4096;
     println!(
         "generations {generations}, pinned {pinned:?}, first {first}, written about {written}, largest {largest}, left {left}, \
-         live about {live}: factor {:.2}",
+         of it {litter} of a sweep that was cut short, live about {live}: factor {:.2}",
         left as f64 / live as f64
     );
     assert!(left <= allowed, "{left} of {allowed}");

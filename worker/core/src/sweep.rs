@@ -146,7 +146,8 @@ pub struct Plan {
 impl Plan {
     /// What goes, in the order in which it has to: each manifest before its data, so that no listing ever finds a manifest
     /// whose data was taken away; and its data right behind it, so that a sweep which is cut short leaves the data of one
-    /// attempt at most without the manifest that tells that nobody can commit it. Data that never had one comes last.
+    /// attempt at most without the manifest that tells that nobody can commit it. What a sweep before had left so comes first,
+    /// or sweeps that are cut short again and again would leave more and more of it; data that never had a manifest comes last.
     pub fn going(&self) -> Vec<&Entry> {
         let mut going: Vec<&Entry> = self
             .entries
@@ -161,7 +162,9 @@ impl Plan {
             .collect();
         going.sort_by_key(|entry| {
             let attempt = attempt_of(&entry.key).filter(|attempt| named.contains(attempt));
-            (attempt.is_none(), attempt, !is_manifest(entry))
+            // Of data without a manifest in the listing, only what is remembered counts as dropped.
+            let is_left = attempt.is_none() && entry.verdict == Verdict::Goes(Goes::Dropped);
+            (!is_left, attempt.is_none(), attempt, !is_manifest(entry))
         });
         going
     }

@@ -193,6 +193,43 @@ fn every_object_has_its_reason() {
 }
 
 #[test]
+fn what_an_earlier_sweep_has_begun_with_goes_first_and_without_a_grace() {
+    let [left, dropped, young] = [1, 2, 3].map(attempt);
+    let head = Head {
+        epoch: 1,
+        next_generation: 3,
+        ..Head::new("job")
+    };
+    let keys = [
+        format!("data/{left}/000000"),
+        format!("data/{dropped}/000000"),
+        format!("data/{young}/000000"),
+        manifest::key(2, 1, &dropped),
+    ];
+    let objects = keys.each_ref().map(|key| object(key.clone(), 0));
+    let going = |passed: &BTreeSet<String>| -> Vec<String> {
+        let plan = plan(&Facts {
+            head: &head,
+            live: &[],
+            objects: &objects,
+            passed,
+            now_ms: 0,
+            grace_ms: 1,
+        });
+        assert_eq!(plan.condemned, [""; 0]);
+        plan.going().iter().map(|entry| entry.key.clone()).collect()
+    };
+    let [of_left, of_dropped, _, of_manifest] = keys.clone();
+    let forgotten = [of_manifest, of_dropped];
+    assert_eq!(going(&BTreeSet::new()), forgotten);
+    let remembered = [of_left].into_iter().chain(forgotten);
+    assert_eq!(
+        going(&BTreeSet::from([left.clone()])),
+        remembered.collect::<Vec<_>>()
+    );
+}
+
+#[test]
 fn a_commit_has_three_things_to_fear() {
     let [own, other] = [1, 2].map(attempt);
     let base = manifest::key(1, 1, &other);
