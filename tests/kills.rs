@@ -7,11 +7,16 @@ mod job;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use harness::{Exit, Host, LIMIT, Stdio, wait_until};
 use job::{COUNTER, Store, checkpoint_ok, evict, numbers, wait_for_log, wait_for_output};
+use reprieve::steps::Step;
 use reprieve_core::head::Head;
 use reprieve_core::worker::Worker;
+
+/// Hosts that are killed side by side.
+const AT_ONCE: usize = 4;
 
 fn head(store: &Store) -> Option<Head> {
     let bytes = fs::read(store.path().join("job/HEAD")).ok()?;
@@ -117,6 +122,197 @@ fn killed_at_every_change(side: &str) {
     }
     // A start has 6, a checkpoint 4, and there are two; a sweep and a goodbye have some.
     assert!(kills >= 16, "only {kills} changes {side}");
+}
+
+/// Pages of 4 KiB.
+const SEVERAL: &str = "200";
+
+/// More memory than what is worth storing ahead, a digest of it on request, and numbered lines.
+const MEMORY: &[&str] = &["python3", "/apps/memory.py", "40", "--churn", SEVERAL];
+
+/// A job with two generations that was evicted: its store, what it has written, and the digest of its memory.
+struct Template {
+    store: Store,
+    text: String,
+    digest: String,
+}
+
+/// As a worker is that is killed at a step, the first time it is there or the second.
+#[derive(Clone, Copy, Debug)]
+struct Death {
+    step: Step,
+    time: u32,
+}
+
+impl Death {
+    /// Each step once. A worker takes two checkpoints: one lets the job go on, the next stops it.
+    fn all() -> Vec<Self> {
+        let once = Step::ALL.iter().map(|step| Self {
+            step: *step,
+            time: 1,
+        });
+        let again = once
+            .clone()
+            .filter(|death| death.is_during("checkpoint") && death.step != Step::Killed);
+        once.clone()
+            .chain(again.map(|death| Self { time: 2, ..death }))
+            .collect()
+    }
+
+    fn is_during(self, what: &str) -> bool {
+        self.step.as_str().starts_with(what)
+    }
+
+    /// Two more snapshots, a sweep, and the end; killed on the way. Returns the digests of what was to be stored.
+    fn live(self, host: &Host) -> Vec<String> {
+        let gone = || !host.is_running();
+        let mut digests = Vec::new();
+        if ["boot", "restore", "seeding"]
+            .iter()
+            .any(|what| self.is_during(what))
+        {
+            return digests;
+        }
+        wait_for_output(host, "tick");
+        digests.push(digest(host, libc::SIGUSR2));
+        job::checkpoint(host);
+        wait_until(LIMIT, "a sweep, or the end", || {
+            gone() || host.stderr().text().contains("the store was swept")
+        });
+        if !gone() && !self.is_during("sweep") {
+            digests.push(digest(host, libc::SIGUSR2));
+            host.signal(libc::SIGTERM);
+        }
+        digests
+    }
+
+    /// Dies of it in a copy of the store, and goes on with what is left there.
+    fn die(self, template: &Template) {
+        let store = Store::new();
+        let is_new = [Step::Starting, Step::Started].contains(&self.step);
+        if !is_new {
+            copy(
+                &template.store.path().join("job"),
+                &store.path().join("job"),
+            );
+        }
+        let mut options = vec!["--keep-generations", "2", "--lease-term", "1h"];
+        if self.is_during("seeding") {
+            options.extend(["--seed-interval", "100ms"]);
+        }
+        let killed = store
+            .host_with("killed", &options, MEMORY)
+            .env("KILL_AT_STEP", format!("{}:{}", self.step, self.time))
+            .start();
+        let digests = self.live(&killed);
+        assert_eq!(
+            killed.wait_exit(LIMIT),
+            Exit::Code(137),
+            "{self:?} was never there"
+        );
+        killed.destroy();
+        let next = |store: &Store| store.host_with("next", &options[..4], MEMORY).start();
+        if is_new {
+            let next = next(&store);
+            wait_for_log(&next, "the app is started from scratch");
+            return;
+        }
+        reprieve(&store, &["verify", "--all"]);
+        let counts = newest(&store);
+        let next = next(&store);
+        let resumed = wait_for_log(&next, "the job is resumed");
+        let is_newest = resumed.contains(&format!("\"generation\":{counts},"));
+        assert!(is_newest, "{self:?}: {counts} of {resumed}");
+        wait_for_output(&next, "tick");
+        let found = digest(&next, libc::SIGUSR1);
+        let expected = match counts {
+            2 => &template.digest,
+            later => &digests[usize::try_from(later).expect("few") - 3],
+        };
+        assert_eq!(found, *expected, "{self:?} {counts}");
+        wait_until(LIMIT, "more lines", || {
+            ticks(&next.stdout().text()).len() > 3
+        });
+        next.destroy();
+        let [killed, next] = [killed, next].map(|host| host.stdout().text());
+        let before = &template.text;
+        match counts {
+            2 => assert_goes_on(&[before, &next]),
+            // It ran on after this one.
+            3 => assert_goes_on_within(&(before.clone() + &killed), &next),
+            4 => assert_goes_on(&[before, &killed, &next]),
+            _ => panic!("{self:?}: {counts}"),
+        }
+    }
+}
+
+fn ticks(text: &str) -> Vec<u64> {
+    let ticks = text.lines().filter_map(|line| line.strip_prefix("tick "));
+    ticks
+        .map(|number| number.parse().expect("a number"))
+        .collect()
+}
+
+/// Taken together, no line is missing, repeated or torn; the last one may be.
+#[track_caller]
+fn assert_goes_on(texts: &[&str]) {
+    let text = texts.concat();
+    let (whole, _) = text.rsplit_once('\n').expect("it has lines");
+    let known = |line: &str| {
+        ["tick ", "digest ", "ready"]
+            .iter()
+            .any(|begin| line.starts_with(begin))
+    };
+    let unknown = whole.lines().find(|line| !known(line));
+    assert_eq!(unknown, None);
+    let found = ticks(whole);
+    let expected: Vec<u64> = (1..).take(found.len()).collect();
+    assert_eq!(found, expected);
+}
+
+/// The second goes on where the first was at some time, at a line's end or within a line.
+#[track_caller]
+fn assert_goes_on_within(first: &str, second: &str) {
+    let whole = |text: &str| {
+        text.rsplit_once('\n')
+            .map(|(whole, _)| whole.to_owned())
+            .unwrap_or_default()
+    };
+    // Its first line may be the rest of one.
+    let (_, rest) = second.split_once('\n').expect("it has lines");
+    let (before, after) = (ticks(&whole(first)), ticks(&whole(rest)));
+    let begun = after[0];
+    let last = *before.last().expect("it ran");
+    assert!(begun <= last + 2, "{begun} comes after {last}");
+    let expected: Vec<u64> = (begun..).take(after.len()).collect();
+    assert_eq!(after, expected);
+}
+
+#[test]
+fn a_worker_killed_at_any_step_leaves_the_newest_snapshot_exactly() {
+    let store = Store::new();
+    let host = store.host("whole", MEMORY).start();
+    wait_for_output(&host, "ready");
+    checkpoint_ok(&host);
+    let digest = digest(&host, libc::SIGUSR2);
+    evict(&host);
+    let template = Template {
+        store,
+        text: host.stdout().text(),
+        digest,
+    };
+    assert_eq!(newest(&template.store), 2);
+    let deaths = Death::all();
+    let next = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..AT_ONCE {
+            scope.spawn(|| {
+                while let Some(death) = deaths.get(next.fetch_add(1, Ordering::SeqCst)) {
+                    death.die(&template);
+                }
+            });
+        }
+    });
 }
 
 /// The lines so far go on with those of a host that resumed at one of them.
@@ -333,10 +529,24 @@ fn many_generations_of_a_job_that_churns_stay_exact_and_within_the_factor() {
     evict(&host);
     reprieve(&store, &["prune", "--keep-generations", "3"]);
     let left = stored(&store);
+    let litter: serde_json::Value = serde_json::from_str(&reprieve(
+        &store,
+        &[
+            "prune",
+            "--dry-run",
+            "--keep-generations",
+            "3",
+            "--sweep-grace",
+            "0s",
+            "--json",
+        ],
+    ))
+    .expect("it is JSON");
+    let litter = &litter["freed_bytes"];
     let written: u64 = first + (generations - 1) * CHURN * 4096;
     println!(
         "generations {generations}, pinned {pinned:?}, first {first}, written about {written}, largest {largest}, left {left}, \
-         live about {live}: factor {:.2}",
+         of it {litter} of a sweep that was cut short, live about {live}: factor {:.2}",
         left as f64 / live as f64
     );
     assert!(left <= allowed, "{left} of {allowed}");

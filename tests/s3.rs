@@ -316,6 +316,39 @@ fn a_store_that_asks_to_slow_down_is_asked_again() {
 }
 
 #[test]
+fn a_storm_of_refusals_is_met_with_fewer_uploads_at_once_until_it_is_over() {
+    let bucket = Bucket::new();
+    // Memory for 16 parts on their way, and as many to store, none of which is quick.
+    let options = [
+        "--memory-budget",
+        "168MiB",
+        "--compression",
+        "low",
+        "--seed",
+        "off",
+    ];
+    let app = ["python3", "/apps/memory.py", "128"];
+    let host = bucket.host_with("host", &options, &app).start();
+    wait_for_output(&host, "ready");
+    bucket.proxy.limit_rate(32 << 20);
+    // More than it takes to halve what there may be until one is left: 16 under way, 16 again, 8, 4 and 2.
+    let storm = 80;
+    let is_part = |request: &Request| request.is("PUT", "/data/");
+    bucket.proxy.fail_next(Fault::SlowDown, storm, is_part);
+    let ran = checkpoint_within(&host, "90s");
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert_eq!(bucket.generations(), [1]);
+    let parts = bucket.proxy.side_by_side(is_part);
+    let refused = parts.iter().filter(|(request, _)| request.fault.is_some());
+    assert_eq!(refused.count(), storm);
+    let beside: Vec<usize> = parts.iter().map(|(_, beside)| *beside).collect();
+    let (during, after) = beside.split_at(storm);
+    assert_eq!(during[storm - 16..], [0; 16], "{beside:?}");
+    assert_eq!(after[0], 0, "{beside:?}");
+    assert!(after.iter().any(|beside| *beside > 0), "{beside:?}");
+}
+
+#[test]
 fn a_reply_that_is_lost_is_not_a_failure() {
     let bucket = Bucket::new();
     let mut output = String::new();

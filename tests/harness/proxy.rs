@@ -44,6 +44,8 @@ pub(crate) struct Request {
     pub(crate) method: String,
     /// With the query, as it was sent.
     pub(crate) path: String,
+    /// How many requests had come when its answer was known.
+    pub(crate) answered_at: Option<usize>,
     pub(crate) fault: Option<Fault>,
     /// What the server answered, whether or not that got through.
     pub(crate) status: Option<u16>,
@@ -110,6 +112,13 @@ impl Shared {
         request.fault = rule;
         state.log.push(request);
         (state.log.len() - 1, rule)
+    }
+
+    /// The answer is known: what follows from it at the client comes later.
+    fn answered(&self, number: usize) {
+        let mut state = self.lock();
+        let come = state.log.len();
+        state.log[number].answered_at = Some(come);
     }
 
     /// Takes the time that `count` bytes need on the line.
@@ -218,6 +227,27 @@ impl Proxy {
         state.bytes_per_second = None;
     }
 
+    /// Of the requests that `which` is true for, with how many others of them each was under way when it came.
+    pub(crate) fn side_by_side(&self, which: impl Fn(&Request) -> bool) -> Vec<(Request, usize)> {
+        let log = self.log();
+        let all: Vec<(usize, &Request)> = log
+            .iter()
+            .enumerate()
+            .filter(|(_, request)| which(request))
+            .collect();
+        let under_way_at = |number: usize, one: &Request| {
+            one.answered_at
+                .is_none_or(|answered_at| answered_at > number)
+        };
+        all.iter()
+            .map(|(number, request)| {
+                let others = all.iter().take_while(|(other, _)| other < number);
+                let beside = others.filter(|(_, one)| under_way_at(*number, one)).count();
+                ((*request).clone(), beside)
+            })
+            .collect()
+    }
+
     /// Every request so far, in the order of arrival.
     pub(crate) fn log(&self) -> Vec<Request> {
         self.shared.lock().log.clone()
@@ -240,14 +270,23 @@ impl Drop for Proxy {
             for Request {
                 method,
                 path,
+                answered_at,
                 fault,
                 status,
             } in self.log()
             {
-                eprintln!("{method} {path} {fault:?} {status:?}");
+                eprintln!("{method} {path} {fault:?} {status:?} before {answered_at:?}");
             }
         }
     }
+}
+
+/// What came of a request so far.
+struct Taken {
+    head: String,
+    body: Vec<u8>,
+    /// Bytes that are still to come.
+    left: usize,
 }
 
 fn serve(shared: &Shared, mut client: TcpStream, server: &str) -> io::Result<()> {
@@ -262,37 +301,54 @@ fn serve(shared: &Shared, mut client: TcpStream, server: &str) -> io::Result<()>
     let request = Request {
         method: word(),
         path: word(),
+        answered_at: None,
         fault: None,
         status: None,
     };
     let body = content_length(&head);
     let (number, fault) = shared.decide(request);
+    let taken = Taken {
+        left: body.saturating_sub(taken.len() - end),
+        body: taken.split_off(end),
+        head,
+    };
+    let answer = answer_to(shared, &mut client, number, fault, &taken, server);
+    shared.answered(number);
+    match answer? {
+        Some(answer) => client.write_all(&answer),
+        None => Ok(()),
+    }
+}
+
+/// What the client is told, if anything.
+fn answer_to(
+    shared: &Shared,
+    client: &mut TcpStream,
+    number: usize,
+    fault: Option<Fault>,
+    request: &Taken,
+    server: &str,
+) -> io::Result<Option<Vec<u8>>> {
     match fault {
-        Some(Fault::Hang) => io::copy(&mut client, &mut io::sink()).map(drop),
-        Some(Fault::Reset) => reset(&client),
+        Some(Fault::Hang) => io::copy(client, &mut io::sink()).map(|_| None),
+        Some(Fault::Reset) => reset(client).map(|()| None),
         Some(Fault::SlowDown) => {
-            let left = body.saturating_sub(taken.len() - end);
-            refuse(&mut client, left, "503 Slow Down", "SlowDown")
+            refuse(client, request.left, "503 Slow Down", "SlowDown").map(Some)
         }
         Some(Fault::Denied) => {
-            let left = body.saturating_sub(taken.len() - end);
-            refuse(&mut client, left, "403 Forbidden", "AccessDenied")
+            refuse(client, request.left, "403 Forbidden", "AccessDenied").map(Some)
         }
         Some(Fault::LoseReply | Fault::ForgetConditions) | None => {
-            let left = body.saturating_sub(taken.len() - end);
-            if fault == Some(Fault::ForgetConditions) {
-                let rest = taken.split_off(end);
-                taken = without_conditions(&head).into_bytes();
-                taken.extend(rest);
-            }
-            let answer = hand_on(shared, &mut client, &taken, left, server)?;
+            let forgotten = match fault {
+                Some(Fault::ForgetConditions) => without_conditions(&request.head),
+                _ => request.head.clone(),
+            };
+            let taken = [forgotten.as_bytes(), &request.body].concat();
+            let answer = hand_on(shared, client, &taken, request.left, server)?;
             let status = String::from_utf8_lossy(&answer[..answer.len().min(16)]);
             let status = status.split(' ').nth(1).and_then(|code| code.parse().ok());
             shared.lock().log[number].status = status;
-            match fault {
-                Some(Fault::LoseReply) => Ok(()),
-                _ => client.write_all(&answer),
-            }
+            Ok((fault != Some(Fault::LoseReply)).then_some(answer))
         }
     }
 }
@@ -341,7 +397,7 @@ fn reset(client: &TcpStream) -> io::Result<()> {
     setsockopt(client, sockopt::Linger, &at_once).map_err(Into::into)
 }
 
-fn refuse(client: &mut TcpStream, left: usize, status: &str, code: &str) -> io::Result<()> {
+fn refuse(client: &mut TcpStream, left: usize, status: &str, code: &str) -> io::Result<Vec<u8>> {
     // A client that still sends would not read the answer.
     io::copy(&mut client.take(left as u64), &mut io::sink())?;
     let body = format!(
@@ -351,7 +407,7 @@ fn refuse(client: &mut TcpStream, left: usize, status: &str, code: &str) -> io::
     let answer = format!(
         "HTTP/1.1 {status}\r\nContent-Type: application/xml\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
     );
-    client.write_all(answer.as_bytes())
+    Ok(answer.into_bytes())
 }
 
 /// Has the server carry the request out, and returns its answer.

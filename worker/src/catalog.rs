@@ -16,6 +16,7 @@ use reprieve_core::sweep::{self, Object, Refusal};
 use tokio::time::Instant;
 
 use crate::keys::{KeyError, Keyring, MasterKey, OpenError, Opened, Place};
+use crate::steps::{self, Step};
 use crate::store::{Condition, Store, StoreError, StoreErrorKind, Tag, retry};
 
 /// Objects asked for in one listing; S3 gives no more.
@@ -296,6 +297,7 @@ impl Catalog {
         }
         let key = self.key(&manifest.key());
         self.put_manifest(&key, &bytes, deadline).await?;
+        steps::reached(Step::Manifested);
         let generation = Generation {
             generation: manifest.generation,
             manifest: manifest.key(),

@@ -24,6 +24,7 @@ pub mod queue;
 pub mod registry;
 pub mod settings;
 pub mod sources;
+pub mod steps;
 pub mod store;
 #[cfg(test)]
 mod stored;

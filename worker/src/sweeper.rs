@@ -3,8 +3,11 @@
 //! What may go is decided in `reprieve_core::sweep`, which also says why this is safe beside owners, operators and other
 //! sweepers. Here it is kept to: the plan is made from one head; before anything goes, and again before each batch, the
 //! head is read and the plan made anew if that has other generations; attempts are condemned first. A sweep that cannot
-//! read what it needs to know removes nothing, and one that is cut short has removed less.
+//! read what it needs to know removes nothing, and one that is cut short has removed less. What a manifest told of its
+//! data outlives it here, so that the next sweep finishes what this one had begun, without a grace.
 
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -16,6 +19,7 @@ use tokio::time::Instant;
 
 use crate::catalog::{self, Catalog, CatalogError};
 use crate::pages::load::{self, Unusable};
+use crate::steps::{self, Step};
 use crate::store::{Condition, StoreError, retry};
 
 /// Objects removed between two looks at the head.
@@ -52,6 +56,34 @@ pub struct Sweeper {
     pub limit: Duration,
     /// Objects removed at once.
     pub at_once: usize,
+    /// What sweeps that were cut short leave to the next one.
+    pub begun: Begun,
+}
+
+/// Attempts of whose removal a sweep has begun, with the manifest that told that nobody can commit them.
+#[derive(Clone, Debug, Default)]
+pub struct Begun(Arc<Mutex<BTreeSet<String>>>);
+
+impl Begun {
+    fn lock(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// This manifest is about to go. Entered before, since nobody may hear how that ends.
+    fn enter(&self, key: &str) {
+        let attempt = sweep::attempt_of(key).filter(|_| key.starts_with(manifest::PREFIX));
+        self.lock().extend(attempt.map(str::to_owned));
+    }
+
+    /// Of the rest nothing is left.
+    fn keep_those_of(&self, objects: &[sweep::Object]) {
+        let left: BTreeSet<&str> = objects
+            .iter()
+            .filter_map(|object| sweep::attempt_of(&object.key))
+            .collect();
+        self.lock()
+            .retain(|attempt| left.contains(attempt.as_str()));
+    }
 }
 
 /// What was decided and done.
@@ -95,10 +127,13 @@ impl Sweeper {
             let head = self.catalog.head(self.deadline()).await?;
             swept.plan = self.plan(&head, Now::Stores).await?;
             let plan = swept.plan.clone();
+            steps::reached(Step::Planned);
             if !self.condemn(&head, &plan.condemned).await? {
                 continue;
             }
+            steps::reached(Step::Condemned);
             if self.remove(&head, &plan, &mut swept, &advanced).await? {
+                steps::reached(Step::Swept);
                 return Ok(swept);
             }
         }
@@ -146,10 +181,12 @@ impl Sweeper {
             }
         };
         objects.retain(|object| Some(&object.key) != marker.as_ref());
+        self.begun.keep_those_of(&objects);
         Ok(sweep::plan(&Facts {
             head,
             live: &live,
             objects: &objects,
+            passed: &self.begun.lock(),
             now_ms,
             grace_ms: u64::try_from(self.grace.as_millis()).unwrap_or(u64::MAX),
         }))
@@ -204,9 +241,10 @@ impl Sweeper {
             if !sweep::still_holds(planned, &present) {
                 return Ok(false);
             }
-            let deletions = batch
-                .iter()
-                .map(|entry| async { (entry.bytes, self.delete(&entry.key).await) });
+            let deletions = batch.iter().map(|entry| async {
+                self.begun.enter(&entry.key);
+                (entry.bytes, self.delete(&entry.key).await)
+            });
             let deletions: Vec<_> = deletions.collect();
             let mut deletions = futures::stream::iter(deletions).buffered(self.at_once.max(1));
             while let Some((bytes, deleted)) = deletions.next().await {
@@ -240,7 +278,7 @@ mod tests {
 
     use crate::catalog::Lease;
     use crate::catalog::tests::{claim, manifest, soon};
-    use crate::store::unreliable::{Fault, Occurrence, Operation};
+    use crate::store::unreliable::{Fault, Occurrence, Operation, Release};
     use crate::store::{DirectoryStore, Store, StoreErrorKind, UnreliableStore};
 
     struct Job {
@@ -248,6 +286,8 @@ mod tests {
         store: UnreliableStore,
         catalog: Catalog,
         lease: Lease,
+        /// Of the sweeps of one worker.
+        begun: Begun,
     }
 
     impl Job {
@@ -261,6 +301,7 @@ mod tests {
                 store,
                 catalog,
                 lease,
+                begun: Begun::default(),
             }
         }
 
@@ -270,6 +311,7 @@ mod tests {
                 grace,
                 limit: Duration::from_secs(30),
                 at_once: 4,
+                begun: self.begun.clone(),
             }
         }
 
@@ -485,6 +527,41 @@ mod tests {
             assert_eq!(left, needed, "{nth}");
             if cut.is_ok() {
                 assert!(nth > 5, "only {nth} were removed");
+                return;
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_sweep_that_is_given_up_anywhere_is_finished_by_the_workers_next_without_a_grace() {
+        let day = Duration::from_secs(24 * 60 * 60);
+        for nth in 1.. {
+            let mut job = Job::new().await;
+            job.history().await;
+            let all = job.sweeper(day).preview(0).await.expect("it is read");
+            job.store.fail(
+                Operation::Delete,
+                "",
+                Occurrence::Nth(nth),
+                Fault::Hanging(Release::default()),
+            );
+            let sweeper = job.sweeper(day);
+            let was_cut = tokio::select! {
+                biased;
+                swept = sweeper.sweep(|_, _| ()) => {
+                    swept.expect("it is swept");
+                    false
+                }
+                () = job.store.begun(Operation::Delete, "", nth as usize) => true,
+            };
+            job.store.recover();
+            let rest = job.sweeper(day).sweep(|_, _| ()).await;
+            rest.expect("it is swept");
+            let mut left = job.objects();
+            left.retain(|key| !key.starts_with(sweep::CLOCK_PREFIX));
+            assert_eq!(left, job.needed().await, "{nth} of {}", all.going().len());
+            if !was_cut {
+                assert!(nth as usize > all.going().len(), "only {nth} were removed");
                 return;
             }
         }

@@ -1,5 +1,5 @@
 //! How to move data to a store whose speed nobody knows beforehand: how long to wait for one attempt, when to send the
-//! slowest part a second time, and how large parts are.
+//! slowest part a second time, how large parts are, and how many uploads go side by side.
 //!
 //! What is measured are whole uploads of parts, as time per byte: a mean and the mean deviation from it, both following
 //! what comes in, as TCP judges round trips. Everything else follows from that, the time left, and the memory there is.
@@ -79,6 +79,69 @@ impl Pace {
     }
 }
 
+/// How many uploads a store bears side by side: as many as there may be, half as many each time it asks for fewer, and one
+/// more after each round that went well (additive increase, multiplicative decrease, as TCP shares lines).
+///
+/// Uploads that were under way together are told so together. All of them are one answer: only what was begun since the last
+/// change says anything about it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Window {
+    most: f64,
+    width: f64,
+    round: u64,
+}
+
+/// When an upload was begun, in a window's rounds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Round(u64);
+
+/// What a store answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    Stored,
+    /// Too many requests.
+    SlowDown,
+    /// Anything else: it says nothing of how much the store bears.
+    Other,
+}
+
+impl Window {
+    /// There may never be more than `most`.
+    pub fn new(most: u32) -> Self {
+        let most = f64::from(most.max(1));
+        Self {
+            most,
+            width: most,
+            round: 0,
+        }
+    }
+
+    /// Whether another one may be begun beside so many.
+    pub fn has_room_beside(&self, under_way: usize) -> bool {
+        under_way == 0 || under_way as f64 + 1.0 <= self.width
+    }
+
+    /// The round in which an upload is begun.
+    pub fn begin(&self) -> Round {
+        Round(self.round)
+    }
+
+    /// Takes the end of one into account.
+    pub fn ended(&mut self, begun: Round, answer: Answer) {
+        if begun != Round(self.round) {
+            return;
+        }
+        match answer {
+            Answer::Stored => self.width = (self.width + 1.0 / self.width).min(self.most),
+            Answer::SlowDown => {
+                self.width = (self.width / 2.0).max(1.0);
+                self.round += 1;
+            }
+            Answer::Other => {}
+        }
+    }
+}
+
 /// How long one attempt at a small request may take, when `left` is left and `silent` attempts before it got no answer in
 /// their time. Each gets twice as long as the one before, so that a store that is only slow answers one of them.
 pub fn attempt_limit(left: Duration, longest: Duration, silent: u32) -> Duration {
@@ -136,7 +199,60 @@ mod tests {
         }
     }
 
+    /// The most that the window has room for.
+    fn room(window: &Window) -> usize {
+        (0..)
+            .find(|beside| !window.has_room_beside(*beside))
+            .expect("it is bounded")
+    }
+
+    #[test]
+    fn a_store_that_asks_for_fewer_gets_half_as_many_and_then_one_more_each_round() {
+        let mut window = Window::new(16);
+        assert_eq!(room(&window), 16);
+        for expected in [8, 4, 2, 1, 1] {
+            let begun = window.begin();
+            for _ in 0..16 {
+                window.ended(begun, Answer::SlowDown);
+            }
+            assert_eq!(room(&window), expected);
+        }
+        for expected in [2, 3, 4, 5] {
+            let begun = window.begin();
+            for _ in 1..expected {
+                window.ended(begun, Answer::Stored);
+                window.ended(begun, Answer::Other);
+            }
+            // A round of that width adds almost one; what is missing comes with the next.
+            assert!(
+                room(&window) >= expected - 1 && room(&window) <= expected,
+                "{window:?}"
+            );
+        }
+    }
+
     proptest! {
+        #[test]
+        fn a_window_has_room_for_one_and_never_for_more_than_the_most(
+            most in 0u32..100, answers in prop::collection::vec((0u64..3, 0u8..3), 0..200),
+        ) {
+            let mut window = Window::new(most);
+            for (age, answer) in answers {
+                let before = room(&window);
+                let begun = Round(window.begin().0.saturating_sub(age));
+                let is_news = begun == window.begin();
+                let answer = [Answer::Stored, Answer::SlowDown, Answer::Other][usize::from(answer)];
+                window.ended(begun, answer);
+                prop_assert!((1..=most.max(1) as usize).contains(&room(&window)));
+                prop_assert!(room(&window) <= before + 1);
+                match answer {
+                    Answer::SlowDown if is_news => prop_assert!(room(&window) <= (before / 2 + 1).min(before)),
+                    Answer::Stored if is_news => prop_assert!(room(&window) >= before),
+                    _ => prop_assert_eq!(room(&window), before),
+                }
+            }
+        }
+
         #[test]
         fn an_attempt_never_outlasts_the_time_nor_its_limit(
             left in 0u64..100_000_000, longest in 2_000u64..1_000_000, silent in 0u32..100,

@@ -28,6 +28,9 @@
 //! is named before the first of its objects is written, and an attempt that is named is never condemned, so a snapshot may
 //! refer to it as to parts of its own.
 //!
+//! A manifest goes before its data, and tells that nobody can commit them. A sweep that is given up in between remembers which
+//! attempts it had told so ([`Facts::passed`]): a head's numbers and epochs never go back, so that still holds for the next one.
+//!
 //! The grace is a courtesy to slow writers: one that outlasts it loses its attempt, and neither the job nor a snapshot.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -70,6 +73,8 @@ pub struct Facts<'a> {
     pub live: &'a [Live<'a>],
     /// Listed after the head was read.
     pub objects: &'a [Object],
+    /// Attempts that an earlier plan for this job found passed, and whose manifests it has removed since.
+    pub passed: &'a BTreeSet<String>,
     /// By the store's clock.
     pub now_ms: u64,
     pub grace_ms: u64,
@@ -141,7 +146,8 @@ pub struct Plan {
 impl Plan {
     /// What goes, in the order in which it has to: each manifest before its data, so that no listing ever finds a manifest
     /// whose data was taken away; and its data right behind it, so that a sweep which is cut short leaves the data of one
-    /// attempt at most without the manifest that tells that nobody can commit it. Data that never had one comes last.
+    /// attempt at most without the manifest that tells that nobody can commit it. What a sweep before had left so comes first,
+    /// or sweeps that are cut short again and again would leave more and more of it; data that never had a manifest comes last.
     pub fn going(&self) -> Vec<&Entry> {
         let mut going: Vec<&Entry> = self
             .entries
@@ -156,7 +162,9 @@ impl Plan {
             .collect();
         going.sort_by_key(|entry| {
             let attempt = attempt_of(&entry.key).filter(|attempt| named.contains(attempt));
-            (attempt.is_none(), attempt, !is_manifest(entry))
+            // Of data without a manifest in the listing, only what is remembered counts as dropped.
+            let is_left = attempt.is_none() && entry.verdict == Verdict::Goes(Goes::Dropped);
+            (!is_left, attempt.is_none(), attempt, !is_manifest(entry))
         });
         going
     }
@@ -186,6 +194,7 @@ pub fn plan(facts: &Facts<'_>) -> Plan {
         head,
         live,
         objects,
+        passed,
         now_ms,
         grace_ms,
     } = *facts;
@@ -198,7 +207,7 @@ pub fn plan(facts: &Facts<'_>) -> Plan {
                 .map(|part| (part.key.as_str(), one.generation)),
         );
     }
-    let standings = standings(head, objects);
+    let standings = standings(head, objects, passed);
     let mut condemned = BTreeSet::new();
     let mut judge = |attempt: &str| match standings[attempt] {
         Standing::Counts(generation) => Verdict::Stays(Stays::WrittenFor(generation)),
@@ -247,17 +256,25 @@ pub fn plan(facts: &Facts<'_>) -> Plan {
     }
 }
 
-fn attempt_of(key: &str) -> Option<&str> {
+/// The attempt that wrote this object of a job.
+pub fn attempt_of(key: &str) -> Option<&str> {
     manifest::data_attempt(key).or_else(|| manifest::parse_key(key).map(|(_, _, attempt)| attempt))
 }
 
-fn standings<'a>(head: &Head, objects: &'a [Object]) -> BTreeMap<&'a str, Standing> {
+fn standings<'a>(
+    head: &Head,
+    objects: &'a [Object],
+    passed: &BTreeSet<String>,
+) -> BTreeMap<&'a str, Standing> {
     let mut standings: BTreeMap<&str, Standing> = BTreeMap::new();
     for object in objects {
         let Some(attempt) = attempt_of(&object.key) else {
             continue;
         };
-        let own = standing(head, object, attempt);
+        let own = match standing(head, object, attempt) {
+            Standing::Open { .. } if passed.contains(attempt) => Standing::Passed(Goes::Dropped),
+            own => own,
+        };
         standings
             .entry(attempt)
             .and_modify(|known| *known = stronger(*known, own))

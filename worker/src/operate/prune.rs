@@ -12,7 +12,7 @@ use crate::catalog;
 use crate::host;
 use crate::place::{refused_keys, unreachable_store};
 use crate::settings::JobSettings;
-use crate::sweeper::{SweepError, Sweeper};
+use crate::sweeper::{Begun, SweepError, Sweeper};
 
 /// Objects removed at once.
 const AT_ONCE: usize = 8;
@@ -60,6 +60,7 @@ pub(super) async fn prune(
         grace: settings.sweep_grace,
         limit: job.limit,
         at_once: AT_ONCE,
+        begun: Begun::default(),
     };
     let plan_for = |head: &Head| retention::plan(&head.generations, settings.retention);
     let (kept, swept) = match how {

@@ -11,6 +11,7 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use reprieve_core::document;
 use reprieve_core::manifest::{self, Part};
+use reprieve_core::pace::SMALLEST_PART;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -19,6 +20,7 @@ use crate::pages::BLOCK;
 use crate::pages::codec::Packed;
 use crate::pages::index::Block;
 use crate::pages::tuning::Tuning;
+use crate::store::turns::Turns;
 use crate::store::{Condition, Store, StoreError, retry};
 
 /// The size at which a part is sent off, while the store knows no better one.
@@ -62,6 +64,16 @@ impl Destination {
 
     /// Stores one object of the attempt under `data/ATTEMPT/NAME` and describes it.
     pub(crate) async fn put(&self, name: &str, bytes: Bytes) -> Result<Part, StoreError> {
+        self.put_in_turn(name, bytes, &Turns::new(1)).await
+    }
+
+    /// The same for one of many.
+    async fn put_in_turn(
+        &self,
+        name: &str,
+        bytes: Bytes,
+        turns: &Turns,
+    ) -> Result<Part, StoreError> {
         let key = format!("{}{name}", manifest::data_prefix(&self.attempt));
         let part = Part {
             key,
@@ -70,7 +82,7 @@ impl Destination {
         };
         let full = format!("{}{}", self.root, part.key);
         // Nobody else writes under this attempt, so repeating after a lost reply is harmless.
-        retry::retry(self.deadline, "put", || {
+        retry::retry_in_turn(self.deadline, "put", turns, || {
             self.store.put(&full, bytes.clone(), Condition::Always)
         })
         .await?;
@@ -98,10 +110,13 @@ async fn place(
     let mut stored = Stored::default();
     let mut filling: Vec<u8> = Vec::new();
     let mut next_part: u32 = 0;
-    let mut uploads = FuturesUnordered::new();
-    let mut open = true;
     // Part sizes may change as the store turns out to be fast or slow; the memory that they take together does not.
     let memory = destination.in_flight.max(1) * (PART + BLOCK);
+    // How many there can be if all of them are small.
+    let most = memory / usize::try_from(SMALLEST_PART).expect("a few mebibytes");
+    let turns = Turns::new(u32::try_from(most).unwrap_or(u32::MAX));
+    let mut uploads = FuturesUnordered::new();
+    let mut open = true;
     let (mut part, mut uploading) = (PART, 0);
     while open || !uploads.is_empty() {
         let has_room = uploading == 0 || uploading + part + BLOCK <= memory;
@@ -124,7 +139,7 @@ async fn place(
                 if filling.len() >= part || (!open && !filling.is_empty()) {
                     let bytes = Bytes::from(std::mem::take(&mut filling));
                     uploading += bytes.len();
-                    uploads.push(upload(&destination, &tuning, next_part, bytes));
+                    uploads.push(upload(&destination, &tuning, &turns, next_part, bytes));
                     next_part += 1;
                 }
             }
@@ -136,11 +151,14 @@ async fn place(
 async fn upload(
     destination: &Destination,
     tuning: &Tuning,
+    turns: &Turns,
     number: u32,
     bytes: Bytes,
 ) -> Result<(u32, Part), StoreError> {
     let (begun, length) = (Instant::now(), bytes.len());
-    let part = destination.put(&format!("{number:06}"), bytes).await?;
+    let part = destination
+        .put_in_turn(&format!("{number:06}"), bytes, turns)
+        .await?;
     tuning.uploaded(length, begun.elapsed());
     Ok((number, part))
 }

@@ -437,10 +437,9 @@ impl<'a> Pass<'a> {
         if pause > LEAST_PAUSE {
             let stop = &mut self.stop;
             // Whether it is time or the word to stop that comes is looked at below.
-            drop(
-                self.runtime
-                    .block_on(timeout(pause, stop.wait_for(|stop| *stop))),
-            );
+            // Made inside the runtime: a timer cannot be made on a thread that has none.
+            let paused = async { timeout(pause, stop.wait_for(|stop| *stop)).await.is_ok() };
+            self.runtime.block_on(paused);
         }
         // Whoever could say so is gone: then so is the reason to go on.
         if *self.stop.borrow() || self.stop.has_changed().is_err() {

@@ -19,6 +19,7 @@ mod location;
 pub mod retry;
 pub(crate) mod s3;
 pub mod selftest;
+pub mod turns;
 pub mod unreliable;
 
 use std::fmt;

@@ -11,6 +11,7 @@ use std::time::Duration;
 use reprieve_core::pace;
 use tokio::time::{Instant, sleep, timeout};
 
+use super::turns::Turns;
 use super::{ATTEMPT_LIMIT, StoreError, StoreErrorKind};
 use crate::metrics::{self, StoreOperation, StoreOutcome};
 
@@ -26,7 +27,34 @@ const SHORTEST_ATTEMPT: Duration = Duration::from_millis(10);
 ///
 /// An attempt that is cut off is dropped, and counts as [`StoreErrorKind::Unavailable`]. The error returned is the last
 /// attempt's, with the number of attempts added.
-pub async fn retry<T, F, Fut>(deadline: Instant, name: &str, mut op: F) -> Result<T, StoreError>
+pub async fn retry<T, F, Fut>(deadline: Instant, name: &str, op: F) -> Result<T, StoreError>
+where
+    F: FnMut() -> Fut,
+    Fut: Future<Output = Result<T, StoreError>>,
+{
+    attempts(deadline, name, None, op).await
+}
+
+/// The same for one of many, each attempt of which waits for its turn.
+pub async fn retry_in_turn<T, F, Fut>(
+    deadline: Instant,
+    name: &str,
+    turns: &Turns,
+    op: F,
+) -> Result<T, StoreError>
+where
+    F: FnMut() -> Fut,
+    Fut: Future<Output = Result<T, StoreError>>,
+{
+    attempts(deadline, name, Some(turns), op).await
+}
+
+async fn attempts<T, F, Fut>(
+    deadline: Instant,
+    name: &str,
+    turns: Option<&Turns>,
+    mut op: F,
+) -> Result<T, StoreError>
 where
     F: FnMut() -> Fut,
     Fut: Future<Output = Result<T, StoreError>>,
@@ -36,6 +64,10 @@ where
     let mut silent = 0_u32;
     let mut last: Option<StoreError> = None;
     loop {
+        let turn = match turns {
+            Some(turns) => turns.take(deadline).await,
+            None => None,
+        };
         let left = deadline.saturating_duration_since(Instant::now());
         if left < SHORTEST_ATTEMPT {
             let error = last.unwrap_or_else(|| no_answer(name, "no time is left for it"));
@@ -46,19 +78,20 @@ where
             metrics::store_retried();
         }
         let limit = pace::attempt_limit(left, ATTEMPT_LIMIT, silent);
-        let error = match timeout(limit, op()).await {
-            Ok(Ok(value)) => {
+        let result = timeout(limit, op()).await.unwrap_or_else(|_| {
+            silent += 1;
+            let message = format!("no answer within {:.1} s", limit.as_secs_f64());
+            Err(no_answer(name, &message))
+        });
+        if let Some(turn) = turn {
+            turn.ended(&result);
+        }
+        let error = match result {
+            Ok(value) => {
                 count(name, StoreOutcome::Ok);
                 return Ok(value);
             }
-            Ok(Err(error)) => error,
-            Err(_) => {
-                silent += 1;
-                no_answer(
-                    name,
-                    &format!("no answer within {:.1} s", limit.as_secs_f64()),
-                )
-            }
+            Err(error) => error,
         };
         count(name, error.kind.into());
         if !error.kind.is_retryable() {

@@ -31,6 +31,7 @@ use crate::place::{self, refused_keys, unreachable_store};
 use crate::settings::{
     Compression, OnNoValidSnapshot, OnOtherOwner, OnUnsealed, Settings, StoreSelfTest,
 };
+use crate::steps::{self, Step};
 use crate::store::selftest::{self, SelfTestError};
 use crate::supervisor::checkpoint::Checkpointer;
 use crate::supervisor::child;
@@ -121,7 +122,9 @@ pub(crate) async fn boot(
     };
     let prepared = prepare(&settings, &address, &reaper).await?;
     presence.begin(Arc::clone(prepared.catalog.store())).await;
+    steps::reached(Step::Prepared);
     let (candidates, ownership) = own(&prepared, &settings, &address, &presence.name()).await?;
+    steps::reached(Step::Claimed);
     presence.tell(|worker| worker.epoch = Some(ownership.epoch));
     owned.set(Arc::clone(&ownership)).expect("a boot owns once");
     if !candidates.is_empty() {
@@ -168,6 +171,7 @@ async fn own(
                 found
             }
         };
+        steps::reached(Step::Found);
         let deadline = Instant::now() + settings.boot_timeout;
         let candidates = candidates(&found.contents);
         let listed = match &found.contents {
@@ -365,8 +369,10 @@ async fn start(
         // Whoever closed it ends this task.
         std::future::pending::<()>().await;
     }
+    steps::reached(Step::Starting);
     let app = child::start(reaper, argv, ends)?;
     let stdio = streams.flow(Held::default()).map_err(failed)?;
+    steps::reached(Step::Started);
     metrics::app_started(StartedHow::Scratch);
     tracing::info!(pid = app.pid, "the app is started from scratch");
     Ok(Booted {

@@ -40,6 +40,7 @@ use crate::pages::load;
 use crate::pages::parts::{self, Destination, Stored};
 use crate::pages::seal::AttemptKey;
 use crate::pages::tuning::{Tuning, Wanted};
+use crate::steps::{self, Step};
 use crate::store::StoreError;
 use crate::supervisor::ownership::Ownership;
 use crate::supervisor::proc::{self, Process};
@@ -358,8 +359,10 @@ async fn blocking<T: Send + 'static>(
 
 impl Attempt<'_> {
     async fn run(mut self, notice: Notice) -> Result<Report, CheckpointError> {
+        steps::reached(Step::Begun);
         self.of.refuse_orphans(self.subject)?;
         let known = self.look().await?;
+        steps::reached(Step::Looked);
         metrics::checkpoint_phase_lasted(CheckpointPhase::Prepare, self.begun.elapsed());
         let dumping = Instant::now();
         let frozen = self.freeze(&known).await?;
@@ -468,6 +471,7 @@ impl Attempt<'_> {
             hook: &hooks.path,
         };
         let watched = self.of.criu.start_dump(&self.of.reaper, &order)?;
+        steps::reached(Step::Dumping);
         // Only CRIU holds its end now, so that its end is the end of the transfer.
         drop(socket);
         let mut criu = Running {
@@ -480,6 +484,7 @@ impl Attempt<'_> {
                 biased;
                 asked = hooks.next() => match asked {
                     Ok(asked) if asked.stage == "post-dump" => {
+                        steps::reached(Step::Frozen);
                         let transfer = Transfer { server, blocks, writer, known: Arc::clone(known) };
                         return Ok(Frozen { asked, criu, transfer, since });
                     }
@@ -546,10 +551,14 @@ impl Attempt<'_> {
         };
         match result {
             Ok(manifest) => {
+                steps::reached(Step::Committed);
                 self.kill();
+                steps::reached(Step::Killed);
                 let frozen_for = since.elapsed();
                 asked.go_on().await;
+                steps::reached(Step::Thawed);
                 wait_for(criu).await;
+                steps::reached(Step::Done);
                 Ok(self.report(&manifest, frozen_for))
             }
             Err(error) => {
@@ -590,6 +599,7 @@ impl Attempt<'_> {
             Err(error) => Err(error),
         };
         asked.go_on().await;
+        steps::reached(Step::Thawed);
         let frozen_for = since.elapsed();
         self.subject.stdio.resume();
         self.subject.thawed.notify_one();
@@ -598,6 +608,7 @@ impl Attempt<'_> {
                 async {
                     let manifest = self.store(notice, &tree, held, transfer).await?;
                     self.commit(&manifest).await?;
+                    steps::reached(Step::Committed);
                     Ok(self.report(&manifest, frozen_for))
                 }
                 .await
@@ -608,13 +619,18 @@ impl Attempt<'_> {
             }
         };
         wait_for(criu).await;
+        steps::reached(Step::Done);
         result
     }
 
     async fn cut(&mut self) -> Result<Held, CheckpointError> {
         let stdio = Arc::clone(&self.subject.stdio);
         tokio::select! {
-            held = blocking(move || stdio.cut()) => Ok(held??),
+            held = blocking(move || stdio.cut()) => {
+                let held = held??;
+                steps::reached(Step::Cut);
+                Ok(held)
+            }
             () = expired(&mut self.limits, |limits| limits.stored_by) => {
                 Err(CheckpointError::Deadline { step: "the standard streams were being stopped" })
             }
@@ -645,6 +661,7 @@ impl Attempt<'_> {
             }
         };
         metrics::checkpoint_phase_lasted(CheckpointPhase::Drain, begun.elapsed());
+        steps::reached(Step::Drained);
         let begun = Instant::now();
         // A writer that failed closes the door on those before it, so its reason goes first.
         let stored = tokio::select! {
@@ -653,6 +670,7 @@ impl Attempt<'_> {
                 return Err(CheckpointError::Deadline { step: "the snapshot was being stored" });
             }
         };
+        steps::reached(Step::Uploaded);
         let (captured, files) = gathered?;
         let Stored { parts, blocks } = stored;
         let pages = |count: u64| count * crate::pages::PAGE as u64;
@@ -687,6 +705,7 @@ impl Attempt<'_> {
         };
         parts.push(index);
         metrics::checkpoint_phase_lasted(CheckpointPhase::Upload, begun.elapsed());
+        steps::reached(Step::Indexed);
         let head = &self.head;
         Ok(Manifest {
             job: head.job.clone(),

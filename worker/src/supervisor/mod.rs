@@ -56,6 +56,7 @@ use crate::pages::seed::Budgets;
 use crate::queue::Told;
 use crate::settings::{self, OnCheckpointFailure, OnSignal, Period, Seed, Settings, SignalTarget};
 use crate::sources::{self, News, Sources};
+use crate::steps::{self, Step};
 use crate::supervisor::boot::{Booted, Gate, Origin, Protection};
 use crate::supervisor::checkpoint::{Limits, Subject};
 use crate::supervisor::housekeeping::Housekeeping;
@@ -64,7 +65,7 @@ use crate::supervisor::presence::Presence;
 use crate::supervisor::reaper::Reaper;
 use crate::supervisor::seeding::{Plan, Seeding};
 use crate::supervisor::stdio::Stdio;
-use crate::sweeper::Sweeper;
+use crate::sweeper::{Begun, Sweeper};
 use crate::sys::{self, Exit};
 
 /// How long the app's last output may take to be read.
@@ -484,6 +485,7 @@ impl Supervisor {
     }
 
     fn booted(&mut self, booted: Booted) -> Vec<Effect> {
+        steps::reached(Step::Booted);
         let Booted {
             app,
             stdio,
@@ -520,6 +522,7 @@ impl Supervisor {
                 grace: self.settings.sweep_grace,
                 limit: self.settings.boot_timeout,
                 at_once: 1,
+                begun: Begun::default(),
             })
         });
         self.protection = protection;
@@ -1119,6 +1122,7 @@ impl Supervisor {
     }
 
     async fn say_goodbye(&self, finished: Option<Finished>) {
+        steps::reached(Step::Over);
         let deadline = Instant::now() + GOODBYE_LIMIT;
         let released = async {
             if let Some(ownership) = self.owned.get() {
@@ -1126,6 +1130,7 @@ impl Supervisor {
             }
         };
         tokio::join!(released, self.presence.end(deadline));
+        steps::reached(Step::Told);
     }
 
     async fn finish_output(&mut self) {

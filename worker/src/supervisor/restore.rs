@@ -19,6 +19,7 @@ use crate::engine::hook::Hooks;
 use crate::metrics::{self, RestorePhase};
 use crate::pages::load::{self, Snapshot, Unusable};
 use crate::pages::serve::{ImageServer, ServeError};
+use crate::steps::{self, Step};
 use crate::supervisor::boot::Gate;
 use crate::supervisor::checkpoint::HELD;
 use crate::supervisor::pids;
@@ -107,11 +108,13 @@ impl Restorer {
         let snapshot = Arc::new(load::load(&self.catalog, candidate, &self.host, deadline).await?);
         let held = held(&snapshot, deadline).await?;
         metrics::restore_phase_lasted(RestorePhase::Select, begun.elapsed());
+        steps::reached(Step::Selected);
         for attempt in 1.. {
             let restoring = Instant::now();
             match self.attempt(&snapshot, deadline).await {
                 Ok((watched, streams)) => {
                     metrics::restore_phase_lasted(RestorePhase::Restore, restoring.elapsed());
+                    steps::reached(Step::Restored);
                     let stdio = match streams.flow(held) {
                         Ok(stdio) => stdio,
                         Err(error) => {
@@ -179,6 +182,7 @@ impl Restorer {
             hook: &hooks.path,
         };
         let mut criu = self.criu.start_restore(&self.reaper, &order)?;
+        steps::reached(Step::Restoring);
         // CRIU has its own copies; with ours gone, the app's end will be seen as the end of its streams.
         drop(ends);
         let built = timeout_at(
@@ -233,6 +237,7 @@ impl Restorer {
             server
                 .verdict()
                 .map_err(|error| Unbuilt::Failed(error.into()))?;
+            steps::reached(Step::Built);
             // The app's next processes must not get numbers that the next host's supervisor will have.
             pids::leave_reserved_range();
             if !self.gate.open() {
@@ -242,6 +247,7 @@ impl Restorer {
             // The app is our child now, under the number it had; its end must not go unheard.
             let watched = self.reaper.expect(root_pid);
             asked.go_on().await;
+            steps::reached(Step::Released);
             return Ok(watched);
         }
     }

@@ -21,6 +21,7 @@ use crate::pages::known::{self, Known};
 use crate::pages::parts::Destination;
 use crate::pages::seed::{Bed, Budgets, Ended, Pass, Report, SeedError};
 use crate::pages::tuning::{self, Wanted};
+use crate::steps::{self, Step};
 use crate::supervisor::checkpoint::Checkpointer;
 use crate::supervisor::{proc, with_causes};
 use crate::sys;
@@ -248,6 +249,7 @@ impl Checkpointer {
             .map_err(PassError::Thread)?;
         let (bed, passed) = result.await.map_err(|_| PassError::Panicked)?;
         *place = Some(Planted { base, attempt, bed });
+        steps::reached(Step::Seeded);
         Ok(passed?)
     }
 
@@ -273,6 +275,7 @@ impl Checkpointer {
             seal.key
         });
         self.ownership.seed(&attempt, deadline).await?;
+        steps::reached(Step::Planted);
         Ok(Planted {
             base: base.map(|base| base.manifest),
             attempt,

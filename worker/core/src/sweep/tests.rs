@@ -170,6 +170,7 @@ fn every_object_has_its_reason() {
         head: &head,
         live: &live,
         objects: &objects,
+        passed: &BTreeSet::new(),
         now_ms: NOW,
         grace_ms: 5000,
     });
@@ -190,6 +191,43 @@ fn every_object_has_its_reason() {
         let behind = going[at + 1..].iter().take_while(is_its).count();
         assert_eq!(behind, its, "{going:?}");
     }
+}
+
+#[test]
+fn what_an_earlier_sweep_has_begun_with_goes_first_and_without_a_grace() {
+    let [left, dropped, young] = [1, 2, 3].map(attempt);
+    let head = Head {
+        epoch: 1,
+        next_generation: 3,
+        ..Head::new("job")
+    };
+    let keys = [
+        format!("data/{left}/000000"),
+        format!("data/{dropped}/000000"),
+        format!("data/{young}/000000"),
+        manifest::key(2, 1, &dropped),
+    ];
+    let objects = keys.each_ref().map(|key| object(key.clone(), 0));
+    let going = |passed: &BTreeSet<String>| -> Vec<String> {
+        let plan = plan(&Facts {
+            head: &head,
+            live: &[],
+            objects: &objects,
+            passed,
+            now_ms: 0,
+            grace_ms: 1,
+        });
+        assert_eq!(plan.condemned, [""; 0]);
+        plan.going().iter().map(|entry| entry.key.clone()).collect()
+    };
+    let [of_left, of_dropped, _, of_manifest] = keys.clone();
+    let forgotten = [of_manifest, of_dropped];
+    assert_eq!(going(&BTreeSet::new()), forgotten);
+    let remembered = [of_left].into_iter().chain(forgotten);
+    assert_eq!(
+        going(&BTreeSet::from([left.clone()])),
+        remembered.collect::<Vec<_>>()
+    );
 }
 
 #[test]
@@ -288,6 +326,7 @@ struct Worker {
 struct Sweeper {
     planned_from: Option<(Head, Plan)>,
     deleting: Vec<String>,
+    passed: BTreeSet<String>,
 }
 
 /// A store, and everybody who writes to the job.
@@ -419,11 +458,13 @@ impl World {
                     .iter()
                     .map(|(key, stored_at_ms)| object(key.clone(), *stored_at_ms))
                     .collect();
+                let passed = std::mem::take(&mut self.sweepers[sweeper].passed);
                 let plan = self.live(&self.head, |live| {
                     plan(&Facts {
                         head: &self.head,
                         live,
                         objects: &objects,
+                        passed: &passed,
                         now_ms: self.now,
                         grace_ms: GRACE,
                     })
@@ -431,6 +472,7 @@ impl World {
                 self.sweepers[sweeper] = Sweeper {
                     planned_from: Some((self.head.clone(), plan)),
                     deleting: Vec::new(),
+                    passed,
                 };
             }
             Step::Condemn(sweeper) => {
@@ -453,7 +495,11 @@ impl World {
             // However much later, and whatever happened since.
             Step::Delete(sweeper, count) => {
                 for _ in 0..count {
-                    if let Some(key) = self.sweepers[sweeper].deleting.pop() {
+                    let sweeper = &mut self.sweepers[sweeper];
+                    if let Some(key) = sweeper.deleting.pop() {
+                        if key.starts_with(manifest::PREFIX) {
+                            sweeper.passed.extend(attempt_of(&key).map(str::to_owned));
+                        }
                         self.objects.remove(&key);
                         self.deleted += 1;
                     }
