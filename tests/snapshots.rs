@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use harness::{Host, LIMIT, wait_until};
+use harness::{Exit, Host, LIMIT, wait_until};
 use job::{
     COUNTER, Store, assert_counts, checkpoint_ok, evict, numbers, wait_for_log, wait_for_output,
 };
@@ -689,4 +689,81 @@ fn commands_need_to_be_told_where_the_job_is() {
         .output()
         .expect("the binary was built");
     assert_eq!(nowhere.status.code(), Some(173));
+}
+
+/// The generation that a host resumed.
+#[track_caller]
+fn resumed_generation(host: &Host) -> u64 {
+    let line = wait_for_log(host, "the job is resumed");
+    let line: Value = serde_json::from_str(&line).expect("it is JSON");
+    line["generation"].as_u64().expect("it has a number")
+}
+
+#[test]
+fn a_job_goes_back_to_the_snapshot_that_was_asked_for_once_and_to_no_other() {
+    let store = Store::new();
+    let from = |words: &'static str| store.host_with("host", &["--from", words], COUNTER);
+    let empty = from("newest").start();
+    assert_eq!(empty.wait_exit(LIMIT), Exit::Code(177));
+
+    let host = store.host("host", COUNTER).start();
+    for line in ["line 5", "line 60", "line 120"] {
+        wait_for_output(&host, line);
+        checkpoint_ok(&host);
+    }
+    evict(&host);
+    let last = *numbers(&host.stdout().text()).last().expect("it counted");
+    assert_eq!(from("77").start().wait_exit(LIMIT), Exit::Code(177));
+    ok(&store, &["tag", "2", "good"]);
+
+    let back = from("good").start();
+    assert_eq!(resumed_generation(&back), 2);
+    wait_for_output(&back, "line 100");
+    evict(&back);
+    let counted = numbers(&back.stdout().text());
+    assert!(
+        (60..120).contains(&counted[0]) && counted[0] < last,
+        "{}",
+        counted[0]
+    );
+    let listed = json(&store, &["snapshots"]);
+    assert_eq!(generations(&listed, "snapshots"), [5, 4, 3, 2, 1]);
+    let aside = |at: usize| listed["snapshots"][at]["set_aside"] == true;
+    assert_eq!(
+        [0, 1, 2, 3, 4].map(aside),
+        [false, true, true, false, false]
+    );
+    assert_eq!(json(&store, &["show", "5"])["parent"], 2);
+    assert!(ok(&store, &["snapshots"]).contains("(set aside)"));
+
+    // The same command line, as a platform restarts it.
+    let again = from("good").start();
+    assert_eq!(resumed_generation(&again), 5);
+    wait_for_log(&again, "went back already");
+    evict(&again);
+    // What cannot be resumed is said, and nothing else is taken for it.
+    let manifest = json(&store, &["show", "3"])["manifest"].clone();
+    let manifest = manifest.as_str().expect("it is text").to_owned();
+    flip_middle(&store.path().join("job").join(manifest));
+    let refused = store
+        .host_with(
+            "host",
+            &["--from", "3", "--on-no-valid-snapshot", "start"],
+            COUNTER,
+        )
+        .start();
+    assert_eq!(refused.wait_exit(LIMIT), Exit::Code(171));
+    assert!(refused.stdout().text().is_empty());
+    let plain = store.host("host", COUNTER).start();
+    assert_eq!(resumed_generation(&plain), 6);
+    evict(&plain);
+
+    // Nothing was stored since the return and the machine is lost: the same snapshot again, also without a word.
+    let lost = from("4").start();
+    assert_eq!(resumed_generation(&lost), 4);
+    lost.destroy();
+    for host in [from("4").start(), store.host("host", COUNTER).start()] {
+        assert_eq!(resumed_generation(&host), 4);
+        host.destroy();
+    }
 }

@@ -11,6 +11,7 @@ use reprieve_core::document::{self, DocumentError, Stored};
 use reprieve_core::head::{self, Finished, Generation, Head, Owner};
 use reprieve_core::manifest::{self, Manifest};
 use reprieve_core::retention::{self, Policy};
+use reprieve_core::rollback;
 use reprieve_core::selection::{self, Contents};
 use reprieve_core::sweep::{self, Object, Refusal};
 use tokio::time::Instant;
@@ -309,7 +310,7 @@ impl Catalog {
             .update(lease, deadline, |head| {
                 sweep::may_commit(head, manifest, base)?;
                 let with = head.committed(generation.clone(), &[], nonce());
-                let dropped = retention::plan(&with.generations, policy).dropped();
+                let dropped = retention::plan_for(&with, policy).dropped();
                 Ok(with.without(&dropped, with.nonce.clone()))
             })
             .await;
@@ -324,6 +325,20 @@ impl Catalog {
     pub async fn beat(&self, lease: &mut Lease, deadline: Instant) -> Result<(), CatalogError> {
         self.update(lease, deadline, |head| Ok(head.beaten(nonce())))
             .await
+    }
+
+    /// Says that the job goes on from an older snapshot.
+    pub async fn go_back(
+        &self,
+        lease: &mut Lease,
+        to: u64,
+        request: &rollback::Request,
+        deadline: Instant,
+    ) -> Result<(), CatalogError> {
+        self.update(lease, deadline, |head| {
+            Ok(head.rolled_back(to, request, nonce()))
+        })
+        .await
     }
 
     /// Says that the owner stores memory ahead under this attempt from now on, and under no earlier one.

@@ -130,7 +130,7 @@ impl ExitCode {
             }
             Self::DamagedSnapshot => "show, inspect, diff, verify, extract, prune",
             Self::NoSuchGeneration => {
-                "show, inspect, diff, verify, extract, tag, untag, pin, unpin, prune"
+                "run, show, inspect, diff, verify, extract, tag, untag, pin, unpin, prune"
             }
             Self::NotDone => {
                 "snapshots, show, inspect, diff, verify, extract, tag, untag, pin, unpin, prune"
@@ -181,7 +181,8 @@ impl ExitCode {
                  while it cannot read what a snapshot needs."
             }
             Self::NoSuchGeneration => {
-                "The job has no snapshot of this number or tag, or none at all."
+                "The job has no snapshot of this number or tag, or none at all. For `run` it is the one that `--from` names: \
+                 nothing was started."
             }
             Self::NotDone => {
                 "The command could not do what was asked, and the message says why. The job and its snapshots are as \

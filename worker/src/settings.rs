@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use config::{Config, ConfigError, File, FileFormat, Map, Source, Value, ValueKind};
 use reprieve_core::retention::Policy;
+use reprieve_core::rollback;
 use tracing_subscriber::EnvFilter;
 use url::Url;
 
@@ -69,6 +70,8 @@ pub enum Kind {
     Endpoint,
     Region,
     JobName,
+    /// A snapshot of the job, and perhaps a name of the request.
+    Rollback,
     Choice(&'static [&'static str]),
     /// Lower and upper limit.
     Duration(Duration, Duration),
@@ -463,6 +466,16 @@ pub const TABLE: &[Setting] = &[
         meaning: "How long restoring one snapshot may take before the next older one is tried.",
     },
     Setting {
+        name: "from",
+        section: BOOT,
+        kind: Kind::Rollback,
+        default: None,
+        unset: "the newest snapshot that can be resumed",
+        meaning: "Go on from this snapshot and no other, or fail: a generation's number, a tag, or `newest`. Newer snapshots \
+                  stay, but no start resumes them by itself. A container that is started again with the same words does \
+                  not go back again; for that, add a word: `12@again`.",
+    },
+    Setting {
         name: "on-other-owner",
         section: BOOT,
         kind: Kind::Choice(OnOtherOwner::NAMES),
@@ -657,6 +670,7 @@ pub struct Settings {
     pub signal_target: SignalTarget,
     pub boot_timeout: Duration,
     pub restore_timeout: Duration,
+    pub from: Option<rollback::Request>,
     pub on_other_owner: OnOtherOwner,
     pub lease_term: Duration,
     pub on_no_valid_snapshot: OnNoValidSnapshot,
@@ -967,6 +981,10 @@ impl Settings {
             signal_target: merged.need("signal-target", Checked::choice(SignalTarget::from_name)),
             boot_timeout: merged.need("boot-timeout", Checked::duration),
             restore_timeout: merged.need("restore-timeout", Checked::duration),
+            from: merged.text("from").map(|text| {
+                let request = text.parse();
+                request.expect("every layer was checked")
+            }),
             on_other_owner: merged.need("on-other-owner", Checked::choice(OnOtherOwner::from_name)),
             lease_term: merged.need("lease-term", Checked::duration),
             on_no_valid_snapshot: merged.need(
@@ -1011,7 +1029,7 @@ impl Settings {
     /// Values that are each fine but leave no time for a checkpoint together.
     fn contradictions(&self, merged: &Merged) -> Vec<Fault> {
         if self.store.is_none() {
-            return Vec::new();
+            return self.from_nowhere(merged);
         }
         let key_for_nothing = self.s3_objects.key.is_some()
             && matches!(
@@ -1048,6 +1066,18 @@ impl Settings {
         })
         .chain(key_for_nothing)
         .collect()
+    }
+
+    /// A start that were told where to go on from would begin from scratch.
+    fn from_nowhere(&self, merged: &Merged) -> Vec<Fault> {
+        let fault = self.from.as_ref().map(|from| Fault {
+            name: "from".into(),
+            origin: merged.origin("from"),
+            value: Some(from.to_string()),
+            problem: "there are no snapshots without a store".into(),
+            remedy: "set store, or leave from out".into(),
+        });
+        fault.into_iter().collect()
     }
 
     fn dangers(&self) -> Vec<String> {
@@ -1681,6 +1711,10 @@ fn check(kind: Kind, text: &str) -> Result<Checked, Problem> {
             Err(_) => Err(Problem::new(kind, "is not an IP address and a port")),
         },
         Kind::LogFilter => check_log_filter(text),
+        Kind::Rollback => match text.parse::<rollback::Request>() {
+            Ok(_) => Ok(Checked::Text(text.into())),
+            Err(error) => Err(Problem::new(kind, error.to_string())),
+        },
         Kind::PlainText(limit) => {
             match (1..=limit).contains(&text.len())
                 && text.bytes().all(|byte| byte.is_ascii_graphic())
@@ -1874,6 +1908,9 @@ pub(crate) fn expected(kind: Kind) -> String {
         }
         Kind::ListenAddress => "an IP address and a port like 0.0.0.0:9184 or [::]:9184".into(),
         Kind::LogFilter => "a level or a list like info,reprieve::store=debug".into(),
+        Kind::Rollback => {
+            "a generation's number, a tag, or newest; behind it, if you like, @ and a word of A-Z a-z 0-9 . _ -".into()
+        }
         Kind::PlainText(limit) => format!("1 to {limit} printable ASCII characters without spaces"),
     }
 }
@@ -2169,6 +2206,7 @@ mod tests {
                 signal_target: SignalTarget::Group,
                 boot_timeout: Duration::from_secs(60),
                 restore_timeout: Duration::from_secs(600),
+                from: None,
                 on_other_owner: OnOtherOwner::Wait,
                 lease_term: Duration::from_secs(30),
                 on_no_valid_snapshot: OnNoValidSnapshot::Fail,
@@ -2226,6 +2264,7 @@ mod tests {
         ("signal-target", "child"),
         ("boot-timeout", "10s"),
         ("restore-timeout", "1h"),
+        ("from", "12@again"),
         ("on-other-owner", "leave"),
         ("lease-term", "1m"),
         ("on-no-valid-snapshot", "start"),
@@ -2319,6 +2358,7 @@ mod tests {
             signal_target: SignalTarget::Child,
             boot_timeout: Duration::from_secs(10),
             restore_timeout: Duration::from_secs(3600),
+            from: "12@again".parse().ok(),
             on_other_owner: OnOtherOwner::Leave,
             lease_term: Duration::from_secs(60),
             on_no_valid_snapshot: OnNoValidSnapshot::Start,

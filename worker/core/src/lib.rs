@@ -14,6 +14,7 @@ pub mod manifest;
 pub mod notice;
 pub mod pace;
 pub mod retention;
+pub mod rollback;
 pub mod selection;
 pub mod sweep;
 pub mod worker;

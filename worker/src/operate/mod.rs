@@ -224,6 +224,8 @@ struct Known {
     number: Option<u64>,
     /// What the head says of it.
     entry: Option<Generation>,
+    /// The job went back behind it.
+    set_aside: bool,
 }
 
 /// The state of the job's table of contents.
@@ -274,6 +276,7 @@ impl Job {
                 candidate: known.into(),
                 number: Some(known.generation),
                 entry: Some(known.clone()),
+                set_aside: head.set_aside.contains(&known.generation),
             });
             return Ok(Contained {
                 state: HeadState::Whole,
@@ -290,6 +293,7 @@ impl Job {
             number: manifest::parse_key(&candidate.manifest).map(|(number, _, _)| number),
             candidate,
             entry: None,
+            set_aside: false,
         });
         Ok(Contained {
             state,

@@ -61,7 +61,7 @@ pub(super) async fn prune(
         limit: job.limit,
         at_once: AT_ONCE,
     };
-    let plan_for = |head: &Head| retention::plan(&head.generations, settings.retention);
+    let plan_for = |head: &Head| retention::plan_for(head, settings.retention);
     let (kept, swept) = match how {
         Prune::DryRun => {
             let head = job.catalog.head(job.deadline()).await;
