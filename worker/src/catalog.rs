@@ -122,6 +122,15 @@ impl Catalog {
         }
     }
 
+    /// Another job of the same store, with the same keys.
+    #[must_use]
+    pub fn of(&self, job: &str) -> Self {
+        Self {
+            job: job.to_owned(),
+            ..self.clone()
+        }
+    }
+
     pub fn job(&self) -> &str {
         &self.job
     }
@@ -297,15 +306,7 @@ impl Catalog {
         }
         let key = self.key(&manifest.key());
         self.put_manifest(&key, &bytes, deadline).await?;
-        let generation = Generation {
-            generation: manifest.generation,
-            manifest: manifest.key(),
-            digest: document::digest(&bytes),
-            taken_at_ms: manifest.taken_at_ms,
-            stored_bytes: manifest.sizes.stored,
-            pinned: false,
-            tags: Vec::new(),
-        };
+        let generation = generation(manifest, &bytes);
         let written = self
             .update(lease, deadline, |head| {
                 sweep::may_commit(head, manifest, base)?;
@@ -319,6 +320,29 @@ impl Catalog {
             Err(CatalogError::Refused(_)) if lease.head.names(&manifest.key()) => Ok(()),
             written => written,
         }
+    }
+
+    /// Makes a job that begins with this snapshot, and that nobody owns. Fails with [`CatalogError::Fenced`] when there is
+    /// one of this name already.
+    pub async fn found(
+        &self,
+        manifest: &Manifest,
+        origin: head::Origin,
+        key: Option<Arc<MasterKey>>,
+        deadline: Instant,
+    ) -> Result<(), CatalogError> {
+        let bytes = self.seal(key.as_ref(), &manifest.key(), manifest)?;
+        if bytes.len() as u64 > document::SIZE_LIMIT {
+            return Err(CatalogError::TooLarge(bytes.len()));
+        }
+        self.put_manifest(&self.key(&manifest.key()), &bytes, deadline)
+            .await?;
+        let head = Head {
+            cloned_from: Some(origin),
+            ..Head::new(&self.job)
+        };
+        let head = head.committed(generation(manifest, &bytes), &[], nonce());
+        self.replace(None, head, key, deadline).await.map(drop)
     }
 
     /// Gives a sign of life. Fails with [`CatalogError::Fenced`] when another worker owns the job.
@@ -550,6 +574,19 @@ impl Catalog {
             }
             Err(error) => Err(error),
         }
+    }
+}
+
+/// What a head says of a manifest that is stored as these bytes.
+fn generation(manifest: &Manifest, bytes: &[u8]) -> Generation {
+    Generation {
+        generation: manifest.generation,
+        manifest: manifest.key(),
+        digest: document::digest(bytes),
+        taken_at_ms: manifest.taken_at_ms,
+        stored_bytes: manifest.sizes.stored,
+        pinned: false,
+        tags: Vec::new(),
     }
 }
 

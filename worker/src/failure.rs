@@ -126,14 +126,14 @@ impl ExitCode {
             | Self::Fenced
             | Self::StoreUnfit => "run",
             Self::StoreUnreachable | Self::KeyRefused => {
-                "run, snapshots, show, inspect, diff, verify, extract, tag, untag, pin, unpin, prune"
+                "run, snapshots, show, inspect, diff, verify, extract, tag, untag, pin, unpin, prune, clone, ps"
             }
-            Self::DamagedSnapshot => "show, inspect, diff, verify, extract, prune",
+            Self::DamagedSnapshot => "show, inspect, diff, verify, extract, prune, clone",
             Self::NoSuchGeneration => {
-                "run, show, inspect, diff, verify, extract, tag, untag, pin, unpin, prune"
+                "run, show, inspect, diff, verify, extract, tag, untag, pin, unpin, prune, clone"
             }
             Self::NotDone => {
-                "snapshots, show, inspect, diff, verify, extract, tag, untag, pin, unpin, prune"
+                "snapshots, show, inspect, diff, verify, extract, tag, untag, pin, unpin, prune, clone"
             }
             Self::SettingsInvalid | Self::Internal => "all",
             Self::CheckpointFailed | Self::TimedOut => "checkpoint",

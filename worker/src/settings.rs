@@ -1172,11 +1172,19 @@ impl JobSettings {
     /// Reads them. Faults of others are left to `reprieve run` to report. Without an app there is no name to derive, so
     /// the job has to be given.
     pub fn load(layers: &Layers<'_>) -> Result<Self, Faults> {
+        Self::load_about(layers, About::OneJob)
+    }
+
+    /// The same for a command that may be about all jobs of a store.
+    pub fn load_about(layers: &Layers<'_>, about: About) -> Result<Self, Faults> {
         let mut faults = Vec::new();
         let merged = collect(layers, &mut faults, |name| {
             Self::PLACE.contains(&name) || Self::KEEPING.contains(&name)
         });
-        let (store, job) = (merged.text("store"), merged.text("job"));
+        let (store, mut job) = (merged.text("store"), merged.text("job"));
+        if about == About::AnyJob {
+            job = Some(job.unwrap_or_default());
+        }
         for (name, value) in [("store", &store), ("job", &job)] {
             if value.is_none() && !faults.iter().any(|fault| fault.name == name) {
                 faults.push(not_given(name));
@@ -1207,6 +1215,19 @@ impl JobSettings {
             restore_timeout: merged.need("restore-timeout", Checked::duration),
         })
     }
+}
+
+/// Whether every store can hold a job of this name.
+pub fn is_job_name(text: &str) -> bool {
+    is_name(text, b"._-", JOB_NAME_LIMIT) && !text.starts_with('.')
+}
+
+/// Whether a command is about one job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum About {
+    OneJob,
+    /// About all of them if none is given; its name is empty then.
+    AnyJob,
 }
 
 fn not_given(name: &str) -> Fault {
@@ -1655,7 +1676,7 @@ fn check(kind: Kind, text: &str) -> Result<Checked, Problem> {
             true => Ok(Checked::Text(text.into())),
             false => Err(Problem::new(kind, "is not the name of a region")),
         },
-        Kind::JobName => match is_name(text, b"._-", JOB_NAME_LIMIT) && !text.starts_with('.') {
+        Kind::JobName => match is_job_name(text) {
             true => Ok(Checked::Text(text.into())),
             false => Err(Problem::new(
                 kind,

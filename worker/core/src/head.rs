@@ -59,6 +59,13 @@ pub struct Finished {
     pub at_ms: u64,
 }
 
+/// What a job began with that was cloned from another.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    pub job: String,
+    pub generation: u64,
+}
+
 /// The whole object.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Head {
@@ -92,6 +99,9 @@ pub struct Head {
     /// The rollback that was done last, as long as each start asks for it.
     #[serde(default)]
     pub rollback: Option<Rollback>,
+    /// The snapshot of another job that this one began with.
+    #[serde(default)]
+    pub cloned_from: Option<Origin>,
 }
 
 impl Head {
@@ -110,6 +120,7 @@ impl Head {
             seeding: None,
             set_aside: Vec::new(),
             rollback: None,
+            cloned_from: None,
         }
     }
 

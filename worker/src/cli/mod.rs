@@ -9,6 +9,7 @@ mod checkpoint;
 mod doctor;
 mod flags;
 mod manual;
+mod ps;
 mod run;
 mod snapshots;
 mod status;
@@ -78,6 +79,8 @@ enum Command {
     Pin(snapshots::Pin),
     Unpin(snapshots::Unpin),
     Prune(snapshots::Prune),
+    Clone(snapshots::Clone),
+    Ps(ps::Ps),
     Doctor(doctor::Doctor),
     Completions(manual::Completions),
     Manual(manual::Manual),
@@ -143,6 +146,8 @@ fn parse_with(
         Command::Pin(command) => command.invocation(layers),
         Command::Unpin(command) => command.invocation(layers),
         Command::Prune(command) => command.invocation(layers),
+        Command::Clone(command) => command.invocation(layers),
+        Command::Ps(ps) => ps.invocation(layers),
         Command::Doctor(doctor) => doctor.invocation(layers),
         Command::Completions(completions) => Ok(completions.invocation()),
         Command::Manual(manual) => manual.invocation(),

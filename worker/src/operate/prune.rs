@@ -73,7 +73,10 @@ pub(super) async fn prune(
         }
         Prune::CarryOut => {
             let kept = retain(job, plan_for).await?;
-            let swept = sweeper.sweep(|_, _| ()).await;
+            let swept = {
+                let progress = text::Progress::count("removing", 0);
+                sweeper.sweep(|done, total| progress.set(done, total)).await
+            };
             (kept, swept.map_err(|error| unswept(job, error))?.plan)
         }
     };
