@@ -17,6 +17,7 @@
 mod bundle;
 mod docker;
 mod host;
+mod lab;
 mod lookalike;
 mod output;
 mod process;
@@ -26,6 +27,7 @@ mod workshop;
 pub(crate) use bundle::Rootfs;
 pub(crate) use docker::{Container, Docker};
 pub(crate) use host::{Builder, Guest, Host, Ran, Stdio};
+pub(crate) use lab::Lab;
 pub(crate) use lookalike::Lookalike;
 pub(crate) use output::Output;
 pub(crate) use process::{Exit, Process};

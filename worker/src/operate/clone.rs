@@ -48,7 +48,7 @@ pub(super) async fn clone(target: &Job, what: &Source) -> Result<Cloned, Failure
     if what.job == target.name {
         return Err(taken(target));
     }
-    let source = target.of(&what.job);
+    let source = target.beside(&what.job);
     let found = target.catalog.find(target.deadline()).await;
     let found = found.map_err(|error| target.failed(error))?;
     if found.tag.is_some() || found.contents != reprieve_core::selection::Contents::Nothing {

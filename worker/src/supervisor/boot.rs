@@ -15,8 +15,10 @@ use reprieve_core::manifest::HostFacts;
 use reprieve_core::rollback::{self, Choice};
 use reprieve_core::selection::{Candidate, Contents};
 use reprieve_core::sweep::PROBE_PREFIX;
+use serde_json::json;
 use tokio::time::{Instant, sleep};
 
+use crate::callouts::{Callouts, Moment};
 use crate::catalog::{self, Catalog, CatalogError, Found, Lease};
 use crate::engine::criu::Criu;
 use crate::failure::{ExitCode, Failure};
@@ -123,6 +125,15 @@ pub(crate) async fn boot(
     let (resume_from, ownership) = own(&prepared, &settings, &address, &presence.name()).await?;
     presence.tell(|worker| worker.epoch = Some(ownership.epoch));
     owned.set(Arc::clone(&ownership)).expect("a boot owns once");
+    let snapshots = match &resume_from {
+        From::Line(candidates) => candidates.len(),
+        From::Exactly(..) => 1,
+    };
+    if snapshots > 0 {
+        let facts = json!({ "job": settings.job, "snapshots": snapshots });
+        let callouts = Callouts::new(&settings, Arc::clone(&reaper));
+        callouts.call(Moment::BeforeRestore, &facts, None).await;
+    }
     let mut restorer = prepared.restorer(&reaper, &gate);
     let resumed = match resume_from {
         From::Line(candidates) => resume(&restorer, &candidates, &settings).await?,
@@ -202,6 +213,10 @@ async fn own(
             .await
         {
             Ok(lease) => {
+                if found.owner().is_some() {
+                    // It is silent, or the settings say not to ask.
+                    metrics::died_without_notice();
+                }
                 tell(&found);
                 tracing::info!(
                     job = settings.job,
