@@ -136,8 +136,8 @@ impl ExitCode {
                 "snapshots, show, inspect, diff, verify, extract, tag, untag, pin, unpin, prune, clone"
             }
             Self::SettingsInvalid | Self::Internal => "all",
-            Self::CheckpointFailed | Self::TimedOut => "checkpoint",
-            Self::NoSupervisor | Self::Refused => "checkpoint, status",
+            Self::CheckpointFailed | Self::TimedOut => "checkpoint, wait",
+            Self::NoSupervisor | Self::Refused => "checkpoint, status, wait",
             Self::Warnings | Self::Unfit => "doctor",
         }
     }
@@ -191,16 +191,19 @@ impl ExitCode {
             Self::Internal => {
                 "A bug in Reprieve: it panicked, or something failed that has no other code. Please report the message."
             }
-            Self::CheckpointFailed => "The requested checkpoint failed; the job runs on.",
+            Self::CheckpointFailed => {
+                "The requested checkpoint, or the one that was waited for, failed; the job runs on."
+            }
             Self::NoSupervisor => {
-                "The control socket cannot be reached, or what answered is not a Reprieve of this version."
+                "The control socket cannot be reached, what answered is not a Reprieve of this version, or the supervisor ended \
+                 before what was waited for."
             }
             Self::Refused => {
                 "The supervisor refused the request and said why; nothing was changed."
             }
             Self::TimedOut => {
                 "The requested checkpoint was not durable in time. It was given up or its end is not known; \
-                 `reprieve status` tells."
+                 `reprieve status` tells. For `wait`: it was not so in time."
             }
             Self::KeyRefused => {
                 "The keys that are set do not open what is stored of the job, there is none and it is sealed, there is one \

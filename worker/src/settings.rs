@@ -1456,7 +1456,10 @@ impl Settings {
     fn contradictions(&self, merged: &Merged) -> Vec<Fault> {
         let mut faults: Vec<Fault> = self.queue_contradiction(merged).into_iter().collect();
         if self.store.is_none() {
-            return faults.into_iter().chain(self.from_nowhere(merged)).collect();
+            return faults
+                .into_iter()
+                .chain(self.from_nowhere(merged))
+                .collect();
         }
         let key_for_nothing = self.s3_objects.key.is_some()
             && matches!(
