@@ -505,3 +505,78 @@ fn the_app_that_is_no_child_of_pid_1_is_checkpointed_too() {
     }
     assert_counts(&all, None);
 }
+
+#[test]
+fn scripts_wait_until_the_job_runs_is_stored_or_is_left_alone() {
+    let store = Store::new();
+    let host = store.host("host", COUNTER).start();
+    // The supervisor may not listen yet.
+    let ran = host.exec(["reprieve", "wait", "--json"]);
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    assert!(
+        ran.stdout.contains("\"state\":\"running\""),
+        "{}",
+        ran.stdout
+    );
+    assert!(
+        !host.stderr().text().is_empty(),
+        "it did not wait for the start"
+    );
+    let ran = host.exec(["reprieve", "wait", "--for", "over"]);
+    assert_eq!(
+        (ran.code, ran.stdout.as_str()),
+        (0, "running; there is no snapshot yet\n")
+    );
+    let late = host.exec([
+        "reprieve",
+        "wait",
+        "--for",
+        "checkpoint",
+        "--timeout",
+        "100ms",
+    ]);
+    assert_eq!(late.code, 183, "{}", late.stderr);
+    let nobody = [
+        "reprieve",
+        "wait",
+        "--timeout",
+        "100ms",
+        "--control-socket",
+        "/nowhere",
+    ];
+    assert_eq!(host.exec(nobody).code, 181);
+
+    let waiting = host.spawn(["reprieve", "wait", "--for", "checkpoint"]);
+    for _ in 0..50 {
+        // One of them comes after it has begun to wait.
+        checkpoint_ok(&host);
+        if !waiting.stdout.text().is_empty() {
+            break;
+        }
+    }
+    let ran = waiting.wait(LIMIT);
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    assert!(
+        ran.stdout.contains("the newest snapshot is generation"),
+        "{}",
+        ran.stdout
+    );
+
+    evict(&host);
+
+    // The subshell ends at once, so that `sleep` becomes the supervisor's, and no checkpoint can be taken.
+    let app = ["bash", "-c", "(sleep 1000 &); echo ready; read go"];
+    let store = Store::new();
+    let host = store.host("orphans", &app).stdin(Stdio::Pipe).start();
+    wait_for_output(&host, "ready");
+    let waiting = host.spawn(["reprieve", "wait", "--for", "checkpoint"]);
+    for _ in 0..50 {
+        assert_eq!(checkpoint(&host).code, 180);
+        if !waiting.stderr.text().is_empty() {
+            break;
+        }
+    }
+    let ran = waiting.wait(LIMIT);
+    assert_eq!(ran.code, 180, "{}", ran.stderr);
+    assert!(ran.stderr.contains("(sleep)"), "{}", ran.stderr);
+}

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use harness::{Host, LIMIT, wait_until};
+use harness::{Exit, Host, LIMIT, wait_until};
 use job::{
     COUNTER, Store, assert_counts, checkpoint_ok, evict, numbers, wait_for_log, wait_for_output,
 };
@@ -689,4 +689,339 @@ fn commands_need_to_be_told_where_the_job_is() {
         .output()
         .expect("the binary was built");
     assert_eq!(nowhere.status.code(), Some(173));
+}
+
+/// The generation that a host resumed.
+#[track_caller]
+fn resumed_generation(host: &Host) -> u64 {
+    let line = wait_for_log(host, "the job is resumed");
+    let line: Value = serde_json::from_str(&line).expect("it is JSON");
+    line["generation"].as_u64().expect("it has a number")
+}
+
+#[test]
+fn a_job_goes_back_to_the_snapshot_that_was_asked_for_once_and_to_no_other() {
+    let store = Store::new();
+    let from = |words: &'static str| store.host_with("host", &["--from", words], COUNTER);
+    let empty = from("newest").start();
+    assert_eq!(empty.wait_exit(LIMIT), Exit::Code(177));
+
+    let host = store.host("host", COUNTER).start();
+    for line in ["line 5", "line 60", "line 120"] {
+        wait_for_output(&host, line);
+        checkpoint_ok(&host);
+    }
+    evict(&host);
+    let last = *numbers(&host.stdout().text()).last().expect("it counted");
+    assert_eq!(from("77").start().wait_exit(LIMIT), Exit::Code(177));
+    ok(&store, &["tag", "2", "good"]);
+
+    let back = from("good").start();
+    assert_eq!(resumed_generation(&back), 2);
+    wait_for_output(&back, "line 100");
+    evict(&back);
+    let counted = numbers(&back.stdout().text());
+    assert!(
+        (60..120).contains(&counted[0]) && counted[0] < last,
+        "{}",
+        counted[0]
+    );
+    let listed = json(&store, &["snapshots"]);
+    assert_eq!(generations(&listed, "snapshots"), [5, 4, 3, 2, 1]);
+    let aside = |at: usize| listed["snapshots"][at]["set_aside"] == true;
+    assert_eq!(
+        [0, 1, 2, 3, 4].map(aside),
+        [false, true, true, false, false]
+    );
+    assert_eq!(json(&store, &["show", "5"])["parent"], 2);
+    assert!(ok(&store, &["snapshots"]).contains("(set aside)"));
+
+    // The same command line, as a platform restarts it.
+    let again = from("good").start();
+    assert_eq!(resumed_generation(&again), 5);
+    wait_for_log(&again, "went back already");
+    evict(&again);
+    // What cannot be resumed is said, and nothing else is taken for it.
+    let manifest = json(&store, &["show", "3"])["manifest"].clone();
+    let manifest = manifest.as_str().expect("it is text").to_owned();
+    flip_middle(&store.path().join("job").join(manifest));
+    let refused = store
+        .host_with(
+            "host",
+            &["--from", "3", "--on-no-valid-snapshot", "start"],
+            COUNTER,
+        )
+        .start();
+    assert_eq!(refused.wait_exit(LIMIT), Exit::Code(171));
+    assert!(refused.stdout().text().is_empty());
+    let plain = store.host("host", COUNTER).start();
+    assert_eq!(resumed_generation(&plain), 6);
+    evict(&plain);
+
+    // Nothing was stored since the return and the machine is lost: the same snapshot again, also without a word.
+    let lost = from("4").start();
+    assert_eq!(resumed_generation(&lost), 4);
+    lost.destroy();
+    for host in [from("4").start(), store.host("host", COUNTER).start()] {
+        assert_eq!(resumed_generation(&host), 4);
+        host.destroy();
+    }
+}
+
+/// Runs a command about another job than `job`, or about none.
+fn of_store(store: &Store, arguments: &[&str]) -> Said {
+    let output = Command::new(env!("CARGO_BIN_EXE_reprieve"))
+        .args(arguments)
+        .arg("--store")
+        .arg(format!("file://{}", store.path().display()))
+        .output()
+        .expect("the binary was built");
+    Said {
+        code: output.status.code().expect("it ends by itself"),
+        stdout: String::from_utf8(output.stdout).expect("it is text"),
+        stderr: String::from_utf8(output.stderr).expect("it is text"),
+    }
+}
+
+#[track_caller]
+fn json_of_store(store: &Store, arguments: &[&str]) -> Value {
+    let said = of_store(store, &[arguments, &["--json"]].concat());
+    assert_eq!(said.code, 0, "{arguments:?}: {}", said.stderr);
+    let value: Value = serde_json::from_str(&said.stdout).expect("it is JSON");
+    assert_documented(arguments[0], &value);
+    value
+}
+
+/// A host that runs a job of the store under a name of its own.
+fn host_of(store: &Store, job: &str, options: &[&str]) -> Host {
+    let mut all = vec!["--store", "file:///snapshots", "--job", job];
+    all.extend(["--term-grace", "60s", "--on-other-owner", "take-over"]);
+    all.extend(options);
+    Host::builder(job)
+        .bind(store.path(), "/snapshots")
+        .reprieve(all, COUNTER.iter().copied())
+        .start()
+}
+
+#[test]
+fn ten_clones_of_one_snapshot_go_on_side_by_side() {
+    let store = Store::new();
+    let host = store.host("host", COUNTER).start();
+    wait_for_output(&host, "line 5");
+    checkpoint_ok(&host);
+    wait_for_output(&host, "line 60");
+    checkpoint_ok(&host);
+    ok(&store, &["tag", "2", "warm"]);
+    // The source runs on meanwhile.
+    let names: Vec<String> = (0..10).map(|number| format!("clone-{number}")).collect();
+    for name in &names {
+        let made = json_of_store(&store, &["clone", "job/warm", "--job", name]);
+        assert_eq!(
+            (
+                &made["source_generation"],
+                &made["generation"],
+                &made["job"]
+            ),
+            (&2.into(), &1.into(), &name.as_str().into())
+        );
+        assert!(made["bytes"].as_u64() > Some(100_000), "{made}");
+    }
+    for (source, name, code, word) in [
+        ("job/warm", "clone-3", 178, "already"),
+        ("job/1", "job", 178, "already"),
+        ("job/77", "other", 177, "no snapshot 77"),
+        ("nobody/newest", "other", 177, "no snapshots"),
+        ("job", "other", 174, "with a slash between them"),
+    ] {
+        let refused = of_store(&store, &["clone", source, "--job", name]);
+        assert_eq!(refused.code, code, "{source}: {}", refused.stderr);
+        assert!(
+            refused.stderr.contains(word),
+            "{source}: {}",
+            refused.stderr
+        );
+    }
+    assert!(!store.path().join("other").exists());
+    evict(&host);
+    // Neither job knows of the other.
+    fs::remove_dir_all(store.path().join("job")).expect("it can be removed");
+
+    let hosts: Vec<Host> = names
+        .iter()
+        .map(|name| host_of(&store, name, &[]))
+        .collect();
+    for host in &hosts {
+        assert_eq!(resumed_generation(host), 1);
+    }
+    for host in &hosts {
+        wait_for_output(host, "line 150");
+        checkpoint_ok(host);
+    }
+    for (name, host) in names.iter().zip(&hosts) {
+        let counted = numbers(&host.stdout().text());
+        assert!((60..150).contains(&counted[0]), "{name}: {}", counted[0]);
+        let whole = (counted[0]..)
+            .zip(&counted)
+            .all(|(wanted, found)| wanted == *found);
+        assert!(whole, "{name} lost or repeated a line");
+        let verified = json_of_store(&store, &["verify", "--all", "--job", name]);
+        assert_eq!(generations(&verified, "snapshots"), [2, 1]);
+        assert_eq!(verified["damaged"], 0);
+    }
+}
+
+#[test]
+fn a_sealed_snapshot_is_cloned_under_keys_of_the_new_job() {
+    let store = Store::new();
+    let secrets = tempfile::tempdir().expect("a temporary directory can be made");
+    let key = secrets.path().join("key");
+    fs::write(&key, "correct horse battery staple").expect("it can be written");
+    let key = key.to_str().expect("it is text");
+    let options = ["--key-file", "/secrets/key"];
+    let sealed = |job: &str| {
+        let mut all = vec!["--store", "file:///snapshots", "--job", job];
+        all.extend(["--term-grace", "60s"]);
+        all.extend(options);
+        Host::builder(job)
+            .bind(store.path(), "/snapshots")
+            .bind(secrets.path(), "/secrets")
+            .reprieve(all, COUNTER.iter().copied())
+            .start()
+    };
+    let host = sealed("job");
+    for line in ["line 5", "line 30"] {
+        wait_for_output(&host, line);
+        checkpoint_ok(&host);
+    }
+    evict(&host);
+    let without = of_store(&store, &["clone", "job/2", "--job", "twin"]);
+    assert_eq!(without.code, 186, "{}", without.stderr);
+    let made = ["clone", "job/2", "--job", "twin", "--key-file", key];
+    json_of_store(&store, &made);
+    fs::remove_dir_all(store.path().join("job")).expect("it can be removed");
+    let verified = json_of_store(&store, &["verify", "--job", "twin", "--key-file", key]);
+    assert_eq!(verified["damaged"], 0);
+    let twin = sealed("twin");
+    assert_eq!(resumed_generation(&twin), 1);
+    wait_for_output(&twin, "line 60");
+    evict(&twin);
+    assert!(numbers(&twin.stdout().text())[0] >= 30);
+}
+
+#[test]
+fn the_jobs_and_workers_of_a_store_are_told_with_what_is_at_risk() {
+    let store = Store::new();
+    let empty = of_store(&store, &["ps"]);
+    assert!(
+        empty.stdout.contains("There are no jobs"),
+        "{}",
+        empty.stdout
+    );
+    let line = |job: &str| {
+        let told = json_of_store(&store, &["ps"]);
+        let all = told["jobs"].as_array().expect("it is a list").clone();
+        let mut of_job = all.into_iter().filter(|line| line["job"] == job);
+        let found = of_job.next().expect("it is listed");
+        assert!(of_job.next().is_none(), "{told}");
+        found
+    };
+    let (first, second) = (
+        host_of(&store, "first", &[]),
+        host_of(&store, "second", &[]),
+    );
+    wait_for_output(&first, "line 5");
+    wait_for_output(&second, "line 5");
+    checkpoint_ok(&second);
+    wait_until(LIMIT, "both are told as running", || {
+        ["first", "second"]
+            .map(line)
+            .iter()
+            .all(|line| line["state"] == "running")
+    });
+    let told = line("first");
+    assert_eq!(
+        (&told["host"], &told["owner"]),
+        (&"first".into(), &true.into())
+    );
+    assert_eq!(
+        (&told["silent"], &told["last_snapshot"]),
+        (&false.into(), &Value::Null)
+    );
+    assert!(told["work_at_risk_ms"].as_u64() > Some(0), "{told}");
+    wait_until(LIMIT, "the snapshot is told", || {
+        line("second")["last_snapshot"] == 1
+    });
+    let told = line("second");
+    assert!(
+        told["work_at_risk_ms"].as_u64() < line("first")["work_at_risk_ms"].as_u64(),
+        "{told}"
+    );
+    let table = of_store(&store, &["ps"]).stdout;
+    assert!(
+        table.starts_with("JOB") && table.lines().count() == 3,
+        "{table}"
+    );
+    assert!(!table.contains('\x1b'), "{table}");
+    assert_eq!(
+        of_store(&store, &["ps", "--job", "first"])
+            .stdout
+            .lines()
+            .count(),
+        2
+    );
+    assert_eq!(of_store(&store, &["ps", "--watch"]).code, 174);
+
+    evict(&second);
+    let told = line("second");
+    assert_eq!(
+        (&told["state"], &told["work_at_risk_ms"]),
+        (&"stopped".into(), &Value::Null)
+    );
+    // A machine that is gone leaves its entry; one that was swept leaves the claim.
+    first.destroy();
+    assert_eq!(line("first")["state"], "running");
+    fs::remove_dir_all(store.path().join("~workers")).expect("it can be removed");
+    let told = line("first");
+    assert_eq!(
+        (&told["state"], &told["silent"]),
+        (&"lost".into(), &true.into())
+    );
+}
+
+/// On a terminal: colours, unless NO_COLOR says otherwise, and bars of progress.
+#[test]
+fn colours_and_bars_are_for_terminals() {
+    let store = Store::new();
+    let host = store.host("host", MEMORY).start();
+    wait_for_output(&host, "ready");
+    checkpoint_ok(&host);
+    evict(&host);
+    let on_terminal = |arguments: &str, variables: &str| {
+        let command = format!(
+            "{variables} {} {arguments} --store file://{} --job job",
+            env!("CARGO_BIN_EXE_reprieve"),
+            store.path().display()
+        );
+        let output = Command::new("script")
+            .args(["--quiet", "--return", "--command", &command, "/dev/null"])
+            .env("TERM", "xterm")
+            .env_remove("NO_COLOR")
+            .output()
+            .expect("script is there");
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let listed = on_terminal("snapshots", "");
+    assert!(listed.contains("\x1b[1mGENERATION"), "{listed:?}");
+    let plain = on_terminal("snapshots", "NO_COLOR=1");
+    assert!(
+        !plain.contains('\x1b') && plain.contains("GENERATION"),
+        "{plain:?}"
+    );
+    let verified = on_terminal("verify", "");
+    assert!(
+        verified.contains("verifying") && verified.contains("sound"),
+        "{verified:?}"
+    );
+    assert_eq!(reprieve(&store, &["verify"]).stderr, "");
 }

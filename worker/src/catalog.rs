@@ -11,6 +11,7 @@ use reprieve_core::document::{self, DocumentError, Stored};
 use reprieve_core::head::{self, Finished, Generation, Head, Owner};
 use reprieve_core::manifest::{self, Manifest};
 use reprieve_core::retention::{self, Policy};
+use reprieve_core::rollback;
 use reprieve_core::selection::{self, Contents};
 use reprieve_core::sweep::{self, Object, Refusal};
 use tokio::time::Instant;
@@ -119,6 +120,15 @@ impl Catalog {
             store,
             job: job.to_owned(),
             keys,
+        }
+    }
+
+    /// Another job of the same store, with the same keys.
+    #[must_use]
+    pub fn of(&self, job: &str) -> Self {
+        Self {
+            job: job.to_owned(),
+            ..self.clone()
         }
     }
 
@@ -298,20 +308,12 @@ impl Catalog {
         let key = self.key(&manifest.key());
         self.put_manifest(&key, &bytes, deadline).await?;
         steps::reached(Step::Manifested);
-        let generation = Generation {
-            generation: manifest.generation,
-            manifest: manifest.key(),
-            digest: document::digest(&bytes),
-            taken_at_ms: manifest.taken_at_ms,
-            stored_bytes: manifest.sizes.stored,
-            pinned: false,
-            tags: Vec::new(),
-        };
+        let generation = generation(manifest, &bytes);
         let written = self
             .update(lease, deadline, |head| {
                 sweep::may_commit(head, manifest, base)?;
                 let with = head.committed(generation.clone(), &[], nonce());
-                let dropped = retention::plan(&with.generations, policy).dropped();
+                let dropped = retention::plan_for(&with, policy).dropped();
                 Ok(with.without(&dropped, with.nonce.clone()))
             })
             .await;
@@ -322,10 +324,47 @@ impl Catalog {
         }
     }
 
+    /// Makes a job that begins with this snapshot, and that nobody owns. Fails with [`CatalogError::Fenced`] when there is
+    /// one of this name already.
+    pub async fn found(
+        &self,
+        manifest: &Manifest,
+        origin: head::Origin,
+        key: Option<Arc<MasterKey>>,
+        deadline: Instant,
+    ) -> Result<(), CatalogError> {
+        let bytes = self.seal(key.as_ref(), &manifest.key(), manifest)?;
+        if bytes.len() as u64 > document::SIZE_LIMIT {
+            return Err(CatalogError::TooLarge(bytes.len()));
+        }
+        self.put_manifest(&self.key(&manifest.key()), &bytes, deadline)
+            .await?;
+        let head = Head {
+            cloned_from: Some(origin),
+            ..Head::new(&self.job)
+        };
+        let head = head.committed(generation(manifest, &bytes), &[], nonce());
+        self.replace(None, head, key, deadline).await.map(drop)
+    }
+
     /// Gives a sign of life. Fails with [`CatalogError::Fenced`] when another worker owns the job.
     pub async fn beat(&self, lease: &mut Lease, deadline: Instant) -> Result<(), CatalogError> {
         self.update(lease, deadline, |head| Ok(head.beaten(nonce())))
             .await
+    }
+
+    /// Says that the job goes on from an older snapshot.
+    pub async fn go_back(
+        &self,
+        lease: &mut Lease,
+        to: u64,
+        request: &rollback::Request,
+        deadline: Instant,
+    ) -> Result<(), CatalogError> {
+        self.update(lease, deadline, |head| {
+            Ok(head.rolled_back(to, request, nonce()))
+        })
+        .await
     }
 
     /// Says that the owner stores memory ahead under this attempt from now on, and under no earlier one.
@@ -537,6 +576,19 @@ impl Catalog {
             }
             Err(error) => Err(error),
         }
+    }
+}
+
+/// What a head says of a manifest that is stored as these bytes.
+fn generation(manifest: &Manifest, bytes: &[u8]) -> Generation {
+    Generation {
+        generation: manifest.generation,
+        manifest: manifest.key(),
+        digest: document::digest(bytes),
+        taken_at_ms: manifest.taken_at_ms,
+        stored_bytes: manifest.sizes.stored,
+        pinned: false,
+        tags: Vec::new(),
     }
 }
 

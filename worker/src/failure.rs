@@ -126,18 +126,18 @@ impl ExitCode {
             | Self::Fenced
             | Self::StoreUnfit => "run",
             Self::StoreUnreachable | Self::KeyRefused => {
-                "run, snapshots, show, inspect, diff, verify, extract, tag, untag, pin, unpin, prune"
+                "run, snapshots, show, inspect, diff, verify, extract, tag, untag, pin, unpin, prune, clone, ps"
             }
-            Self::DamagedSnapshot => "show, inspect, diff, verify, extract, prune",
+            Self::DamagedSnapshot => "show, inspect, diff, verify, extract, prune, clone",
             Self::NoSuchGeneration => {
-                "show, inspect, diff, verify, extract, tag, untag, pin, unpin, prune"
+                "run, show, inspect, diff, verify, extract, tag, untag, pin, unpin, prune, clone"
             }
             Self::NotDone => {
-                "snapshots, show, inspect, diff, verify, extract, tag, untag, pin, unpin, prune"
+                "snapshots, show, inspect, diff, verify, extract, tag, untag, pin, unpin, prune, clone"
             }
             Self::SettingsInvalid | Self::Internal => "all",
-            Self::CheckpointFailed | Self::TimedOut => "checkpoint",
-            Self::NoSupervisor | Self::Refused => "checkpoint, status",
+            Self::CheckpointFailed | Self::TimedOut => "checkpoint, wait",
+            Self::NoSupervisor | Self::Refused => "checkpoint, status, wait",
             Self::Warnings | Self::Unfit => "doctor",
         }
     }
@@ -181,7 +181,8 @@ impl ExitCode {
                  while it cannot read what a snapshot needs."
             }
             Self::NoSuchGeneration => {
-                "The job has no snapshot of this number or tag, or none at all."
+                "The job has no snapshot of this number or tag, or none at all. For `run` it is the one that `--from` names: \
+                 nothing was started."
             }
             Self::NotDone => {
                 "The command could not do what was asked, and the message says why. The job and its snapshots are as \
@@ -190,16 +191,19 @@ impl ExitCode {
             Self::Internal => {
                 "A bug in Reprieve: it panicked, or something failed that has no other code. Please report the message."
             }
-            Self::CheckpointFailed => "The requested checkpoint failed; the job runs on.",
+            Self::CheckpointFailed => {
+                "The requested checkpoint, or the one that was waited for, failed; the job runs on."
+            }
             Self::NoSupervisor => {
-                "The control socket cannot be reached, or what answered is not a Reprieve of this version."
+                "The control socket cannot be reached, what answered is not a Reprieve of this version, or the supervisor ended \
+                 before what was waited for."
             }
             Self::Refused => {
                 "The supervisor refused the request and said why; nothing was changed."
             }
             Self::TimedOut => {
                 "The requested checkpoint was not durable in time. It was given up or its end is not known; \
-                 `reprieve status` tells."
+                 `reprieve status` tells. For `wait`: it was not so in time."
             }
             Self::KeyRefused => {
                 "The keys that are set do not open what is stored of the job, there is none and it is sealed, there is one \

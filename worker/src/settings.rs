@@ -21,6 +21,7 @@ use std::time::Duration;
 use config::{Config, ConfigError, File, FileFormat, Map, Value, ValueKind};
 use reprieve_core::notice::Source;
 use reprieve_core::retention::Policy;
+use reprieve_core::rollback;
 use tracing_subscriber::EnvFilter;
 use url::Url;
 
@@ -74,6 +75,8 @@ pub enum Kind {
     /// Of a queue of SQS.
     QueueUrl,
     JobName,
+    /// A snapshot of the job, and perhaps a name of the request.
+    Rollback,
     /// A machine, as its provider calls it.
     Instance,
     Choice(&'static [&'static str]),
@@ -732,6 +735,16 @@ pub const TABLE: &[Setting] = &[
         meaning: "How long restoring one snapshot may take before the next older one is tried.",
     },
     Setting {
+        name: "from",
+        section: BOOT,
+        kind: Kind::Rollback,
+        default: None,
+        unset: "the newest snapshot that can be resumed",
+        meaning: "Go on from this snapshot and no other, or fail: a generation's number, a tag, or `newest`. Newer snapshots \
+                  stay, but no start resumes them by itself. A container that is started again with the same words does \
+                  not go back again; for that, add a word: `12@again`.",
+    },
+    Setting {
         name: "on-other-owner",
         section: BOOT,
         kind: Kind::Choice(OnOtherOwner::NAMES),
@@ -1082,6 +1095,7 @@ pub struct Settings {
     pub instance_tags: InstanceTags,
     pub boot_timeout: Duration,
     pub restore_timeout: Duration,
+    pub from: Option<rollback::Request>,
     pub on_other_owner: OnOtherOwner,
     pub lease_term: Duration,
     pub on_no_valid_snapshot: OnNoValidSnapshot,
@@ -1430,6 +1444,10 @@ impl Settings {
             instance_tags: merged.need("instance-tags", Checked::choice(InstanceTags::from_name)),
             boot_timeout: merged.need("boot-timeout", Checked::duration),
             restore_timeout: merged.need("restore-timeout", Checked::duration),
+            from: merged.text("from").map(|text| {
+                let request = text.parse();
+                request.expect("every layer was checked")
+            }),
             on_other_owner: merged.need("on-other-owner", Checked::choice(OnOtherOwner::from_name)),
             lease_term: merged.need("lease-term", Checked::duration),
             on_no_valid_snapshot: merged.need(
@@ -1475,7 +1493,10 @@ impl Settings {
     fn contradictions(&self, merged: &Merged) -> Vec<Fault> {
         let mut faults: Vec<Fault> = self.queue_contradiction(merged).into_iter().collect();
         if self.store.is_none() {
-            return faults;
+            return faults
+                .into_iter()
+                .chain(self.from_nowhere(merged))
+                .collect();
         }
         let key_for_nothing = self.s3_objects.key.is_some()
             && matches!(
@@ -1536,6 +1557,18 @@ impl Settings {
             problem: problem.into(),
             remedy: remedy.into(),
         })
+    }
+
+    /// A start that were told where to go on from would begin from scratch.
+    fn from_nowhere(&self, merged: &Merged) -> Vec<Fault> {
+        let fault = self.from.as_ref().map(|from| Fault {
+            name: "from".into(),
+            origin: merged.origin("from"),
+            value: Some(from.to_string()),
+            problem: "there are no snapshots without a store".into(),
+            remedy: "set store, or leave from out".into(),
+        });
+        fault.into_iter().collect()
     }
 
     fn dangers(&self) -> Vec<String> {
@@ -1630,11 +1663,19 @@ impl JobSettings {
     /// Reads them. Faults of others are left to `reprieve run` to report. Without an app there is no name to derive, so
     /// the job has to be given.
     pub fn load(layers: &Layers<'_>) -> Result<Self, Faults> {
+        Self::load_about(layers, About::OneJob)
+    }
+
+    /// The same for a command that may be about all jobs of a store.
+    pub fn load_about(layers: &Layers<'_>, about: About) -> Result<Self, Faults> {
         let mut faults = Vec::new();
         let merged = collect(layers, &mut faults, |name| {
             Self::PLACE.contains(&name) || Self::KEEPING.contains(&name)
         });
-        let (store, job) = (merged.text("store"), merged.text("job"));
+        let (store, mut job) = (merged.text("store"), merged.text("job"));
+        if about == About::AnyJob {
+            job = Some(job.unwrap_or_default());
+        }
         for (name, value) in [("store", &store), ("job", &job)] {
             if value.is_none() && !faults.iter().any(|fault| fault.name == name) {
                 faults.push(not_given(name));
@@ -1665,6 +1706,19 @@ impl JobSettings {
             restore_timeout: merged.need("restore-timeout", Checked::duration),
         })
     }
+}
+
+/// Whether every store can hold a job of this name.
+pub fn is_job_name(text: &str) -> bool {
+    is_name(text, b"._-", JOB_NAME_LIMIT) && !text.starts_with('.')
+}
+
+/// Whether a command is about one job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum About {
+    OneJob,
+    /// About all of them if none is given; its name is empty then.
+    AnyJob,
 }
 
 fn not_given(name: &str) -> Fault {
@@ -2119,7 +2173,7 @@ fn check(kind: Kind, text: &str) -> Result<Checked, Problem> {
             true => Ok(Checked::Text(text.into())),
             false => Err(Problem::new(kind, "is not the name of a region")),
         },
-        Kind::JobName => match is_name(text, b"._-", JOB_NAME_LIMIT) && !text.starts_with('.') {
+        Kind::JobName => match is_job_name(text) {
             true => Ok(Checked::Text(text.into())),
             false => Err(Problem::new(
                 kind,
@@ -2183,6 +2237,10 @@ fn check(kind: Kind, text: &str) -> Result<Checked, Problem> {
             Err(_) => Err(Problem::new(kind, "is not an IP address and a port")),
         },
         Kind::LogFilter => check_log_filter(text),
+        Kind::Rollback => match text.parse::<rollback::Request>() {
+            Ok(_) => Ok(Checked::Text(text.into())),
+            Err(error) => Err(Problem::new(kind, error.to_string())),
+        },
         Kind::PlainText(limit) => {
             match (1..=limit).contains(&text.len())
                 && text.bytes().all(|byte| byte.is_ascii_graphic())
@@ -2385,6 +2443,9 @@ pub(crate) fn expected(kind: Kind) -> String {
         }
         Kind::ListenAddress => "an IP address and a port like 0.0.0.0:9184 or [::]:9184".into(),
         Kind::LogFilter => "a level or a list like info,reprieve::store=debug".into(),
+        Kind::Rollback => {
+            "a generation's number, a tag, or newest; behind it, if you like, @ and a word of A-Z a-z 0-9 . _ -".into()
+        }
         Kind::PlainText(limit) => format!("1 to {limit} printable ASCII characters without spaces"),
     }
 }
@@ -2734,6 +2795,7 @@ mod tests {
                 instance_tags: InstanceTags::Off,
                 boot_timeout: Duration::from_secs(60),
                 restore_timeout: Duration::from_secs(600),
+                from: None,
                 on_other_owner: OnOtherOwner::Wait,
                 lease_term: Duration::from_secs(30),
                 on_no_valid_snapshot: OnNoValidSnapshot::Fail,
@@ -2831,6 +2893,7 @@ mod tests {
         ("webhook-format", "sns"),
         ("boot-timeout", "10s"),
         ("restore-timeout", "1h"),
+        ("from", "12@again"),
         ("on-other-owner", "leave"),
         ("lease-term", "1m"),
         ("on-no-valid-snapshot", "start"),
@@ -2954,6 +3017,7 @@ mod tests {
             instance_tags: InstanceTags::On,
             boot_timeout: Duration::from_secs(10),
             restore_timeout: Duration::from_secs(3600),
+            from: "12@again".parse().ok(),
             on_other_owner: OnOtherOwner::Leave,
             lease_term: Duration::from_secs(60),
             on_no_valid_snapshot: OnNoValidSnapshot::Start,

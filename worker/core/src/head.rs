@@ -8,6 +8,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::document::{self, DocumentError, Stored};
+use crate::rollback::{self, Rollback};
 
 const KIND: &str = "head";
 /// The version this program writes and the only one it reads.
@@ -58,6 +59,13 @@ pub struct Finished {
     pub at_ms: u64,
 }
 
+/// What a job began with that was cloned from another.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    pub job: String,
+    pub generation: u64,
+}
+
 /// The whole object.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Head {
@@ -85,6 +93,15 @@ pub struct Head {
     /// data away.
     #[serde(default)]
     pub seeding: Option<String>,
+    /// Generations that the job went back behind ([`crate::rollback`]): they stay, and no start resumes them by itself.
+    #[serde(default)]
+    pub set_aside: Vec<u64>,
+    /// The rollback that was done last, as long as each start asks for it.
+    #[serde(default)]
+    pub rollback: Option<Rollback>,
+    /// The snapshot of another job that this one began with.
+    #[serde(default)]
+    pub cloned_from: Option<Origin>,
 }
 
 impl Head {
@@ -101,6 +118,9 @@ impl Head {
             generations: Vec::new(),
             condemned: Vec::new(),
             seeding: None,
+            set_aside: Vec::new(),
+            rollback: None,
+            cloned_from: None,
         }
     }
 
@@ -116,6 +136,23 @@ impl Head {
         self.generations
             .iter()
             .any(|known| known.manifest == manifest)
+    }
+
+    /// The snapshot that the job goes on from: the newest one that is not set aside.
+    pub fn tip(&self) -> Option<&Generation> {
+        self.generations
+            .iter()
+            .find(|known| !self.set_aside.contains(&known.generation))
+    }
+
+    /// Whether a start may resume this one by itself.
+    pub fn goes_on_from(&self, known: &Generation) -> bool {
+        let is_over = self
+            .finished
+            .is_some_and(|finished| finished.exit_code == 0);
+        !is_over
+            && known.generation >= self.first_of_run
+            && !self.set_aside.contains(&known.generation)
     }
 
     /// The generation that carries this tag.
@@ -159,6 +196,52 @@ impl Head {
             generations: generations.cloned().collect(),
             ..self.clone()
         }
+        .forgetting_what_is_gone()
+    }
+
+    /// The head after the job went back to this generation.
+    #[must_use]
+    pub fn rolled_back(&self, to: u64, request: &rollback::Request, nonce: String) -> Self {
+        // Of one that was set aside itself nobody knows here what it came from.
+        let is_aside = self.set_aside.contains(&to);
+        let set_aside = self.generations.iter().map(|known| known.generation);
+        let set_aside = set_aside.filter(|number| {
+            *number > to || *number < to && (is_aside || self.set_aside.contains(number))
+        });
+        Self {
+            nonce,
+            finished: None,
+            first_of_run: self.first_of_run.min(to),
+            set_aside: set_aside.collect(),
+            rollback: Some(Rollback {
+                request: request.to_string(),
+                generation: to,
+                epoch: self.epoch,
+            }),
+            ..self.clone()
+        }
+    }
+
+    /// The head for a start that asks for this, or for nothing: a rollback is remembered as long as every start asks for
+    /// it in the same words.
+    #[must_use]
+    pub fn asked_for(&self, request: Option<&rollback::Request>) -> Self {
+        let asked = request.map(ToString::to_string);
+        let rollback = self.rollback.clone();
+        Self {
+            rollback: rollback.filter(|done| Some(&done.request) == asked.as_ref()),
+            ..self.clone()
+        }
+    }
+
+    fn forgetting_what_is_gone(mut self) -> Self {
+        let Self {
+            generations,
+            set_aside,
+            ..
+        } = &mut self;
+        set_aside.retain(|number| generations.iter().any(|known| known.generation == *number));
+        self
     }
 
     /// The head after these attempts were forbidden to commit, in the same hands.
@@ -200,6 +283,7 @@ impl Head {
             generations,
             ..self.clone()
         }
+        .forgetting_what_is_gone()
     }
 
     /// The head after its owner gave a sign of life.

@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use crate::head::Generation;
+use crate::head::{Generation, Head};
 
 /// How many of the newest snapshots stay at least; an older valid one is what a damaged newest one falls back on.
 pub const LEAST_KEPT: usize = 2;
@@ -52,6 +52,8 @@ pub enum Kept {
     LastOfDay(u64),
     Pinned,
     Tagged(String),
+    /// Newer ones are set aside, and this is the one that the job goes on from.
+    GoneBackTo,
 }
 
 /// What becomes of one snapshot.
@@ -67,6 +69,22 @@ pub struct Entry {
 pub struct Plan {
     pub policy: Policy,
     pub entries: Vec<Entry>,
+}
+
+/// Applies the policy to everything that a head names. What was set aside counts as it did before, but never instead of
+/// what the job goes on from.
+pub fn plan_for(head: &Head, policy: Policy) -> Plan {
+    let mut plan = plan(&head.generations, policy);
+    let tip = head.tip().map(|tip| tip.generation);
+    let newest = head.generations.first().map(|newest| newest.generation);
+    if let Some(entry) = plan
+        .entries
+        .iter_mut()
+        .find(|entry| Some(entry.generation) == tip && tip != newest)
+    {
+        entry.kept.push(Kept::GoneBackTo);
+    }
+    plan
 }
 
 /// Applies the policy.
@@ -153,6 +171,7 @@ impl fmt::Display for Kept {
             Self::LastOfDay(day) => write!(f, "last of day {}", Date(*day)),
             Self::Pinned => f.write_str("pinned"),
             Self::Tagged(tag) => write!(f, "tagged {tag}"),
+            Self::GoneBackTo => f.write_str("the job goes on from it"),
         }
     }
 }
@@ -264,6 +283,22 @@ mod tests {
                 "2 kept: tagged paper, tagged v1",
             ]
         );
+    }
+
+    #[test]
+    fn what_the_job_went_back_to_stays() {
+        let request = "1".parse().expect("it names a snapshot");
+        let head = (1..=4)
+            .fold(Head::new("job"), |head, number| {
+                head.committed(generation(number, 0), &[], String::new())
+            })
+            .rolled_back(1, &request, String::new());
+        let plan = plan_for(&head, Policy::last(2));
+        assert_eq!(plan.dropped(), [2]);
+        let said = plan.entries.last().map(ToString::to_string);
+        assert_eq!(said.as_deref(), Some("kept: the job goes on from it"));
+        let on = head.committed(generation(5, 0), &[], String::new());
+        assert_eq!(plan_for(&on, Policy::last(2)).dropped(), [3, 2, 1]);
     }
 
     #[test]

@@ -43,7 +43,7 @@ pub fn contents(head: Option<&Head>, manifest_keys: &[String]) -> Contents {
             Contents::Completed
         }
         Some(head) => {
-            let own = |known: &&Generation| known.generation >= head.first_of_run;
+            let own = |known: &&Generation| head.goes_on_from(known);
             let candidates: Vec<_> = head
                 .generations
                 .iter()

@@ -132,6 +132,7 @@ fn value_name(kind: Kind) -> &'static str {
         Kind::Count(..) | Kind::ExitCode => "NUMBER",
         Kind::Program | Kind::Path(_) | Kind::Paths => "PATH",
         Kind::KmsKey | Kind::KmsKeys => "KEY",
+        Kind::Rollback => "GENERATION",
         Kind::ListenAddress => "ADDRESS:PORT",
         Kind::LogFilter => "FILTER",
         Kind::PlainText(_) => "TEXT",

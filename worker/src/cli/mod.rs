@@ -9,10 +9,12 @@ mod checkpoint;
 mod doctor;
 mod flags;
 mod manual;
+mod ps;
 mod run;
 mod snapshots;
 mod status;
 mod version;
+mod wait;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -20,7 +22,7 @@ use std::path::{Path, PathBuf};
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
 
-use crate::control::client::{CheckpointRequest, Format, StatusRequest};
+use crate::control::client::{CheckpointRequest, Format, StatusRequest, WaitRequest};
 use crate::failure::{ExitCode, Failure};
 use crate::operate;
 use crate::settings::{DEFAULT_FILE, Environment, FlagValue, Layers, Settings};
@@ -34,6 +36,8 @@ pub enum Invocation {
     Checkpoint(CheckpointRequest),
     /// Ask the supervisor how it is.
     Status(StatusRequest),
+    /// Wait until the supervisor is so far.
+    Wait(WaitRequest),
     /// List, look at or change a job's snapshots.
     Operate(Box<operate::Request>),
     /// Find out whether jobs can be checkpointed here.
@@ -67,6 +71,7 @@ enum Command {
     Run(run::Run),
     Checkpoint(checkpoint::Checkpoint),
     Status(status::Status),
+    Wait(wait::Wait),
     Snapshots(snapshots::Snapshots),
     Show(snapshots::Show),
     Inspect(snapshots::Inspect),
@@ -78,6 +83,8 @@ enum Command {
     Pin(snapshots::Pin),
     Unpin(snapshots::Unpin),
     Prune(snapshots::Prune),
+    Clone(snapshots::Clone),
+    Ps(ps::Ps),
     Doctor(doctor::Doctor),
     Completions(manual::Completions),
     Manual(manual::Manual),
@@ -132,6 +139,7 @@ fn parse_with(
         Command::Run(run) => run.invocation(layers),
         Command::Checkpoint(checkpoint) => checkpoint.invocation(layers),
         Command::Status(status) => status.invocation(layers),
+        Command::Wait(wait) => wait.invocation(layers),
         Command::Snapshots(command) => command.invocation(layers),
         Command::Show(command) => command.invocation(layers),
         Command::Inspect(command) => command.invocation(layers),
@@ -143,6 +151,8 @@ fn parse_with(
         Command::Pin(command) => command.invocation(layers),
         Command::Unpin(command) => command.invocation(layers),
         Command::Prune(command) => command.invocation(layers),
+        Command::Clone(command) => command.invocation(layers),
+        Command::Ps(ps) => ps.invocation(layers),
         Command::Doctor(doctor) => doctor.invocation(layers),
         Command::Completions(completions) => Ok(completions.invocation()),
         Command::Manual(manual) => manual.invocation(),

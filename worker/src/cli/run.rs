@@ -35,6 +35,7 @@ const EXAMPLES: &str = "\
 Examples:
   reprieve run --store s3://my-bucket/jobs --term-grace 2m -- python train.py
   reprieve run --store file:///mnt/snapshots ./simulate --steps 1000000
+  reprieve run --store s3://my-bucket/jobs --job nightly --from before-the-merge -- python train.py
   REPRIEVE_STORE=s3://my-bucket/jobs REPRIEVE_JOB=nightly reprieve run ./app
 ";
 

@@ -7,7 +7,9 @@ use clap::Args;
 use super::Invocation;
 use super::flags::{Flags, Keeping, Place};
 use crate::failure::Failure;
-use crate::operate::{Action, Prune as How, Request, Selector, Tag as TagName, Values, Which};
+use crate::operate::{
+    Action, Prune as How, Request, Selector, Source, Tag as TagName, Values, Which,
+};
 use crate::settings::{FlagValue, JobSettings, Layers};
 
 /// What all of them take.
@@ -15,14 +17,14 @@ use crate::settings::{FlagValue, JobSettings, Layers};
 pub(super) struct Common {
     /// The settings file, in TOML [environment: REPRIEVE_CONFIG]
     #[arg(long, value_name = "PATH")]
-    config: Option<PathBuf>,
+    pub(super) config: Option<PathBuf>,
 
     #[command(flatten)]
-    place: Flags<Place>,
+    pub(super) place: Flags<Place>,
 
     /// Print the answer as a line of JSON
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 impl Common {
@@ -240,4 +242,20 @@ command! {
         false => (Action::Prune(How::CarryOut), keeping.given),
     },
     examples: "  reprieve prune --dry-run --keep-daily 7 --store s3://my-bucket/jobs --job nightly\n"
+}
+
+command! {
+    /// Begin a new job with a snapshot of another one
+    ///
+    /// The new job gets copies of everything; from then on neither knows of the other. `reprieve run --job NAME` resumes it, and
+    /// as many clones side by side as the machine has room for.
+    Clone = "clone",
+    {
+        /// The other job and its snapshot, a generation's number, a tag, or "newest"; --job names the new one
+        #[arg(value_name = "JOB/GENERATION")]
+        source: Source,
+    },
+    |source| (Action::Clone(source), Vec::new()),
+    examples: "  reprieve clone nightly/newest --store s3://my-bucket/jobs --job what-if\n  \
+               reprieve clone server/warmed-up --store s3://my-bucket/jobs --job server-2\n"
 }

@@ -17,7 +17,7 @@ use nix::sys::time::TimeVal;
 
 use crate::control::protocol::{
     Answer, Checkpoint, Durable, LINE_LIMIT, Outcome, ProtocolError, Request, SourceHealth, Status,
-    StatusQuery,
+    StatusQuery, Until, Wait, Waited,
 };
 use crate::failure::{ExitCode, Failure};
 
@@ -48,6 +48,18 @@ pub struct StatusRequest {
     pub control_socket: PathBuf,
     pub format: Format,
 }
+
+/// `reprieve wait`, ready to be carried out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WaitRequest {
+    pub control_socket: PathBuf,
+    pub until: Until,
+    pub timeout: Duration,
+    pub format: Format,
+}
+
+/// Between two tries to reach a supervisor that is not there yet.
+const KNOCK: Duration = Duration::from_millis(50);
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -111,6 +123,74 @@ impl StatusRequest {
             (Answer::Status(_), Format::Json) => print(out, &answer.to_line()),
             _ => Err(unwelcome(&self.control_socket, answer)),
         }
+    }
+}
+
+impl WaitRequest {
+    /// Waits, and says on `out` what came of it. A container that was just started may have no supervisor yet.
+    pub fn carry_out(&self, out: &mut impl Write) -> Result<(), Failure> {
+        let started = Instant::now();
+        let answer = loop {
+            let left = self.timeout.saturating_sub(started.elapsed());
+            let request = Request::Wait(Wait {
+                until: self.until,
+                timeout_ms: Some(u64::try_from(left.as_millis()).unwrap_or(u64::MAX)),
+            });
+            match ask(&self.control_socket, &request, left + ANSWER_SLACK) {
+                Ok(answer) => break answer,
+                Err(ClientError::Connect(error)) if is_not_there_yet(&error) && left > KNOCK => {
+                    std::thread::sleep(KNOCK);
+                }
+                Err(error) => return Err(unreachable_supervisor(&self.control_socket, error)),
+            }
+        };
+        if self.format == Format::Json {
+            print(out, &answer.to_line())?;
+        }
+        match answer {
+            Answer::Wait(Waited::Reached { state, generation }) => match self.format {
+                Format::Json => Ok(()),
+                Format::Human => print(out, &describe_reached(&state, generation)),
+            },
+            Answer::Wait(Waited::Failed { reason }) => Err(Failure::new(
+                ExitCode::CheckpointFailed,
+                format!("the checkpoint that was waited for failed: {reason}"),
+            )
+            .remedy("`reprieve status` says how the job is; the next one can be waited for")),
+            Answer::Wait(Waited::TimedOut {}) => Err(Failure::new(
+                ExitCode::TimedOut,
+                format!(
+                    "it was not so within {}",
+                    humantime::format_duration(self.timeout)
+                ),
+            )
+            .remedy("allow more time with --timeout; `reprieve status` says how the job is")),
+            Answer::Wait(Waited::Gone {}) => Err(Failure::new(
+                ExitCode::NoSupervisor,
+                "the supervisor ended before it was so",
+            )
+            .remedy("its log and the container's exit code say why")),
+            Answer::Wait(Waited::Refused { reason }) => Err(Failure::new(
+                ExitCode::Refused,
+                format!("the supervisor lets nobody else wait: {reason}"),
+            )
+            .remedy("ask with `reprieve status` instead")),
+            other => Err(unwelcome(&self.control_socket, other)),
+        }
+    }
+}
+
+fn is_not_there_yet(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+    )
+}
+
+fn describe_reached(state: &str, generation: Option<u64>) -> String {
+    match generation {
+        Some(generation) => format!("{state}; the newest snapshot is generation {generation}\n"),
+        None => format!("{state}; there is no snapshot yet\n"),
     }
 }
 
@@ -235,7 +315,10 @@ fn unwelcome(control_socket: &Path, answer: Answer) -> Failure {
             format!("the supervisor did not understand the request: {reason}"),
         )
         .remedy("use the `reprieve` program that supervises this container"),
-        Answer::Checkpoint(Outcome::Durable(_)) | Answer::Status(_) | Answer::Noted {} => {
+        Answer::Checkpoint(Outcome::Durable(_))
+        | Answer::Status(_)
+        | Answer::Wait(_)
+        | Answer::Noted {} => {
             Failure::new(
             ExitCode::NoSupervisor,
             format!(

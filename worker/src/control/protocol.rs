@@ -29,6 +29,7 @@ pub enum Request {
     Checkpoint(Checkpoint),
     Notice(Notice),
     Status(StatusQuery),
+    Wait(Wait),
 }
 
 /// Take a checkpoint now.
@@ -63,6 +64,51 @@ pub struct Notice {
 #[serde(deny_unknown_fields)]
 pub struct StatusQuery {}
 
+/// Answer once this is so.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Wait {
+    pub until: Until,
+    /// Without it the answer comes when it comes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<u64>,
+}
+
+/// What is waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Until {
+    /// The job runs, from scratch or resumed.
+    Running,
+    /// The checkpoint that is under way, or else the next one, is durable.
+    Checkpoint,
+    /// Neither a start nor a checkpoint is under way.
+    Over,
+}
+
+/// What came of the waiting.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "outcome", rename_all = "snake_case")]
+pub enum Waited {
+    Reached {
+        /// The state then, by its name in the status.
+        state: String,
+        /// The newest durable snapshot of the job.
+        generation: Option<u64>,
+    },
+    /// The checkpoint that was waited for failed.
+    Failed {
+        reason: String,
+    },
+    TimedOut {},
+    /// The supervisor ends, and it will not be so any more.
+    Gone {},
+    /// Too many wait already.
+    Refused {
+        reason: String,
+    },
+}
+
 /// What the supervisor says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "answer", rename_all = "snake_case")]
@@ -71,6 +117,7 @@ pub enum Answer {
     Status(Box<Status>),
     /// The notice was taken in; what follows from it is told by the status.
     Noted {},
+    Wait(Waited),
     /// The request was not understood.
     Invalid {
         reason: String,
@@ -281,6 +328,10 @@ impl Answer {
                 ..Status::clone(status)
             })),
             Self::Noted {} => Self::Noted {},
+            Self::Wait(Waited::Failed { reason }) => Self::Wait(Waited::Failed {
+                reason: short(reason),
+            }),
+            Self::Wait(waited) => Self::Wait(waited.clone()),
             Self::Invalid { reason } => Self::Invalid {
                 reason: short(reason),
             },
@@ -374,6 +425,13 @@ mod tests {
                 Request::Status(StatusQuery {}),
                 r#"{"v":1,"request":"status"}"#,
             ),
+            (
+                Request::Wait(Wait {
+                    until: Until::Running,
+                    timeout_ms: Some(5),
+                }),
+                r#"{"v":1,"request":"wait","until":"running","timeout_ms":5}"#,
+            ),
         ];
         for (request, line) in requests {
             assert_eq!(request.to_line(), format!("{line}\n"));
@@ -411,6 +469,17 @@ mod tests {
                 r#"{"v":1,"answer":"checkpoint","outcome":"timed_out","reason":"r"}"#,
             ),
             (Answer::Noted {}, r#"{"v":1,"answer":"noted"}"#),
+            (
+                Answer::Wait(Waited::Reached {
+                    state: "running".into(),
+                    generation: Some(3),
+                }),
+                r#"{"v":1,"answer":"wait","outcome":"reached","state":"running","generation":3}"#,
+            ),
+            (
+                Answer::Wait(Waited::TimedOut {}),
+                r#"{"v":1,"answer":"wait","outcome":"timed_out"}"#,
+            ),
             (
                 Answer::Invalid { reason: "r".into() },
                 r#"{"v":1,"answer":"invalid","reason":"r"}"#,

@@ -16,7 +16,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 
-use crate::control::protocol::{self, Answer, LINE_LIMIT};
+use crate::control::protocol::{self, Answer, LINE_LIMIT, Waited};
 use crate::sources;
 use crate::supervisor::Request;
 
@@ -116,6 +116,24 @@ async fn pass_on(request: protocol::Request, requests: &mpsc::Sender<Request>) -
             status
                 .await
                 .map_or_else(|_| over(), |status| Answer::Status(Box::new(status)))
+        }
+        protocol::Request::Wait(asked) => {
+            let (answer, waited) = oneshot::channel();
+            let until = asked.until;
+            if requests
+                .send(Request::Wait { until, answer })
+                .await
+                .is_err()
+            {
+                return Answer::Wait(Waited::Gone {});
+            }
+            let limit = asked
+                .timeout_ms
+                .map_or(Duration::MAX, Duration::from_millis);
+            Answer::Wait(match timeout(limit, waited).await {
+                Ok(waited) => waited.unwrap_or(Waited::Gone {}),
+                Err(_) => Waited::TimedOut {},
+            })
         }
         protocol::Request::Notice(notice) => {
             let at = |in_ms| WallMs(sources::wall_now().0.saturating_add(in_ms));

@@ -49,6 +49,8 @@ pub(super) struct Line {
     pub host: Option<String>,
     pub pinned: bool,
     pub tags: Vec<String>,
+    /// The job went back behind it, and goes on from an older one.
+    pub set_aside: bool,
     /// Its manifest is sound and every part is there with its size; `verify` reads them as well.
     pub valid: bool,
     pub problem: Option<String>,
@@ -123,6 +125,7 @@ fn unreadable(known: &Known, problem: String) -> Line {
         host: None,
         pinned: entry.is_some_and(|entry| entry.pinned),
         tags: entry.map_or_else(Vec::new, |entry| entry.tags.clone()),
+        set_aside: known.set_aside,
         valid: false,
         problem: Some(problem),
     }
@@ -162,6 +165,7 @@ impl Line {
             .pinned
             .then_some("pinned")
             .into_iter()
+            .chain(self.set_aside.then_some("(set aside)"))
             .chain(self.tags.iter().map(String::as_str))
             .collect();
         vec![

@@ -6,12 +6,14 @@
 //! (docs/json.md); what is wrong is a [`Failure`].
 
 mod anatomy;
+mod clone;
 mod diff;
 mod extract;
 mod inspect;
 mod list;
 mod mark;
 mod prune;
+mod ps;
 mod show;
 mod text;
 mod verify;
@@ -36,7 +38,7 @@ use crate::control::client::Format;
 use crate::failure::{ExitCode, Failure};
 use crate::pages::load::{self, Read, Unusable};
 use crate::place::{self, refused_keys, unreachable_store};
-use crate::settings::JobSettings;
+use crate::settings::{self, JobSettings};
 use crate::store::{Store, StoreErrorKind};
 
 /// The version of the answers' form; docs/json.md says what may change without a new one.
@@ -65,6 +67,23 @@ pub enum Action {
     Pin(Selector),
     Unpin(Selector),
     Prune(Prune),
+    Clone(Source),
+    Ps(Refresh),
+}
+
+/// The snapshot that a new job begins with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Source {
+    pub job: String,
+    pub which: Selector,
+}
+
+/// How often an answer is given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refresh {
+    Once,
+    /// Until somebody ends it.
+    Every(Duration),
 }
 
 /// Which snapshots are verified.
@@ -105,6 +124,10 @@ pub enum NameError {
     Tag,
     #[error("give a generation's number, a tag, or \"newest\"")]
     Selector,
+    #[error(
+        "give a job and one of its snapshots with a slash between them, as in nightly/12 or nightly/newest"
+    )]
+    Source,
 }
 
 impl FromStr for Tag {
@@ -131,6 +154,21 @@ impl FromStr for Selector {
             return Ok(Self::Number(number));
         }
         text.parse().map(Self::Tag).map_err(|_| NameError::Selector)
+    }
+}
+
+impl FromStr for Source {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        let (job, which) = text.split_once('/').ok_or(NameError::Source)?;
+        if !settings::is_job_name(job) {
+            return Err(NameError::Source);
+        }
+        Ok(Self {
+            job: job.to_owned(),
+            which: which.parse().map_err(|_| NameError::Source)?,
+        })
     }
 }
 
@@ -188,6 +226,16 @@ impl Request {
             Action::Prune(how) => {
                 print(out, format, &prune::prune(&job, &self.settings, how).await?);
             }
+            Action::Clone(source) => print(out, format, &clone::clone(&job, &source).await?),
+            Action::Ps(Refresh::Once) => print(out, format, &ps::ps(&job).await?),
+            Action::Ps(Refresh::Every(interval)) => loop {
+                let answer = ps::ps(&job).await?;
+                // Begun anew at the top, with whatever was below it gone.
+                drop(out.write_all(b"\x1b[H\x1b[2J"));
+                print(out, format, &answer);
+                drop(out.flush());
+                tokio::time::sleep(interval).await;
+            },
         }
         Ok(())
     }
@@ -224,6 +272,8 @@ struct Known {
     number: Option<u64>,
     /// What the head says of it.
     entry: Option<Generation>,
+    /// The job went back behind it.
+    set_aside: bool,
 }
 
 /// The state of the job's table of contents.
@@ -256,6 +306,16 @@ impl Job {
             limit: settings.store.timeout,
             restore_limit: settings.restore_timeout,
         })
+    }
+
+    /// Another job of the same store.
+    fn beside(&self, job: &str) -> Self {
+        Self {
+            name: job.to_owned(),
+            address: self.address.clone(),
+            catalog: self.catalog.of(job),
+            ..*self
+        }
     }
 
     /// The job of a worker that runs it. Nothing is restored through it.
@@ -292,6 +352,7 @@ impl Job {
                 candidate: known.into(),
                 number: Some(known.generation),
                 entry: Some(known.clone()),
+                set_aside: head.set_aside.contains(&known.generation),
             });
             return Ok(Contained {
                 state: HeadState::Whole,
@@ -308,6 +369,7 @@ impl Job {
             number: manifest::parse_key(&candidate.manifest).map(|(number, _, _)| number),
             candidate,
             entry: None,
+            set_aside: false,
         });
         Ok(Contained {
             state,

@@ -62,7 +62,7 @@ pub(super) async fn prune(
         at_once: AT_ONCE,
         begun: Begun::default(),
     };
-    let plan_for = |head: &Head| retention::plan(&head.generations, settings.retention);
+    let plan_for = |head: &Head| retention::plan_for(head, settings.retention);
     let (kept, swept) = match how {
         Prune::DryRun => {
             let head = job.catalog.head(job.deadline()).await;
@@ -74,7 +74,10 @@ pub(super) async fn prune(
         }
         Prune::CarryOut => {
             let kept = retain(job, plan_for).await?;
-            let swept = sweeper.sweep(|_, _| ()).await;
+            let swept = {
+                let progress = text::Progress::count("removing", 0);
+                sweeper.sweep(|done, total| progress.set(done, total)).await
+            };
             (kept, swept.map_err(|error| unswept(job, error))?.plan)
         }
     };

@@ -1,11 +1,8 @@
-//! How answers look to people: sizes, ages, tables, and a line of progress on a terminal.
+//! How answers look to people: sizes, ages, tables, and on a terminal colours and bars of progress.
 
-use std::cell::Cell;
-use std::io::{IsTerminal, Write};
-use std::time::{Duration, Instant};
+use std::io::IsTerminal;
 
-/// Between two looks of the progress line.
-const REFRESH: Duration = Duration::from_millis(100);
+use indicatif::{ProgressBar, ProgressStyle};
 
 /// A size with three digits or so: `0 B`, `812 KiB`, `1.43 GiB`.
 pub(super) fn bytes(bytes: u64) -> String {
@@ -46,18 +43,23 @@ pub(super) fn age(ms: u64) -> String {
 pub(super) fn table(heading: &[&str], rows: &[Vec<String>]) -> String {
     let heading: Vec<String> = heading.iter().map(ToString::to_string).collect();
     let all = || std::iter::once(&heading).chain(rows);
-    let width = |column: usize| {
+    let widest = |column: usize| {
         let cells = all().filter_map(|row| row.get(column));
-        cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
+        cells.map(|cell| width(cell)).max().unwrap_or(0)
     };
-    let widths: Vec<usize> = (0..heading.len()).map(width).collect();
+    let widths: Vec<usize> = (0..heading.len()).map(widest).collect();
     let mut text = String::new();
-    for row in all() {
+    for (at, row) in all().enumerate() {
         let cells = row.iter().zip(&widths);
         let line: Vec<String> = cells
-            .map(|(cell, width)| format!("{cell:width$}"))
+            .map(|(cell, wanted)| format!("{cell}{}", " ".repeat(wanted - width(cell))))
             .collect();
-        text.push_str(line.join("  ").trim_end());
+        let line = line.join("  ");
+        let line = line.trim_end();
+        match at {
+            0 => text.push_str(&coloured(line, Colour::Heading)),
+            _ => text.push_str(line),
+        }
         text.push('\n');
     }
     text
@@ -73,59 +75,90 @@ pub(super) fn fields(fields: &[(&str, String)]) -> String {
 }
 
 /// How far a long command is, on stderr, and only if that is a terminal.
-pub(super) struct Progress {
-    what: &'static str,
-    total: u64,
-    done: Cell<u64>,
-    shown: Cell<Option<Instant>>,
-    is_seen: bool,
-}
+pub(super) struct Progress(ProgressBar);
 
 impl Progress {
     /// `total` bytes are to be gone through.
     pub(super) fn start(what: &'static str, total: u64) -> Self {
-        Self {
+        Self::with(
             what,
             total,
-            done: Cell::new(0),
-            shown: Cell::new(None),
-            is_seen: std::io::stderr().is_terminal(),
-        }
+            "{msg} {wide_bar} {binary_bytes} of {binary_total_bytes}, {binary_bytes_per_sec}, {eta} left",
+        )
+    }
+
+    /// `total` things are to be gone through.
+    pub(super) fn count(what: &'static str, total: u64) -> Self {
+        Self::with(what, total, "{msg} {wide_bar} {pos} of {len}, {eta} left")
+    }
+
+    fn with(what: &'static str, total: u64, template: &str) -> Self {
+        // It draws nothing where there is no terminal.
+        let bar = ProgressBar::new(total).with_message(what);
+        let style = ProgressStyle::with_template(template);
+        bar.set_style(
+            style
+                .expect("the templates are valid")
+                .progress_chars("=> "),
+        );
+        Self(bar)
     }
 
     pub(super) fn advance(&self, count: u64) {
-        self.done.set(self.done.get() + count);
-        let is_due = self
-            .shown
-            .get()
-            .is_none_or(|shown| shown.elapsed() >= REFRESH);
-        if self.is_seen && is_due {
-            self.shown.set(Some(Instant::now()));
-            let percent = (u128::from(self.done.get()) * 100)
-                .checked_div(self.total.into())
-                .unwrap_or(100)
-                .min(100);
-            self.show(&format!(
-                "{}: {percent} % ({} of {})",
-                self.what,
-                bytes(self.done.get()),
-                bytes(self.total)
-            ));
-        }
+        self.0.inc(count);
     }
 
-    fn show(&self, line: &str) {
-        // A terminal that is gone needs no progress.
-        drop(write!(std::io::stderr(), "\r{line}\x1b[K"));
+    /// So much is done, of so much.
+    pub(super) fn set(&self, done: u64, total: u64) {
+        self.0.set_length(total);
+        self.0.set_position(done);
     }
 }
 
 impl Drop for Progress {
     fn drop(&mut self) {
-        if self.shown.get().is_some() {
-            self.show("");
+        self.0.finish_and_clear();
+    }
+}
+
+/// What a colour says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Colour {
+    Heading,
+    Bad,
+}
+
+/// The text in a colour if stdout is a terminal that takes it, and nobody set NO_COLOR.
+pub(super) fn coloured(text: &str, colour: Colour) -> String {
+    if !takes_colours() {
+        return text.to_owned();
+    }
+    let code = match colour {
+        Colour::Heading => 1,
+        Colour::Bad => 31,
+    };
+    format!("\x1b[{code}m{text}\x1b[0m")
+}
+
+fn takes_colours() -> bool {
+    let is_set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    let is_dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
+    std::io::stdout().is_terminal() && !is_set("NO_COLOR") && !is_dumb
+}
+
+/// Without what colours it.
+fn width(cell: &str) -> usize {
+    let mut width = 0;
+    let mut is_escape = false;
+    for letter in cell.chars() {
+        match (is_escape, letter) {
+            (false, '\x1b') => is_escape = true,
+            (false, _) => width += 1,
+            (true, 'm') => is_escape = false,
+            (true, _) => {}
         }
     }
+    width
 }
 
 #[cfg(test)]
@@ -172,6 +205,12 @@ mod tests {
         assert_eq!(
             table(&["N", "WORD"], &rows),
             "N   WORD\n1   änders\n10  x\n"
+        );
+        let red = "\x1b[31mbad\x1b[0m";
+        let rows = [vec![red.to_owned(), "x".into()]];
+        assert_eq!(
+            table(&["WORD", "N"], &rows),
+            format!("WORD  N\n{red}   x\n")
         );
     }
 }

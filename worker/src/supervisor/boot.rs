@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use futures::future::{Either, select};
 use reprieve_core::effort::Level;
-use reprieve_core::head::{Generation, Owner};
+use reprieve_core::head::{Generation, Head, Owner};
 use reprieve_core::manifest::HostFacts;
+use reprieve_core::rollback::{self, Choice};
 use reprieve_core::selection::{Candidate, Contents};
 use reprieve_core::sweep::PROBE_PREFIX;
 use serde_json::json;
@@ -38,7 +39,7 @@ use crate::supervisor::child;
 use crate::supervisor::ownership::Ownership;
 use crate::supervisor::presence::Presence;
 use crate::supervisor::reaper::{Reaper, Watched};
-use crate::supervisor::restore::{RestoreError, Restorer, Resumed};
+use crate::supervisor::restore::{GoingBack, RestoreError, Restorer, Resumed};
 use crate::supervisor::seeding::Seeds;
 use crate::supervisor::stdio::{Held, Kind, Stdio, Streams};
 use crate::supervisor::{LastSnapshot, with_causes};
@@ -123,22 +124,44 @@ pub(crate) async fn boot(
     let prepared = prepare(&settings, &address, &reaper).await?;
     presence.begin(Arc::clone(prepared.catalog.store())).await;
     steps::reached(Step::Prepared);
-    let (candidates, ownership) = own(&prepared, &settings, &address, &presence.name()).await?;
+    let (resume_from, ownership) = own(&prepared, &settings, &address, &presence.name()).await?;
     steps::reached(Step::Claimed);
     presence.tell(|worker| worker.epoch = Some(ownership.epoch));
     owned.set(Arc::clone(&ownership)).expect("a boot owns once");
-    if !candidates.is_empty() {
-        let facts = json!({ "job": settings.job, "snapshots": candidates.len() });
+    let snapshots = match &resume_from {
+        From::Line(candidates) => candidates.len(),
+        From::Exactly(..) => 1,
+    };
+    if snapshots > 0 {
+        let facts = json!({ "job": settings.job, "snapshots": snapshots });
         let callouts = Callouts::new(&settings, Arc::clone(&reaper));
         callouts.call(Moment::BeforeRestore, &facts, None).await;
     }
-    let restorer = prepared.restorer(&reaper, &gate);
-    let resumed = resume(&restorer, &candidates, &settings).await?;
+    let mut restorer = prepared.restorer(&reaper, &gate);
+    let resumed = match resume_from {
+        From::Line(candidates) => resume(&restorer, &candidates, &settings).await?,
+        From::Exactly(generation, request) => {
+            restorer.going_back = Some(GoingBack {
+                ownership: Arc::clone(&ownership),
+                generation: generation.generation,
+                request,
+            });
+            Some(resume_exactly(&restorer, &generation, &settings, &address).await?)
+        }
+    };
     let protection = Some(prepared.protection(&settings, &reaper, ownership));
     match resumed {
         Some(resumed) => Ok(running(resumed, protection)),
         None => start(&reaper, &gate, &argv, protection).await,
     }
+}
+
+/// What there is to resume.
+enum From {
+    /// The newest of these that can be.
+    Line(Vec<Candidate>),
+    /// This one and no other, as was asked.
+    Exactly(Box<Generation>, rollback::Request),
 }
 
 /// Takes the job over when its turn has come, and says what there is to resume.
@@ -147,7 +170,7 @@ async fn own(
     settings: &Settings,
     address: &str,
     worker: &str,
-) -> Result<(Vec<Candidate>, Arc<Ownership>), Failure> {
+) -> Result<(From, Arc<Ownership>), Failure> {
     let mut untested = true;
     loop {
         // Beside waiting for our turn, of which it takes nothing. Once begun it goes on to its end, where it removes what
@@ -172,6 +195,12 @@ async fn own(
             }
         };
         steps::reached(Step::Found);
+        let found = Found {
+            head: found
+                .head
+                .map(|head| head.asked_for(settings.from.as_ref())),
+            ..found
+        };
         let deadline = Instant::now() + settings.boot_timeout;
         let candidates = candidates(&found.contents);
         let listed = match &found.contents {
@@ -180,6 +209,8 @@ async fn own(
             }
             _ => Vec::new(),
         };
+        // Before the claim: a wrong word changes nothing.
+        let from = choose(&found, &listed, candidates, settings, address)?;
         match prepared
             .catalog
             .claim(&found, owner(worker), listed, deadline)
@@ -200,7 +231,7 @@ async fn own(
                 tell_of_keys(&found, &lease, settings);
                 let ownership =
                     Ownership::begin(prepared.catalog.clone(), lease, settings.lease_term);
-                return Ok((candidates, ownership));
+                return Ok((from, ownership));
             }
             // Its sign of life came between our look and our claim, or a third worker did.
             Err(CatalogError::Fenced(by)) if settings.on_other_owner != OnOtherOwner::Leave => {
@@ -209,6 +240,60 @@ async fn own(
             Err(error) => return Err(unclaimed(address, &settings.job, error)),
         }
     }
+}
+
+/// What is to be resumed, as the settings say.
+fn choose(
+    found: &Found,
+    listed: &[Generation],
+    candidates: Vec<Candidate>,
+    settings: &Settings,
+    address: &str,
+) -> Result<From, Failure> {
+    let head = found.head.clone().unwrap_or_else(|| Head {
+        generations: listed.to_vec(),
+        ..Head::new(&settings.job)
+    });
+    let request = settings.from.as_ref();
+    match (rollback::choose(&head, request), request) {
+        (Choice::Exactly(generation), Some(request)) => {
+            Ok(From::Exactly(generation, request.clone()))
+        }
+        (Choice::Unknown, Some(request)) => Err(no_such(&head, request, settings, address)),
+        (Choice::Done(done), _) => {
+            tracing::warn!(
+                from = done.request,
+                generation = done.generation,
+                epoch = done.epoch,
+                "the job went back already when it was started with this --from, and goes on from where it is now; to go \
+                 back again, add a word to it, as in --from 12@again"
+            );
+            Ok(From::Line(candidates))
+        }
+        _ => Ok(From::Line(candidates)),
+    }
+}
+
+fn no_such(
+    head: &Head,
+    request: &rollback::Request,
+    settings: &Settings,
+    address: &str,
+) -> Failure {
+    let numbers: Vec<String> = head
+        .generations
+        .iter()
+        .map(|known| known.generation.to_string())
+        .collect();
+    if numbers.is_empty() {
+        let what = format!("job {} has no snapshots in {address}", settings.job);
+        return Failure::new(ExitCode::NoSuchGeneration, what)
+            .remedy("nothing was started; check --store and --job, or leave --from out");
+    }
+    let what = format!("job {} has no snapshot {request}", settings.job);
+    Failure::new(ExitCode::NoSuchGeneration, what)
+        .detail(format!("it has {}", numbers.join(", ")))
+        .remedy("nothing was started; `reprieve snapshots` lists them with their tags")
 }
 
 /// Makes sure that the store can keep two workers apart.
@@ -445,6 +530,7 @@ impl Prepared {
             gate: Arc::clone(gate),
             work: self.work.clone(),
             host: self.host.clone(),
+            going_back: None,
         }
     }
 
@@ -647,6 +733,44 @@ async fn resume(
             Err(none_valid(settings, reasons))
         }
     }
+}
+
+/// Resumes the one that was asked for, or says why not.
+async fn resume_exactly(
+    restorer: &Restorer,
+    generation: &Generation,
+    settings: &Settings,
+    address: &str,
+) -> Result<Resumed, Failure> {
+    let deadline = Instant::now() + settings.restore_timeout;
+    let failure = match restorer.resume(&generation.into(), deadline).await {
+        Ok(resumed) => {
+            tracing::info!(
+                generation = generation.generation,
+                "the job goes on from the snapshot that was asked for; newer ones stay, set aside"
+            );
+            return Ok(resumed);
+        }
+        Err(error @ RestoreError::Lost(_)) => lost(settings, error),
+        Err(RestoreError::NotNoted(error)) => unclaimed(address, &settings.job, error),
+        Err(error) if error.is_stores() => undelivered(settings, error),
+        Err(error) if error.is_about_keys() => refused_keys(&settings.job, error),
+        Err(error) => {
+            let number = generation.generation;
+            let what = format!(
+                "snapshot {number} of job {} cannot be resumed",
+                settings.job
+            );
+            Failure::new(ExitCode::NoValidSnapshot, what)
+                .caused_by(error)
+                .remedy(
+                    "nothing was started and nothing was changed; choose another one with --from, or leave --from out to \
+                     resume the newest one that can be",
+                )
+        }
+    };
+    metrics::restore_ended(RestoreOutcome::Failed);
+    Err(failure)
 }
 
 fn none_valid(settings: &Settings, reasons: Vec<String>) -> Failure {

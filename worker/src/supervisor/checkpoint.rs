@@ -712,7 +712,7 @@ impl Attempt<'_> {
             generation: head.next_generation,
             epoch: head.epoch,
             attempt: self.name.clone(),
-            parent: head.generations.first().map(|newest| newest.generation),
+            parent: head.tip().map(|tip| tip.generation),
             taken_at_ms: host::wall_ms(),
             trigger: notice.trigger,
             afterwards: notice.afterwards,

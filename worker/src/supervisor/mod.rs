@@ -47,7 +47,7 @@ pub use checkpoint::{CheckpointError, Report};
 
 use crate::callouts::{Callouts, Moment as CallMoment};
 use crate::catalog::{self, CatalogError};
-use crate::control::protocol::{Durable, Outcome, SourceHealth, Status};
+use crate::control::protocol::{Durable, Outcome, SourceHealth, Status, Until, Waited};
 use crate::failure::{ExitCode, Failure};
 use crate::host;
 use crate::metrics::{self, CheckpointOutcome, DeadlineOutcome, NoticeKind};
@@ -80,6 +80,9 @@ const KILL_LIMIT: Duration = Duration::from_secs(5);
 /// How long the store may take to tag a snapshot that a command wants tagged.
 const TAG_LIMIT: Duration = Duration::from_secs(10);
 
+/// Callers that wait for a state, at most: others must find a place at the control socket.
+const WATCHERS: usize = 16;
+
 /// A program before the freeze gets this part of the time for storing at most: one of so many.
 const HOOK_SHARE: u64 = 4;
 
@@ -99,6 +102,11 @@ pub enum Request {
     },
     /// Something is to happen to this machine.
     Notice(Heard),
+    /// Tell when this is so.
+    Wait {
+        until: Until,
+        answer: oneshot::Sender<Waited>,
+    },
 }
 
 /// The newest snapshot that this supervisor made or resumed from.
@@ -179,6 +187,8 @@ pub struct Supervisor {
     /// What to tell those who wait for the checkpoint that just ended.
     last_answer: Option<Outcome>,
     waiting: HashMap<RequestId, Waiter>,
+    /// Those who wait for a state.
+    watchers: Vec<(Until, oneshot::Sender<Waited>)>,
     next_request: u64,
     last_snapshot: Option<LastSnapshot>,
     told: watch::Sender<Told>,
@@ -281,6 +291,7 @@ impl Supervisor {
             last_words: Vec::new(),
             last_answer: None,
             waiting: HashMap::new(),
+            watchers: Vec::new(),
             next_request: 0,
             last_snapshot: None,
             told: watch::Sender::new(Told {
@@ -363,6 +374,7 @@ impl Supervisor {
                 }
             };
             self.tell_state();
+            self.tell_watchers();
             for effect in effects {
                 match effect {
                     Effect::Finish(finish) => return Ok(self.finish(finish, &mut signals).await),
@@ -538,6 +550,10 @@ impl Supervisor {
     fn asked(&mut self, request: Request) -> Vec<Effect> {
         match request {
             Request::Notice(heard) => self.heard(heard),
+            Request::Wait { until, answer } => {
+                self.watch(until, answer);
+                Vec::new()
+            }
             Request::Status { answer } => {
                 // Whoever asked may be gone.
                 drop(answer.send(self.status()));
@@ -557,6 +573,43 @@ impl Supervisor {
                     deadline,
                     Waiter::Control(answer),
                 )
+            }
+        }
+    }
+
+    fn watch(&mut self, until: Until, answer: oneshot::Sender<Waited>) {
+        // Those who gave up waiting have no part in the limit.
+        self.watchers.retain(|(_, answer)| !answer.is_closed());
+        if self.watchers.len() < WATCHERS {
+            self.watchers.push((until, answer));
+        } else {
+            let reason = format!("{WATCHERS} others wait already");
+            drop(answer.send(Waited::Refused { reason }));
+        }
+    }
+
+    /// Answers those for whom it is so now, or will never be.
+    fn tell_watchers(&mut self) {
+        let phase = self.life.phase();
+        let reached = Waited::Reached {
+            state: phase.as_str().to_owned(),
+            generation: self.last_snapshot.map(|snapshot| snapshot.generation),
+        };
+        let verdict = |until| match (until, phase) {
+            (Until::Running, Phase::Running | Phase::Checkpointing)
+            | (Until::Over, Phase::Running | Phase::Over) => Some(reached.clone()),
+            (Until::Running | Until::Checkpoint, Phase::Over) => Some(Waited::Gone {}),
+            _ => None,
+        };
+        self.answer_watchers(verdict);
+    }
+
+    fn answer_watchers(&mut self, verdict: impl Fn(Until) -> Option<Waited>) {
+        for (until, answer) in std::mem::take(&mut self.watchers) {
+            match verdict(until) {
+                // Whoever waited may be gone.
+                Some(waited) => drop(answer.send(waited)),
+                None => self.watchers.push((until, answer)),
             }
         }
     }
@@ -918,6 +971,16 @@ impl Supervisor {
         }
         metrics::checkpoint_ended(notice.trigger, outcome);
         self.life.expect(millis(self.shortest_notice()));
+        let ended = match result {
+            Ok(report) => Waited::Reached {
+                state: self.life.phase().as_str().to_owned(),
+                generation: Some(report.generation),
+            },
+            Err(error) => Waited::Failed {
+                reason: with_causes(error),
+            },
+        };
+        self.answer_watchers(|until| (until == Until::Checkpoint).then(|| ended.clone()));
         let effects = self
             .life
             .handle(Event::CheckpointEnded(how), self.clock.now());

@@ -10,6 +10,7 @@ use std::time::Duration;
 use reprieve_core::head::{Finished, Head};
 use reprieve_core::manifest::Manifest;
 use reprieve_core::retention::Policy;
+use reprieve_core::rollback;
 use tokio::sync::{Mutex, MutexGuard, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 
@@ -88,6 +89,23 @@ impl Ownership {
                 .await,
         )?;
         Ok(self.remember(&lease.head))
+    }
+
+    /// Says that the job goes on from an older snapshot.
+    pub(crate) async fn go_back(
+        &self,
+        to: u64,
+        request: &rollback::Request,
+        deadline: Instant,
+    ) -> Result<(), CatalogError> {
+        let mut lease = self.lock(deadline).await?;
+        let gone = self
+            .catalog
+            .go_back(&mut lease, to, request, deadline)
+            .await;
+        self.noticing(gone)?;
+        self.remember(&lease.head);
+        Ok(())
     }
 
     /// Names the attempt under which memory is stored ahead, so that nobody else takes that away.

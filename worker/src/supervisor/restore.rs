@@ -10,10 +10,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use reprieve_core::manifest::{self, HostFacts, Manifest};
+use reprieve_core::rollback;
 use reprieve_core::selection::Candidate;
 use tokio::time::{Instant as TokioInstant, sleep, timeout, timeout_at};
 
-use crate::catalog::{self, Catalog};
+use crate::catalog::{self, Catalog, CatalogError};
 use crate::engine::criu::{self, Criu, CriuError, RestoreOrder};
 use crate::engine::hook::Hooks;
 use crate::metrics::{self, RestorePhase};
@@ -22,6 +23,7 @@ use crate::pages::serve::{ImageServer, ServeError};
 use crate::steps::{self, Step};
 use crate::supervisor::boot::Gate;
 use crate::supervisor::checkpoint::HELD;
+use crate::supervisor::ownership::Ownership;
 use crate::supervisor::pids;
 use crate::supervisor::proc;
 use crate::supervisor::reaper::{Reaper, Watched};
@@ -53,6 +55,9 @@ pub(super) enum RestoreError {
     Deadline,
     #[error("this host has no room for it")]
     Work(#[from] io::Error),
+    /// The job was not let run, because nobody would know later that it went back.
+    #[error("that the job goes back could not be stored")]
+    NotNoted(#[source] CatalogError),
     /// The app was let run; nothing else may be started beside it or after it.
     #[error("the app was let run and was lost before it could be supervised")]
     Lost(#[source] Box<RestoreError>),
@@ -95,6 +100,16 @@ pub(crate) struct Restorer {
     pub gate: Arc<Gate>,
     pub work: PathBuf,
     pub host: HostFacts,
+    /// What is stored about the restore before the app may run.
+    pub going_back: Option<GoingBack>,
+}
+
+/// The job goes on from an older snapshot, on purpose.
+#[derive(Debug)]
+pub(crate) struct GoingBack {
+    pub ownership: Arc<Ownership>,
+    pub generation: u64,
+    pub request: rollback::Request,
 }
 
 impl Restorer {
@@ -187,7 +202,7 @@ impl Restorer {
         drop(ends);
         let built = timeout_at(
             deadline,
-            self.build(&mut criu, &hooks, &server, app.root_pid),
+            self.build(&mut criu, &hooks, &server, app.root_pid, deadline),
         )
         .await;
         let failure = match built {
@@ -221,6 +236,7 @@ impl Restorer {
         hooks: &Hooks,
         server: &ImageServer,
         root_pid: i32,
+        deadline: TokioInstant,
     ) -> Result<Watched, Unbuilt> {
         loop {
             let asked = tokio::select! {
@@ -238,6 +254,15 @@ impl Restorer {
                 .verdict()
                 .map_err(|error| Unbuilt::Failed(error.into()))?;
             steps::reached(Step::Built);
+            // Before it runs: what it stores from now on follows from this one. After everything that can fail.
+            if let Some(back) = &self.going_back {
+                let noted = back
+                    .ownership
+                    .go_back(back.generation, &back.request, deadline);
+                noted
+                    .await
+                    .map_err(|error| Unbuilt::Failed(RestoreError::NotNoted(error)))?;
+            }
             // The app's next processes must not get numbers that the next host's supervisor will have.
             pids::leave_reserved_range();
             if !self.gate.open() {
