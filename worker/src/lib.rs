@@ -7,6 +7,7 @@ pub mod catalog;
 pub mod cli;
 pub mod control;
 pub mod doctor;
+pub mod endpoint;
 pub mod engine;
 pub mod failure;
 mod host;

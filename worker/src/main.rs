@@ -8,6 +8,7 @@ use std::time::Duration;
 use reprieve::cli::{self, AppCommand, Invocation};
 use reprieve::control::server::{self, Callers};
 use reprieve::doctor;
+use reprieve::endpoint;
 use reprieve::engine::hook;
 use reprieve::failure::{self, Failure};
 use reprieve::logging::Logging;
@@ -149,16 +150,17 @@ async fn serve_metrics(settings: &Settings) -> Result<(), Failure> {
     let Some(address) = settings.metrics_listen else {
         return Ok(());
     };
-    let failed = |error| {
+    let failed = || {
         Failure::new(
             failure::ExitCode::FailedBeforeReady,
             format!("metrics cannot be served at {address}"),
         )
-        .caused_by(error)
         .remedy("choose another address with --metrics-listen, or leave it out")
     };
-    let exporter = Exporter::install().map_err(failed)?;
-    let bound = exporter.serve(address).await.map_err(failed)?;
+    let exporter = Exporter::install().map_err(|error| failed().caused_by(error))?;
+    let bound = endpoint::serve(exporter, address)
+        .await
+        .map_err(|error| failed().caused_by(error))?;
     tracing::info!(%bound, "metrics are served");
     Ok(())
 }
