@@ -12,6 +12,7 @@ pub mod engine;
 pub mod failure;
 mod host;
 pub mod images;
+pub mod journal;
 pub mod keys;
 pub mod logging;
 pub mod metrics;

@@ -8,9 +8,10 @@ use std::time::Duration;
 use reprieve::cli::{self, AppCommand, Invocation};
 use reprieve::control::server::{self, Callers};
 use reprieve::doctor;
-use reprieve::endpoint;
+use reprieve::endpoint::Endpoint;
 use reprieve::engine::hook;
 use reprieve::failure::{self, Failure};
+use reprieve::journal::Journal;
 use reprieve::logging::Logging;
 use reprieve::metrics::Exporter;
 use reprieve::settings::{self, ProcessEnvironment, Settings};
@@ -134,21 +135,29 @@ fn runtime() -> io::Result<Runtime> {
 async fn supervise(settings: Settings, app: AppCommand, clock: Clock) -> Result<u8, Failure> {
     let signals =
         Signals::receive().map_err(|error| before_ready("signals cannot be received", error))?;
-    serve_metrics(&settings).await?;
+    let journal = Journal::default();
     let (sender, requests) = mpsc::channel(REQUESTS);
+    let endpoint = serve_metrics(&settings, &journal, &sender).await?;
     let callers = listen(&settings, sender);
     let argv = std::iter::once(app.program).chain(app.arguments).collect();
-    let supervisor = Supervisor::new(settings, argv, Arc::new(Reaper::default()), clock);
+    let supervisor = Supervisor::new(settings, argv, Arc::new(Reaper::default()), clock, journal);
     let ended = supervisor.run(signals, requests).await;
+    if let Some(endpoint) = endpoint {
+        endpoint.say_goodbye(LAST_WORDS).await;
+    }
     if let Some(callers) = callers {
         callers.served(LAST_WORDS).await;
     }
     ended
 }
 
-async fn serve_metrics(settings: &Settings) -> Result<(), Failure> {
+async fn serve_metrics(
+    settings: &Settings,
+    journal: &Journal,
+    supervisor: &mpsc::Sender<reprieve::supervisor::Request>,
+) -> Result<Option<Endpoint>, Failure> {
     let Some(address) = settings.metrics_listen else {
-        return Ok(());
+        return Ok(None);
     };
     let failed = || {
         Failure::new(
@@ -158,11 +167,13 @@ async fn serve_metrics(settings: &Settings) -> Result<(), Failure> {
         .remedy("choose another address with --metrics-listen, or leave it out")
     };
     let exporter = Exporter::install().map_err(|error| failed().caused_by(error))?;
-    let bound = endpoint::serve(exporter, address)
+    let endpoint = Endpoint::new(exporter, journal.clone(), supervisor.clone());
+    let bound = endpoint
+        .serve(address)
         .await
         .map_err(|error| failed().caused_by(error))?;
-    tracing::info!(%bound, "metrics are served");
-    Ok(())
+    tracing::info!(%bound, "metrics and the status page are served");
+    Ok(Some(endpoint))
 }
 
 /// Without a control socket the job is as safe as before: it must not fail for that.

@@ -93,6 +93,31 @@ named! {
 }
 
 named! {
+    /// Whether a checkpoint can be taken, and if not, why.
+    pub enum Checkpointable {
+        Yes = "yes",
+        Booting = "booting",
+        NoStore = "no_store",
+        /// Processes would be left out.
+        Orphans = "orphans",
+        /// The latest one failed.
+        Failed = "failed",
+        Over = "over",
+    }
+}
+
+named! {
+    /// Whether this worker owns the job.
+    pub enum Lease {
+        None = "none",
+        Held = "held",
+        /// Another worker owns it.
+        Lost = "lost",
+        Released = "released",
+    }
+}
+
+named! {
     /// The steps of a restore.
     pub enum RestorePhase { Select = "select", Restore = "restore", }
 }
@@ -308,6 +333,44 @@ const LAST_SNAPSHOT_GENERATION: Metric = Metric {
     help: "The generation of the newest durable snapshot of the job; 0 while there is none.",
 };
 
+const WORK_AT_RISK: Metric = Metric {
+    name: "reprieve_work_at_risk_seconds",
+    kind: Kind::Gauge,
+    unit: Unit::Seconds,
+    labels: &[],
+    stability: Stability::Stable,
+    help: "How much work is lost if the machine goes this moment without a checkpoint: the age of the newest durable \
+           snapshot, or how long the worker has run without one. 0 when nothing runs.",
+};
+
+const CHECKPOINTABLE: Metric = Metric {
+    name: "reprieve_checkpointable",
+    kind: Kind::Gauge,
+    unit: Unit::Flag,
+    labels: &[label("verdict", Checkpointable::NAMES)],
+    stability: Stability::Stable,
+    help: "1 for what is true of the job: it can be checkpointed (yes), or why not, or that the latest checkpoint failed; 0 \
+           for the others.",
+};
+
+const DEADLINE_MARGIN: Metric = Metric {
+    name: "reprieve_deadline_margin_seconds",
+    kind: Kind::Histogram,
+    unit: Unit::Seconds,
+    labels: &[],
+    stability: Stability::Stable,
+    help: "What was left of the time to commit when the snapshot of an eviction was durable.",
+};
+
+const LEASE: Metric = Metric {
+    name: "reprieve_lease",
+    kind: Kind::Gauge,
+    unit: Unit::Flag,
+    labels: &[label("state", Lease::NAMES)],
+    stability: Stability::Stable,
+    help: "1 for whether this worker owns the job, 0 for the others.",
+};
+
 const RESTORES: Metric = Metric {
     name: "reprieve_restores_total",
     kind: Kind::Counter,
@@ -463,6 +526,10 @@ pub const TABLE: &[Metric] = &[
     SNAPSHOT_BYTES,
     LAST_SNAPSHOT_TIMESTAMP,
     LAST_SNAPSHOT_GENERATION,
+    WORK_AT_RISK,
+    CHECKPOINTABLE,
+    DEADLINE_MARGIN,
+    LEASE,
     RESTORES,
     RESTORE_PHASE,
     NOTICES,
@@ -514,6 +581,29 @@ pub fn last_snapshot(generation: u64, taken: SystemTime) {
     ::metrics::gauge!(LAST_SNAPSHOT_TIMESTAMP.name).set(since_epoch.as_secs_f64());
     // Exact up to 2^53 generations.
     ::metrics::gauge!(LAST_SNAPSHOT_GENERATION.name).set(generation as f64);
+}
+
+pub fn work_at_risk(age: Duration) {
+    ::metrics::gauge!(WORK_AT_RISK.name).set(age.as_secs_f64());
+}
+
+pub fn checkpointable(now: Checkpointable) {
+    for verdict in Checkpointable::ALL {
+        let value = if *verdict == now { 1.0 } else { 0.0 };
+        ::metrics::gauge!(CHECKPOINTABLE.name, "verdict" => verdict.as_str()).set(value);
+    }
+}
+
+pub fn lease(now: Lease) {
+    for state in Lease::ALL {
+        let value = if *state == now { 1.0 } else { 0.0 };
+        ::metrics::gauge!(LEASE.name, "state" => state.as_str()).set(value);
+    }
+}
+
+/// An eviction's snapshot was durable with this much time left.
+pub fn deadline_margin(left: Duration) {
+    ::metrics::histogram!(DEADLINE_MARGIN.name).record(left);
 }
 
 pub fn restore_ended(outcome: RestoreOutcome) {
@@ -774,7 +864,20 @@ mod tests {
     #[test]
     fn recordings_arrive_under_the_names_of_the_table() {
         let at = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
-        let table: [(fn(), &str); 17] = [
+        let table: [(fn(), &str); 21] = [
+            (
+                || work_at_risk(Duration::from_secs(90)),
+                "reprieve_work_at_risk_seconds 90",
+            ),
+            (
+                || checkpointable(Checkpointable::Orphans),
+                "reprieve_checkpointable{verdict=\"orphans\"} 1",
+            ),
+            (
+                || deadline_margin(Duration::from_secs(20)),
+                "reprieve_deadline_margin_seconds_bucket{le=\"30\"} 1",
+            ),
+            (|| lease(Lease::Lost), "reprieve_lease{state=\"lost\"} 1"),
             (
                 || state(State::Running),
                 "reprieve_state{state=\"running\"} 1",

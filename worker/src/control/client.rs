@@ -438,6 +438,8 @@ mod tests {
             last_failure: Some("the store is full".into()),
             resumed_from: Some(5),
             owner_epoch: Some(3),
+            protected: true,
+            unprotected_because: None,
             uptime_ms: 3_600_000,
         }))
     }

@@ -9,6 +9,8 @@
 //! version are refused rather than half understood; answers may gain fields. Who may connect is decided by the socket's
 //! permissions, what a request leads to by the supervisor.
 
+use std::time::Duration;
+
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -111,7 +113,35 @@ pub struct Status {
     pub resumed_from: Option<u64>,
     /// Counts the owners the job has had; none without a store.
     pub owner_epoch: Option<u64>,
+    /// Whether a checkpoint could be taken now, as far as is known.
+    #[serde(default)]
+    pub protected: bool,
+    /// If not: the verdict of the metric `reprieve_checkpointable`.
+    #[serde(default)]
+    pub unprotected_because: Option<String>,
     pub uptime_ms: u64,
+}
+
+impl Status {
+    /// The answer to a question for it, as an object.
+    pub fn to_json(&self) -> Value {
+        let line = Answer::Status(Box::new(self.clone())).to_line();
+        serde_json::from_str(&line).expect("our own line")
+    }
+
+    /// The app runs, and its work is not lost when the machine goes.
+    pub fn is_ready(&self) -> bool {
+        self.protected && matches!(self.state.as_str(), "running" | "checkpointing")
+    }
+
+    /// How much work is lost if the machine goes now.
+    pub fn at_risk(&self) -> Duration {
+        let ms = match self.state.as_str() {
+            "running" | "checkpointing" => self.last_snapshot_age_ms.unwrap_or(self.uptime_ms),
+            _ => 0,
+        };
+        Duration::from_millis(ms)
+    }
 }
 
 /// Why a line is not a request or an answer.
@@ -230,6 +260,8 @@ mod tests {
             last_failure: Some("the store is full".into()),
             resumed_from: None,
             owner_epoch: None,
+            protected: true,
+            unprotected_because: None,
             uptime_ms: 1,
         }
     }
@@ -291,7 +323,7 @@ mod tests {
             ),
             (
                 Answer::Status(Box::new(status())),
-                r#"{"v":1,"answer":"status","version":"0.1.0","state":"running","job":"nightly","store":null,"last_generation":3,"last_snapshot_age_ms":61000,"app_pid":17,"checkpoints_durable":2,"checkpoints_failed":1,"last_failure":"the store is full","resumed_from":null,"owner_epoch":null,"uptime_ms":1}"#,
+                r#"{"v":1,"answer":"status","version":"0.1.0","state":"running","job":"nightly","store":null,"last_generation":3,"last_snapshot_age_ms":61000,"app_pid":17,"checkpoints_durable":2,"checkpoints_failed":1,"last_failure":"the store is full","resumed_from":null,"owner_epoch":null,"protected":true,"unprotected_because":null,"uptime_ms":1}"#,
             ),
         ];
         for (answer, line) in answers {

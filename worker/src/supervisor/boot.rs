@@ -14,12 +14,14 @@ use reprieve_core::head::{Generation, Owner};
 use reprieve_core::manifest::HostFacts;
 use reprieve_core::selection::{Candidate, Contents};
 use reprieve_core::sweep::PROBE_PREFIX;
+use serde_json::json;
 use tokio::time::{Instant, sleep};
 
 use crate::catalog::{self, Catalog, CatalogError, Found, Lease};
 use crate::engine::criu::Criu;
 use crate::failure::{ExitCode, Failure};
 use crate::host;
+use crate::journal::Journal;
 use crate::keys::MasterKey;
 use crate::metrics::{self, RestoreOutcome, SelfTest, StartedHow};
 use crate::pages::load::{self, Read, Unusable};
@@ -112,6 +114,7 @@ pub(crate) async fn boot(
     gate: Arc<Gate>,
     owned: Arc<OnceLock<Arc<Ownership>>>,
     presence: Arc<Presence>,
+    journal: Journal,
 ) -> Result<Booted, Failure> {
     let Some(address) = settings.store.clone() else {
         tracing::warn!("no store is set: the app runs without checkpoints");
@@ -122,9 +125,9 @@ pub(crate) async fn boot(
     let (candidates, ownership) = own(&prepared, &settings, &address, &presence.name()).await?;
     presence.tell(|worker| worker.epoch = Some(ownership.epoch));
     owned.set(Arc::clone(&ownership)).expect("a boot owns once");
-    let restorer = prepared.restorer(&reaper, &gate);
+    let restorer = prepared.restorer(&reaper, &gate, &journal);
     let resumed = resume(&restorer, &candidates, &settings).await?;
-    let protection = Some(prepared.protection(&settings, &reaper, ownership));
+    let protection = Some(prepared.protection(&settings, &reaper, ownership, journal));
     match resumed {
         Some(resumed) => Ok(running(resumed, protection)),
         None => start(&reaper, &gate, &argv, protection).await,
@@ -420,7 +423,7 @@ async fn prepare(settings: &Settings, address: &str, reaper: &Reaper) -> Result<
 }
 
 impl Prepared {
-    fn restorer(&self, reaper: &Arc<Reaper>, gate: &Arc<Gate>) -> Restorer {
+    fn restorer(&self, reaper: &Arc<Reaper>, gate: &Arc<Gate>, journal: &Journal) -> Restorer {
         Restorer {
             criu: self.criu.clone(),
             catalog: self.catalog.clone(),
@@ -428,6 +431,7 @@ impl Prepared {
             gate: Arc::clone(gate),
             work: self.work.clone(),
             host: self.host.clone(),
+            journal: journal.clone(),
         }
     }
 
@@ -436,6 +440,7 @@ impl Prepared {
         settings: &Settings,
         reaper: &Arc<Reaper>,
         ownership: Arc<Ownership>,
+        journal: Journal,
     ) -> Protection {
         let for_parts = settings.memory_budget_bytes.saturating_sub(FIXED_BYTES) / PART as u64;
         let workers = std::thread::available_parallelism()
@@ -465,6 +470,7 @@ impl Prepared {
                 strangers: self.strangers,
                 base: Mutex::new(None),
                 seeds: Seeds::default(),
+                journal,
             }),
         }
     }
@@ -587,8 +593,17 @@ async fn resume(
     let mut reasons: Vec<String> = Vec::new();
     for candidate in candidates {
         let deadline = Instant::now() + settings.restore_timeout;
+        let journal = &restorer.journal;
+        journal.restore_begins(json!({ "snapshot": candidate.manifest }));
         match restorer.resume(candidate, deadline).await {
-            Ok(resumed) => return Ok(Some(resumed)),
+            Ok(resumed) => {
+                journal.restore_ended(
+                    RestoreOutcome::Resumed,
+                    Some(resumed.manifest.generation),
+                    None,
+                );
+                return Ok(Some(resumed));
+            }
             Err(error @ RestoreError::Lost(_)) => {
                 metrics::restore_ended(RestoreOutcome::Failed);
                 return Err(lost(settings, error));
@@ -605,6 +620,7 @@ async fn resume(
             Err(error) => {
                 metrics::restore_ended(RestoreOutcome::PassedOver);
                 let reason = with_causes(&error);
+                journal.restore_ended(RestoreOutcome::PassedOver, None, Some(&reason));
                 tracing::error!(
                     snapshot = candidate.manifest,
                     reason,

@@ -29,8 +29,9 @@ use crate::catalog::{self, Catalog, CatalogError};
 use crate::engine::criu::{self, Criu, CriuError, DumpOrder};
 use crate::engine::hook::{Asked, Hooks};
 use crate::host;
+use crate::journal::Journal;
 use crate::keys::MasterKey;
-use crate::metrics::{self, CheckpointPhase};
+use crate::metrics::CheckpointPhase;
 use crate::pages::capture::{Blocks, CaptureError, Captured, PageServer};
 use crate::pages::index::{File, Index};
 use crate::pages::known::{self, Assembled, Known};
@@ -166,6 +167,7 @@ pub(crate) struct Checkpointer {
     pub base: Mutex<Option<Candidate>>,
     /// What of the app's memory was stored since.
     pub seeds: Seeds,
+    pub journal: Journal,
 }
 
 /// One attempt: everything it has to give back.
@@ -344,12 +346,13 @@ async fn blocking<T: Send + 'static>(
 
 impl Attempt<'_> {
     async fn run(mut self, notice: Notice) -> Result<Report, CheckpointError> {
+        let step = self.of.journal.checkpoint_step(CheckpointPhase::Prepare);
         self.of.refuse_orphans(self.subject)?;
         let known = self.look().await?;
-        metrics::checkpoint_phase_lasted(CheckpointPhase::Prepare, self.begun.elapsed());
-        let dumping = Instant::now();
+        step.done();
+        let step = self.of.journal.checkpoint_step(CheckpointPhase::Dump);
         let frozen = self.freeze(&known).await?;
-        metrics::checkpoint_phase_lasted(CheckpointPhase::Dump, dumping.elapsed());
+        step.done();
         match notice.afterwards {
             Afterwards::Stop => self.store_and_stop(notice, frozen).await,
             Afterwards::Continue => self.thaw_and_store(notice, frozen).await,
@@ -620,7 +623,7 @@ impl Attempt<'_> {
             mut writer,
             known,
         } = transfer;
-        let begun = Instant::now();
+        let step = self.of.journal.checkpoint_step(CheckpointPhase::Drain);
         let stdin_ended = held.stdin_ended;
         let images = self.images.clone();
         let gathered = tokio::select! {
@@ -629,8 +632,8 @@ impl Attempt<'_> {
                 return Err(CheckpointError::Deadline { step: "the app's memory was being packed" });
             }
         };
-        metrics::checkpoint_phase_lasted(CheckpointPhase::Drain, begun.elapsed());
-        let begun = Instant::now();
+        step.done();
+        let step = self.of.journal.checkpoint_step(CheckpointPhase::Upload);
         // A writer that failed closes the door on those before it, so its reason goes first.
         let stored = tokio::select! {
             stored = &mut writer.0 => stored.map_err(|_| CheckpointError::Panicked)??,
@@ -671,7 +674,7 @@ impl Attempt<'_> {
             ..sizes
         };
         parts.push(index);
-        metrics::checkpoint_phase_lasted(CheckpointPhase::Upload, begun.elapsed());
+        step.done();
         let head = &self.head;
         Ok(Manifest {
             job: head.job.clone(),
@@ -699,7 +702,7 @@ impl Attempt<'_> {
     }
 
     async fn commit(&mut self, manifest: &Manifest) -> Result<(), CheckpointError> {
-        let begun = Instant::now();
+        let step = self.of.journal.checkpoint_step(CheckpointPhase::Commit);
         let deadline = self.limits.borrow().committed_by;
         let (ownership, base) = (&self.of.ownership, self.of.base());
         let base = base.as_ref().map(|base| base.manifest.as_str());
@@ -709,7 +712,7 @@ impl Attempt<'_> {
         if let Some(newest) = head.generations.first() {
             self.of.build_upon(newest.into());
         }
-        metrics::checkpoint_phase_lasted(CheckpointPhase::Commit, begun.elapsed());
+        step.done();
         Ok(())
     }
 

@@ -33,6 +33,7 @@ use reprieve_core::lifecycle::{
 use reprieve_core::notice::{Afterwards, Moment, Notice};
 use reprieve_core::worker::{self, Worker};
 use reprieve_hooks::signals::Signals;
+use serde_json::json;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
@@ -43,7 +44,8 @@ use crate::catalog::{self, CatalogError};
 use crate::control::protocol::{Durable, Outcome, Status};
 use crate::failure::{ExitCode, Failure};
 use crate::host;
-use crate::metrics::{self, CheckpointOutcome, NoticeKind, NoticeSource};
+use crate::journal::Journal;
+use crate::metrics::{self, CheckpointOutcome, Checkpointable, Lease, NoticeKind, NoticeSource};
 use crate::pages::seed::Budgets;
 use crate::settings::{OnCheckpointFailure, Seed, Settings, SignalTarget};
 use crate::supervisor::boot::{Booted, Gate, Origin, Protection};
@@ -149,6 +151,10 @@ pub struct Supervisor {
     durable: u64,
     failed: u64,
     last_failure: Option<String>,
+    /// What was in the way of the latest checkpoint.
+    obstacle: Option<Checkpointable>,
+    lease: Lease,
+    journal: Journal,
 }
 
 enum Happened {
@@ -161,7 +167,13 @@ enum Happened {
 }
 
 impl Supervisor {
-    pub fn new(settings: Settings, argv: Vec<OsString>, reaper: Arc<Reaper>, clock: Clock) -> Self {
+    pub fn new(
+        settings: Settings,
+        argv: Vec<OsString>,
+        reaper: Arc<Reaper>,
+        clock: Clock,
+        journal: Journal,
+    ) -> Self {
         let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         let policy = Policy {
             can_checkpoint: settings.store.is_some(),
@@ -206,6 +218,9 @@ impl Supervisor {
             durable: 0,
             failed: 0,
             last_failure: None,
+            obstacle: None,
+            lease: Lease::None,
+            journal,
         }
     }
 
@@ -224,6 +239,7 @@ impl Supervisor {
             Arc::clone(&gate),
             Arc::clone(&self.owned),
             Arc::clone(&self.presence),
+            self.journal.clone(),
         );
         let mut boot = Some(tokio::spawn(boot));
         // Signals for an app that the boot has not handed over yet.
@@ -309,6 +325,26 @@ impl Supervisor {
                 taken_at_ms: snapshot.taken_at_ms,
             });
         });
+        metrics::checkpointable(self.checkpointable());
+        metrics::lease(self.lease());
+        self.journal.tell(self.status());
+    }
+
+    /// Whether a checkpoint could be taken now.
+    fn checkpointable(&self) -> Checkpointable {
+        match self.life.phase() {
+            Phase::Over => Checkpointable::Over,
+            Phase::Booting => Checkpointable::Booting,
+            _ if self.protection.is_none() => Checkpointable::NoStore,
+            _ => self.obstacle.unwrap_or(Checkpointable::Yes),
+        }
+    }
+
+    fn lease(&self) -> Lease {
+        match self.lease {
+            Lease::None if self.owned.get().is_some() => Lease::Held,
+            known => known,
+        }
     }
 
     fn signalled(&mut self, signal: i32) -> Vec<Effect> {
@@ -320,6 +356,9 @@ impl Supervisor {
         if signal == libc::SIGTERM && self.settings.store.is_some() {
             tracing::info!(grace = ?self.settings.term_grace, "SIGTERM: this host is to stop");
             metrics::notice(NoticeSource::Signal, NoticeKind::Terminate);
+            let grace = millis(self.settings.term_grace);
+            self.journal
+                .notice("signal", "terminate", None, Some(grace));
         }
         self.life.handle(Event::Signal(signal), self.clock.now())
     }
@@ -380,6 +419,7 @@ impl Supervisor {
                 answer,
             } => {
                 metrics::notice(NoticeSource::Control, NoticeKind::Checkpoint);
+                self.journal.notice("control", "checkpoint", None, None);
                 let id = RequestId(self.next_request);
                 self.next_request += 1;
                 self.waiting.insert(id, answer);
@@ -399,6 +439,8 @@ impl Supervisor {
     }
 
     fn status(&self) -> Status {
+        let checkpointable = self.checkpointable();
+        let protected = checkpointable == Checkpointable::Yes;
         let age = |snapshot: LastSnapshot| host::wall_ms().saturating_sub(snapshot.taken_at_ms);
         let resumed_from = self.origin.and_then(Origin::snapshot);
         Status {
@@ -417,6 +459,8 @@ impl Supervisor {
             last_failure: self.last_failure.clone(),
             resumed_from: resumed_from.map(|snapshot| snapshot.generation),
             owner_epoch: self.owned.get().map(|ownership| ownership.epoch),
+            protected,
+            unprotected_because: (!protected).then(|| checkpointable.as_str().to_owned()),
             uptime_ms: millis(self.clock.start.elapsed()),
         }
     }
@@ -504,6 +548,11 @@ impl Supervisor {
             budget_ms = self.clock.now().ms_until(budget.committed_by),
             "checkpoint begins"
         );
+        self.journal.checkpoint_begins(json!({
+            "by": notice.trigger.as_str(),
+            "afterwards": notice.afterwards,
+            "budget_ms": self.clock.now().ms_until(budget.committed_by),
+        }));
         let task = tokio::spawn(async move { checkpointer.run(&subject, notice, watched).await });
         self.under_way = Some(UnderWay {
             notice,
@@ -519,6 +568,7 @@ impl Supervisor {
             Err(error) => self.not_succeeded(error),
         };
         metrics::checkpoint_ended(notice.trigger.into(), outcome);
+        self.note_result(notice.afterwards, outcome, result);
         let effects = self
             .life
             .handle(Event::CheckpointEnded(how), self.clock.now());
@@ -563,6 +613,43 @@ impl Supervisor {
             left_running: afterwards == Afterwards::Continue,
         }));
         (Ended::Durable, CheckpointOutcome::Durable)
+    }
+
+    /// For those who look.
+    fn note_result(
+        &mut self,
+        afterwards: Afterwards,
+        outcome: CheckpointOutcome,
+        result: &Result<Report, CheckpointError>,
+    ) {
+        self.obstacle = match outcome {
+            CheckpointOutcome::Durable => None,
+            CheckpointOutcome::Refused => Some(Checkpointable::Orphans),
+            _ => Some(Checkpointable::Failed),
+        };
+        if outcome == CheckpointOutcome::Fenced {
+            self.lease = Lease::Lost;
+        }
+        let result = match result {
+            Ok(report) => {
+                self.journal.memory(report.sizes.memory, 0);
+                if afterwards == Afterwards::Stop {
+                    metrics::deadline_margin(report.left);
+                }
+                json!({
+                    "generation": report.generation,
+                    "frozen_ms": millis(report.frozen),
+                    "wall_ms": millis(report.wall),
+                    "left_ms": millis(report.left),
+                    "memory_bytes": report.sizes.memory,
+                    "zero_bytes": report.sizes.zero,
+                    "unchanged_bytes": report.sizes.unchanged,
+                    "stored_bytes": report.sizes.stored,
+                })
+            }
+            Err(error) => json!({ "problem": with_causes(error) }),
+        };
+        self.journal.checkpoint_ended(outcome, result);
     }
 
     fn not_succeeded(&mut self, error: &CheckpointError) -> (Ended, CheckpointOutcome) {
@@ -618,11 +705,13 @@ impl Supervisor {
     async fn finish(mut self, finish: Finish, signals: &mut Signals) -> u8 {
         self.housekeeping = None;
         self.seeding = None;
-        match finish {
+        let code = match finish {
             Finish::AppEnded => self.finish_ended(signals).await,
             Finish::Checkpointed => self.finish_checkpointed(signals).await,
             Finish::Fenced => self.finish_fenced(signals).await,
-        }
+        };
+        self.tell_state();
+        code
     }
 
     async fn finish_ended(&mut self, signals: &mut Signals) -> u8 {
@@ -654,6 +743,7 @@ impl Supervisor {
     }
 
     async fn finish_fenced(&mut self, signals: &mut Signals) -> u8 {
+        self.lease = Lease::Lost;
         if let Some(app) = &self.app {
             drop(sys::kill(-app.pid, libc::SIGKILL));
         }
@@ -663,7 +753,7 @@ impl Supervisor {
         ExitCode::Fenced.number()
     }
 
-    async fn say_goodbye(&self, finished: Option<Finished>) {
+    async fn say_goodbye(&mut self, finished: Option<Finished>) {
         let deadline = Instant::now() + GOODBYE_LIMIT;
         let released = async {
             if let Some(ownership) = self.owned.get() {
@@ -671,6 +761,9 @@ impl Supervisor {
             }
         };
         tokio::join!(released, self.presence.end(deadline));
+        if self.lease() == Lease::Held {
+            self.lease = Lease::Released;
+        }
     }
 
     async fn finish_output(&mut self) {

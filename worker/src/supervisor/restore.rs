@@ -16,7 +16,8 @@ use tokio::time::{Instant as TokioInstant, sleep, timeout, timeout_at};
 use crate::catalog::{self, Catalog};
 use crate::engine::criu::{self, Criu, CriuError, RestoreOrder};
 use crate::engine::hook::Hooks;
-use crate::metrics::{self, RestorePhase};
+use crate::journal::Journal;
+use crate::metrics::RestorePhase;
 use crate::pages::load::{self, Snapshot, Unusable};
 use crate::pages::serve::{ImageServer, ServeError};
 use crate::supervisor::boot::Gate;
@@ -94,6 +95,7 @@ pub(crate) struct Restorer {
     pub gate: Arc<Gate>,
     pub work: PathBuf,
     pub host: HostFacts,
+    pub journal: Journal,
 }
 
 impl Restorer {
@@ -104,14 +106,15 @@ impl Restorer {
         deadline: TokioInstant,
     ) -> Result<Resumed, RestoreError> {
         let begun = Instant::now();
+        let step = self.journal.restore_step(RestorePhase::Select);
         let snapshot = Arc::new(load::load(&self.catalog, candidate, &self.host, deadline).await?);
         let held = held(&snapshot, deadline).await?;
-        metrics::restore_phase_lasted(RestorePhase::Select, begun.elapsed());
+        step.done();
         for attempt in 1.. {
-            let restoring = Instant::now();
+            let step = self.journal.restore_step(RestorePhase::Restore);
             match self.attempt(&snapshot, deadline).await {
                 Ok((watched, streams)) => {
-                    metrics::restore_phase_lasted(RestorePhase::Restore, restoring.elapsed());
+                    step.done();
                     let stdio = match streams.flow(held) {
                         Ok(stdio) => stdio,
                         Err(error) => {
