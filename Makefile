@@ -27,6 +27,8 @@ lint: ## Formatting, clippy without warnings, licences and sources of dependenci
 	@cargo clippy --workspace --all-targets --locked -- -D warnings
 	@echo "lint: licences, sources and bans of dependencies"
 	@infra/local/licences
+	@echo "lint: what Terraform's modules say of the worker, and their documents"
+	@infra/local/test-terraform documents contracts
 
 test: setup lint ## All that CI checks: setup, lint and every test, end to end on real hosts
 	@echo "test: unit tests, contracts and end-to-end tests"

@@ -334,6 +334,11 @@ fn plain(path: &Path) -> PathBuf {
 
 // ---- Messages
 
+fn all_sources() -> String {
+    let parts = ["worker/src", "worker/core/src", "hooks/src"];
+    parts.map(sources).concat()
+}
+
 /// All of the worker's code, with string literals that go on in the next line joined.
 fn sources(directory: &str) -> String {
     let mut text = String::new();
@@ -421,7 +426,7 @@ const UNLISTED: &[(&str, &str)] = &[
 fn every_message_has_its_line_in_troubleshooting() {
     let troubleshooting = document("docs/troubleshooting.md");
     let quoted: Vec<&str> = troubleshooting.split('`').skip(1).step_by(2).collect();
-    let code = sources("worker/src") + &sources("worker/core/src");
+    let code = all_sources();
     let mut messages = literals(&code, "#[error(");
     for before in ["Failure::new(", "before(", "before_ready("] {
         messages.extend(literals(&code, before));
@@ -447,7 +452,7 @@ fn every_message_has_its_line_in_troubleshooting() {
 
 #[test]
 fn every_quoted_message_is_in_the_code() {
-    let code = (sources("worker/src") + &sources("worker/core/src")).replace("\\\"", "\"");
+    let code = all_sources().replace("\\\"", "\"");
     let check = |path: &str, cell: usize| {
         let text = document(path);
         let (mut seen, mut ours) = (0, false);

@@ -664,7 +664,10 @@ async fn secrets_are_in_no_debug_form() {
     assert!(!format!("{error} {error:?}").contains(SECRET), "{error}");
 
     let store = open("s3://bucket/prefix", &quick("http://127.0.0.1:9")).await;
-    assert_eq!(format!("{store:?}"), "S3Store(s3://bucket/prefix)");
+    assert_eq!(
+        format!("{store:?}"),
+        "HedgedStore(S3Store(s3://bucket/prefix))"
+    );
 }
 
 #[tokio::test]

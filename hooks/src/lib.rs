@@ -5,11 +5,27 @@
 //! dropped, and when it cannot do its work says so through [`Ear::health`] and tries again later.
 #![forbid(unsafe_code)]
 
+pub mod autoscaling;
+pub mod azure;
+pub mod callout;
+pub mod ec2;
+pub mod ec2_metadata;
+pub mod ecs;
+pub mod events;
+pub mod gcp;
+pub mod http;
+#[cfg(test)]
+mod lookalike;
+pub mod presence;
+pub mod pressure;
 pub mod signals;
+pub mod sqs;
+mod time;
+mod told;
 
 use std::sync::Arc;
 
-use reprieve_core::notice::{Announcement, Settled, Source, WallMs};
+use reprieve_core::notice::{Announcement, Order, Reply, Settled, Source, WallMs};
 use tokio::sync::{mpsc, oneshot, watch};
 
 /// Announcements that were made and not yet heard. A source that meets a full queue waits.
@@ -21,6 +37,14 @@ pub struct Heard {
     pub announcement: Announcement,
     /// Where to tell what became of it. A source that does not care drops the other end.
     pub settled: oneshot::Sender<Settled>,
+}
+
+/// Something that a source was asked to pass on, by somebody who wants an answer.
+#[derive(Debug)]
+pub struct Asked {
+    pub order: Order,
+    /// Where to tell what became of it.
+    pub reply: oneshot::Sender<Reply>,
 }
 
 /// How a source is.
@@ -57,6 +81,7 @@ pub enum Condition {
 pub struct Ear {
     source: Source,
     heard: mpsc::Sender<Heard>,
+    asked: mpsc::Sender<Asked>,
     health: Arc<watch::Sender<Health>>,
 }
 
@@ -64,13 +89,15 @@ pub struct Ear {
 #[derive(Debug)]
 pub struct Listener {
     pub heard: mpsc::Receiver<Heard>,
+    pub asked: mpsc::Receiver<Asked>,
     pub health: watch::Receiver<Health>,
 }
 
 impl Ear {
     /// An ear for this source, and the end where it is heard.
     pub fn new(source: Source) -> (Self, Listener) {
-        let (heard, receiver) = mpsc::channel(QUEUE);
+        let (heard, heard_by) = mpsc::channel(QUEUE);
+        let (asked, asked_by) = mpsc::channel(QUEUE);
         let (health, watched) = watch::channel(Health {
             source,
             condition: Condition::Starting,
@@ -80,12 +107,14 @@ impl Ear {
         let ear = Self {
             source,
             heard,
+            asked,
             health: Arc::new(health),
         };
         (
             ear,
             Listener {
-                heard: receiver,
+                heard: heard_by,
+                asked: asked_by,
                 health: watched,
             },
         )
@@ -99,6 +128,18 @@ impl Ear {
             settled,
         };
         self.heard.send(heard).await.ok().map(|()| answer)
+    }
+
+    /// Passes an order on; the answer comes when it was carried out or refused. None when nobody listens any more.
+    pub async fn ask(&self, order: Order) -> Option<oneshot::Receiver<Reply>> {
+        let (reply, answer) = oneshot::channel();
+        let asked = Asked { order, reply };
+        self.asked.send(asked).await.ok().map(|()| answer)
+    }
+
+    /// Comes to an end when nobody listens any more.
+    pub async fn gone(&self) {
+        self.asked.closed().await;
     }
 
     /// It works.

@@ -57,10 +57,45 @@ impl Lookalike {
 
     /// Makes a key of KMS and returns its id.
     pub(crate) fn make_kms_key(&self) -> String {
-        let answer = self.send("POST", "/", "kms", "TrentService.CreateKey", "{}");
+        let head =
+            "X-Amz-Target: TrentService.CreateKey\r\nContent-Type: application/x-amz-json-1.1\r\n";
+        let answer = self.send("POST", "/", "kms", head, "{}");
         let answer: serde_json::Value = serde_json::from_slice(&answer).expect("it is JSON");
         let id = answer["KeyMetadata"]["KeyId"].as_str();
         id.expect("a key has an id").to_owned()
+    }
+
+    /// Calls SQS, which must succeed.
+    pub(crate) fn sqs(&self, action: &str, request: &serde_json::Value) -> serde_json::Value {
+        let head = format!(
+            "X-Amz-Target: AmazonSQS.{action}\r\nContent-Type: application/x-amz-json-1.0\r\n"
+        );
+        let answer = self.send("POST", "/", "sqs", &head, &request.to_string());
+        match answer.is_empty() {
+            true => serde_json::Value::Null,
+            false => serde_json::from_slice(&answer).expect("SQS speaks JSON"),
+        }
+    }
+
+    /// Makes a queue and returns its URL.
+    pub(crate) fn make_queue(&self, name: &str) -> String {
+        let made = self.sqs("CreateQueue", &serde_json::json!({"QueueName": name}));
+        let url = made["QueueUrl"].as_str().expect("it has a URL");
+        // It names itself by the host that asked.
+        url.to_owned()
+    }
+
+    /// Calls EC2 with a form, which must succeed, and returns the XML.
+    pub(crate) fn ec2(&self, form: &str) -> String {
+        let head = "Content-Type: application/x-www-form-urlencoded\r\n";
+        let answer = self.send(
+            "POST",
+            "/",
+            "ec2",
+            head,
+            &format!("{form}&Version=2016-11-15"),
+        );
+        String::from_utf8(answer).expect("XML is text")
     }
 
     /// The body of the answer to a request that must succeed.
@@ -68,13 +103,12 @@ impl Lookalike {
         self.send(method, path, "s3", "", "")
     }
 
-    fn send(&self, method: &str, path: &str, service: &str, target: &str, body: &str) -> Vec<u8> {
+    fn send(&self, method: &str, path: &str, service: &str, more: &str, body: &str) -> Vec<u8> {
         let host = self.url.trim_start_matches("http://");
         let mut stream = TcpStream::connect(host).expect("it listens");
         // Any credentials are taken, but without any the objects are private.
         let head = format!(
-            "{method} {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {}\r\nConnection: close\r\n\
-             Content-Type: application/x-amz-json-1.1\r\nX-Amz-Target: {target}\r\n\
+            "{method} {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {}\r\nConnection: close\r\n{more}\
              Authorization: AWS4-HMAC-SHA256 Credential=a/20260101/us-east-1/{service}/aws4_request, \
              SignedHeaders=host, Signature=0\r\n\r\n{body}",
             body.len()

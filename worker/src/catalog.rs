@@ -556,7 +556,7 @@ pub(crate) mod tests {
     use std::time::Duration;
 
     use reprieve_core::manifest::{AppFacts, HostFacts, Part, Sizes, Stdio};
-    use reprieve_core::notice::{Afterwards, Trigger};
+    use reprieve_core::notice::{Afterwards, Source};
 
     use crate::keys::Unsealed;
     use crate::pages::load::Unusable;
@@ -589,7 +589,8 @@ pub(crate) mod tests {
             attempt: nonce(),
             parent: None,
             taken_at_ms: 1,
-            trigger: Trigger::Control,
+            trigger: Source::Control,
+            decision: None,
             afterwards: Afterwards::Continue,
             app: AppFacts {
                 argv: vec!["app".into()],

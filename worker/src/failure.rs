@@ -297,6 +297,20 @@ impl Failure {
         self.code
     }
 
+    /// What failed and why, for an answer that has one line.
+    pub fn on_one_line(&self) -> String {
+        let mut text = self.what.clone();
+        let mut cause = self.source();
+        while let Some(error) = cause {
+            text = format!("{text}: {error}");
+            cause = error.source();
+        }
+        if let Some(remedy) = &self.remedy {
+            text = format!("{text}; {remedy}");
+        }
+        text
+    }
+
     /// Prints the failure to stderr within [`PRINT_LIMIT`].
     pub fn print(&self) {
         print_to_stderr(self.to_string());

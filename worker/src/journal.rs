@@ -8,13 +8,17 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use reprieve_core::notice::Source;
+use reprieve_core::planner::Decision;
 use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use crate::control::protocol::Status;
 use crate::host;
-use crate::metrics::{self, CheckpointOutcome, CheckpointPhase, RestoreOutcome, RestorePhase};
+use crate::metrics::{
+    self, CheckpointOutcome, CheckpointPhase, NoticeKind, RestoreOutcome, RestorePhase,
+};
 
 /// Of each kind; an eviction has a handful of each.
 const KEPT: usize = 24;
@@ -118,27 +122,38 @@ impl Journal {
 
     pub fn notice(
         &self,
-        source: &'static str,
-        kind: &'static str,
+        source: Source,
+        kind: NoticeKind,
         identity: Option<&str>,
         left_ms: Option<u64>,
     ) {
         let notice = json!({
             "at_ms": host::wall_ms(),
-            "source": source,
-            "kind": kind,
+            "source": source.as_str(),
+            "kind": kind.as_str(),
             "identity": identity.map(short),
             "left_ms": left_ms,
         });
         self.write(|history| keep(&mut history.notices, notice));
     }
 
-    /// A decision, as an object, and its reason in words.
-    pub fn decided(&self, decision: &impl Serialize, why: &str) {
-        let mut decision = serde_json::to_value(decision).expect("decisions are plain values");
+    /// What was decided, with its reason in words.
+    pub fn decided(&self, decided: &Decision) {
+        let mut decision = serde_json::to_value(decided).expect("decisions are plain values");
+        decision["why"] = decided.reason.as_str().into();
         decision["at_ms"] = host::wall_ms().into();
-        decision["why"] = why.into();
         self.write(|history| keep(&mut history.decisions, decision));
+    }
+
+    /// A deadline passed, or will, without a checkpoint.
+    pub fn missed(&self, source: Source, why: &str) {
+        let missed = json!({
+            "act": "missed",
+            "source": source.as_str(),
+            "why": why,
+            "at_ms": host::wall_ms(),
+        });
+        self.write(|history| keep(&mut history.decisions, missed));
     }
 
     /// From here on steps belong to this checkpoint.
@@ -228,6 +243,10 @@ impl Journal {
         let mut now = status.clone();
         now.uptime_ms += passed;
         now.last_snapshot_age_ms = later(now.last_snapshot_age_ms);
+        now.deadline_ms = now.deadline_ms.map(|left| left.saturating_sub(passed));
+        for source in &mut now.sources {
+            source.last_success_age_ms = later(source.last_success_age_ms);
+        }
         Some(now)
     }
 
@@ -350,6 +369,11 @@ fn timeless(status: &Status) -> Status {
     let mut still = status.clone();
     still.uptime_ms = 0;
     still.last_snapshot_age_ms = None;
+    still.to_safe_ms = None;
+    still.deadline_ms = still.deadline_ms.map(|_| 0);
+    for source in &mut still.sources {
+        source.last_success_age_ms = source.last_success_age_ms.map(|_| 0);
+    }
     still
 }
 
@@ -393,8 +417,8 @@ mod tests {
         let journal = Journal::default();
         for left in 0..2 * KEPT as u64 {
             journal.notice(
-                "sqs",
-                "terminate",
+                Source::Sqs,
+                NoticeKind::Terminate,
                 Some(&"ü".repeat(TEXT_LIMIT)),
                 Some(left),
             );

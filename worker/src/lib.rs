@@ -3,6 +3,8 @@
 //! The library holds every part; the binary (`main.rs`) only reads settings, builds the parts and turns the outcome
 //! into an exit code. Decisions live in `reprieve_core`, event sources in `reprieve_hooks`.
 
+mod aws;
+pub mod callouts;
 pub mod catalog;
 pub mod cli;
 pub mod control;
@@ -20,8 +22,10 @@ mod named;
 pub mod operate;
 pub mod pages;
 mod place;
+pub mod queue;
 pub mod registry;
 pub mod settings;
+pub mod sources;
 pub mod store;
 #[cfg(test)]
 mod stored;

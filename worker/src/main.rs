@@ -14,19 +14,25 @@ use reprieve::failure::{self, Failure};
 use reprieve::journal::Journal;
 use reprieve::logging::Logging;
 use reprieve::metrics::Exporter;
+use reprieve::queue;
 use reprieve::settings::{self, ProcessEnvironment, Settings};
+use reprieve::sources::Sources;
 use reprieve::supervisor::reaper::Reaper;
 use reprieve::supervisor::{Clock, Supervisor};
 use reprieve::sys;
 use reprieve_hooks::signals::{self, Signals};
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 
 /// Requests that wait for the supervisor, at most.
 const REQUESTS: usize = 32;
 
 /// How long the last log lines, and callers that take their answers, may hold up the end.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// How long the machine's tags may hold up the end.
+const LAST_TAGS: Duration = Duration::from_secs(4);
 
 /// Threads for calls that block. They stay once started: a thread takes a process id, and a restore needs those of its
 /// app to be free.
@@ -139,12 +145,20 @@ async fn supervise(settings: Settings, app: AppCommand, clock: Clock) -> Result<
     let (sender, requests) = mpsc::channel(REQUESTS);
     let endpoint = serve_metrics(&settings, &journal, &sender).await?;
     let callers = listen(&settings, sender);
+    let sources = Sources::start(&settings);
     let argv = std::iter::once(app.program).chain(app.arguments).collect();
+    let known = settings.clone();
     let supervisor = Supervisor::new(settings, argv, Arc::new(Reaper::default()), clock, journal);
-    let ended = supervisor.run(signals, requests).await;
+    let tags = tokio::spawn(queue::tag(known.clone(), supervisor.told()));
+    let ended = supervisor.run(signals, requests, sources).await;
+    // A job that failed, or was stored, is run again: by whoever reads its queue then.
+    if matches!(ended, Ok(0)) && known.checkpointed_exit_code != 0 {
+        queue::remove(&known).await;
+    }
     if let Some(endpoint) = endpoint {
         endpoint.say_goodbye(LAST_WORDS).await;
     }
+    drop(timeout(LAST_TAGS, tags).await);
     if let Some(callers) = callers {
         callers.served(LAST_WORDS).await;
     }

@@ -11,7 +11,7 @@ use metrics_exporter_prometheus::{
     Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder,
 };
 use reprieve_core::lifecycle::Phase;
-use reprieve_core::notice;
+use reprieve_core::notice::{Fate, Source, WallMs};
 
 use crate::named::named;
 use crate::store::StoreErrorKind;
@@ -42,20 +42,6 @@ impl From<Phase> for State {
             Phase::Running => Self::Running,
             Phase::Checkpointing => Self::Checkpointing,
             Phase::Over => Self::Over,
-        }
-    }
-}
-
-named! {
-    /// What made a checkpoint begin.
-    pub enum Trigger { Signal = "signal", Control = "control", }
-}
-
-impl From<notice::Trigger> for Trigger {
-    fn from(trigger: notice::Trigger) -> Self {
-        match trigger {
-            notice::Trigger::Signal => Self::Signal,
-            notice::Trigger::Control => Self::Control,
         }
     }
 }
@@ -128,19 +114,39 @@ named! {
 }
 
 named! {
-    /// Who announced something.
-    pub enum NoticeSource {
-        Signal = "signal",
-        Control = "control",
+    /// What was announced or asked.
+    pub enum NoticeKind {
+        Terminate = "terminate",
+        Stop = "stop",
+        Hibernate = "hibernate",
+        Maintenance = "maintenance",
+        AtRisk = "at_risk",
+        Withdrawn = "withdrawn",
+        Checkpoint = "checkpoint",
+        Order = "order",
+    }
+}
+
+impl From<Fate> for NoticeKind {
+    fn from(fate: Fate) -> Self {
+        match fate {
+            Fate::Terminate => Self::Terminate,
+            Fate::Stop => Self::Stop,
+            Fate::Hibernate => Self::Hibernate,
+            Fate::Maintenance => Self::Maintenance,
+            Fate::AtRisk => Self::AtRisk,
+        }
     }
 }
 
 named! {
-    /// What was announced.
-    pub enum NoticeKind {
-        Terminate = "terminate",
-        Checkpoint = "checkpoint",
-    }
+    /// What became of an announced end of the machine.
+    pub enum DeadlineOutcome { Kept = "kept", InDanger = "in_danger", Missed = "missed", }
+}
+
+named! {
+    /// How a program of the user's ended.
+    pub enum HookOutcome { Ok = "ok", Failed = "failed", TimedOut = "timed_out", }
 }
 
 named! {
@@ -279,7 +285,7 @@ const CHECKPOINTS: Metric = Metric {
     kind: Kind::Counter,
     unit: Unit::Count,
     labels: &[
-        label("trigger", Trigger::NAMES),
+        label("trigger", &Source::NAMES),
         label("outcome", CheckpointOutcome::NAMES),
     ],
     stability: Stability::Stable,
@@ -395,11 +401,76 @@ const NOTICES: Metric = Metric {
     kind: Kind::Counter,
     unit: Unit::Count,
     labels: &[
-        label("source", NoticeSource::NAMES),
+        label("source", &Source::NAMES),
         label("kind", NoticeKind::NAMES),
     ],
     stability: Stability::Stable,
     help: "Announcements that the machine goes, or requests for a checkpoint, each counted once.",
+};
+
+const SOURCE_UP: Metric = Metric {
+    name: "reprieve_source_up",
+    kind: Kind::Gauge,
+    unit: Unit::Flag,
+    labels: &[label("source", &Source::NAMES)],
+    stability: Stability::Stable,
+    help: "1 for each source of notices that works; 0 for those that are switched off, not there or out of order.",
+};
+
+const SOURCE_SUCCESS: Metric = Metric {
+    name: "reprieve_source_last_success_timestamp_seconds",
+    kind: Kind::Gauge,
+    unit: Unit::Seconds,
+    labels: &[label("source", &Source::NAMES)],
+    stability: Stability::Stable,
+    help: "When each source was last seen to work, since the Unix epoch; 0 if never. Its age is `time()` minus this.",
+};
+
+const SOURCE_FAILURES: Metric = Metric {
+    name: "reprieve_source_failures",
+    kind: Kind::Gauge,
+    unit: Unit::Count,
+    labels: &[label("source", &Source::NAMES)],
+    stability: Stability::Unstable,
+    help: "Tries in a row that failed, of each source.",
+};
+
+const DEADLINES: Metric = Metric {
+    name: "reprieve_deadlines_total",
+    kind: Kind::Counter,
+    unit: Unit::Count,
+    labels: &[label("outcome", DeadlineOutcome::NAMES)],
+    stability: Stability::Stable,
+    help: "Announced ends of the machine: the job was stored before (kept), it was not (missed); and those of which it was \
+           known beforehand that there would hardly be time (in_danger).",
+};
+
+const TO_SAFE: Metric = Metric {
+    name: "reprieve_to_safe_seconds",
+    kind: Kind::Gauge,
+    unit: Unit::Seconds,
+    labels: &[],
+    stability: Stability::Stable,
+    help: "How long a checkpoint would take that began when this was last renewed, by what was measured, hardly ever more; \
+           0 before the first one.",
+};
+
+const DIED_WITHOUT_NOTICE: Metric = Metric {
+    name: "reprieve_died_without_notice_total",
+    kind: Kind::Counter,
+    unit: Unit::Count,
+    labels: &[],
+    stability: Stability::Stable,
+    help: "Owners of the job that had not said goodbye when this start took it over from them.",
+};
+
+const HOOKS: Metric = Metric {
+    name: "reprieve_hooks_total",
+    kind: Kind::Counter,
+    unit: Unit::Count,
+    labels: &[label("outcome", HookOutcome::NAMES)],
+    stability: Stability::Unstable,
+    help: "Your own programs and posts to the webhook, by how they ended.",
 };
 
 const APP_STARTS: Metric = Metric {
@@ -533,6 +604,13 @@ pub const TABLE: &[Metric] = &[
     RESTORES,
     RESTORE_PHASE,
     NOTICES,
+    SOURCE_UP,
+    SOURCE_SUCCESS,
+    SOURCE_FAILURES,
+    DEADLINES,
+    TO_SAFE,
+    DIED_WITHOUT_NOTICE,
+    HOOKS,
     APP_STARTS,
     STORE_REQUESTS,
     STORE_RETRIES,
@@ -555,7 +633,7 @@ pub fn state(now: State) {
     }
 }
 
-pub fn checkpoint_ended(trigger: Trigger, outcome: CheckpointOutcome) {
+pub fn checkpoint_ended(trigger: Source, outcome: CheckpointOutcome) {
     ::metrics::counter!(CHECKPOINTS.name, "trigger" => trigger.as_str(), "outcome" => outcome.as_str()).increment(1);
 }
 
@@ -614,9 +692,36 @@ pub fn restore_phase_lasted(phase: RestorePhase, duration: Duration) {
     ::metrics::histogram!(RESTORE_PHASE.name, "phase" => phase.as_str()).record(duration);
 }
 
-pub fn notice(source: NoticeSource, kind: NoticeKind) {
+pub fn notice(source: Source, kind: NoticeKind) {
     ::metrics::counter!(NOTICES.name, "source" => source.as_str(), "kind" => kind.as_str())
         .increment(1);
+}
+
+pub fn deadline(outcome: DeadlineOutcome) {
+    ::metrics::counter!(DEADLINES.name, "outcome" => outcome.as_str()).increment(1);
+}
+
+/// How long it would take to be safe, if that is known.
+pub fn to_safe(needed: Option<Duration>) {
+    ::metrics::gauge!(TO_SAFE.name).set(needed.unwrap_or_default().as_secs_f64());
+}
+
+pub fn died_without_notice() {
+    ::metrics::counter!(DIED_WITHOUT_NOTICE.name).increment(1);
+}
+
+pub fn hook_ended(outcome: HookOutcome) {
+    ::metrics::counter!(HOOKS.name, "outcome" => outcome.as_str()).increment(1);
+}
+
+/// How a source is now.
+pub fn source(source: Source, up: bool, last_success: Option<WallMs>, failures: u32) {
+    let name = source.as_str();
+    ::metrics::gauge!(SOURCE_UP.name, "source" => name).set(if up { 1.0 } else { 0.0 });
+    // Exact for the next thousands of years.
+    let seconds = last_success.map_or(0.0, |at| at.0 as f64 / 1000.0);
+    ::metrics::gauge!(SOURCE_SUCCESS.name, "source" => name).set(seconds);
+    ::metrics::gauge!(SOURCE_FAILURES.name, "source" => name).set(f64::from(failures));
 }
 
 pub fn app_started(how: StartedHow) {
@@ -864,7 +969,28 @@ mod tests {
     #[test]
     fn recordings_arrive_under_the_names_of_the_table() {
         let at = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
-        let table: [(fn(), &str); 21] = [
+        let table: [(fn(), &str); 27] = [
+            (
+                || deadline(DeadlineOutcome::Missed),
+                "reprieve_deadlines_total{outcome=\"missed\"} 1",
+            ),
+            (
+                || to_safe(Some(Duration::from_secs(3))),
+                "reprieve_to_safe_seconds 3",
+            ),
+            (died_without_notice, "reprieve_died_without_notice_total 1"),
+            (
+                || hook_ended(HookOutcome::TimedOut),
+                "reprieve_hooks_total{outcome=\"timed_out\"} 1",
+            ),
+            (
+                || source(Source::Sqs, true, Some(WallMs(1_500)), 2),
+                "reprieve_source_up{source=\"sqs\"} 1",
+            ),
+            (
+                || source(Source::Sqs, true, Some(WallMs(1_500)), 2),
+                "reprieve_source_last_success_timestamp_seconds{source=\"sqs\"} 1.5",
+            ),
             (
                 || work_at_risk(Duration::from_secs(90)),
                 "reprieve_work_at_risk_seconds 90",
@@ -890,7 +1016,7 @@ mod tests {
                 "reprieve_state{state=\"running\"} 0",
             ),
             (
-                || checkpoint_ended(Trigger::Control, CheckpointOutcome::TimedOut),
+                || checkpoint_ended(Source::Control, CheckpointOutcome::TimedOut),
                 "reprieve_checkpoints_total{trigger=\"control\",outcome=\"timed_out\"} 1",
             ),
             (
@@ -914,7 +1040,7 @@ mod tests {
                 "reprieve_restore_phase_seconds_sum{phase=\"restore\"} 2",
             ),
             (
-                || notice(NoticeSource::Control, NoticeKind::Checkpoint),
+                || notice(Source::Control, NoticeKind::Checkpoint),
                 "reprieve_notices_total{source=\"control\",kind=\"checkpoint\"} 1",
             ),
             (
@@ -940,7 +1066,7 @@ mod tests {
             ),
             (|| zombies_reaped(2), "reprieve_zombies_reaped_total 2"),
             (
-                || checkpoint_ended(notice::Trigger::Signal.into(), CheckpointOutcome::Durable),
+                || checkpoint_ended(Source::Signal, CheckpointOutcome::Durable),
                 "reprieve_checkpoints_total{trigger=\"signal\",outcome=\"durable\"} 1",
             ),
         ];

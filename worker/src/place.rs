@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
+use aws_config::retry::RetryConfig;
 use tokio::time::Instant;
 
+use crate::aws;
 use crate::failure::{ExitCode, Failure};
 use crate::keys::{Keyring, Source, Unsealed};
 use crate::settings::{
@@ -82,9 +84,12 @@ pub(crate) async fn keys(
         .iter()
         .any(|source| matches!(source, Source::Kms(_)));
     let kms = match has_kms {
-        true => Some(aws_sdk_kms::Client::new(
-            &store::aws_config(store.s3_region.clone()).await,
-        )),
+        true => {
+            let shared = aws::shared(store.s3_region.clone()).await.into_builder();
+            // There is no other place that tries again.
+            let config = shared.retry_config(RetryConfig::standard()).build();
+            Some(aws_sdk_kms::Client::new(&config))
+        }
         false => None,
     };
     let unsealed = match settings.on_unsealed {

@@ -18,7 +18,8 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use config::{Config, ConfigError, File, FileFormat, Map, Source, Value, ValueKind};
+use config::{Config, ConfigError, File, FileFormat, Map, Value, ValueKind};
+use reprieve_core::notice::Source;
 use reprieve_core::retention::Policy;
 use tracing_subscriber::EnvFilter;
 use url::Url;
@@ -68,8 +69,16 @@ pub enum Kind {
     StoreAddress,
     Endpoint,
     Region,
+    /// Of a queue of SQS.
+    QueueUrl,
     JobName,
+    /// A machine, as its provider calls it.
+    Instance,
     Choice(&'static [&'static str]),
+    /// `auto`, `none`, or sources of notices by name.
+    Sources,
+    /// `never`, `auto`, or a duration.
+    Period,
     /// Lower and upper limit.
     Duration(Duration, Duration),
     /// Lower and upper limit in bytes.
@@ -137,6 +146,8 @@ impl Setting {
 const STORE: &str = "Store";
 const KEYS: &str = "Keys";
 const EVICTION: &str = "Eviction and checkpoint";
+const NOTICES: &str = "Notices";
+const CALLOUTS: &str = "Your own programs";
 const BOOT: &str = "Boot and restore";
 const HOST: &str = "Host";
 const OBSERVE: &str = "Observation";
@@ -379,8 +390,8 @@ pub const TABLE: &[Setting] = &[
         name: "term-grace",
         section: EVICTION,
         kind: Kind::Duration(Duration::from_secs(1), DAY),
-        default: Some("10s"),
-        unset: "",
+        default: None,
+        unset: "as `platform` says",
         meaning: "How long the platform waits between SIGTERM and SIGKILL. A checkpoint on SIGTERM has to fit in here. \
                   `docker stop` waits 10s unless told otherwise, Kubernetes `terminationGracePeriodSeconds`, ECS \
                   `stopTimeout`.",
@@ -445,6 +456,238 @@ pub const TABLE: &[Setting] = &[
         default: Some("group"),
         unset: "",
         meaning: "Who gets the signals that are passed on: the app's process group, or the app alone (`child`).",
+    },
+    Setting {
+        name: "platform",
+        section: EVICTION,
+        kind: Kind::Choice(Platform::NAMES),
+        default: Some("auto"),
+        unset: "",
+        meaning: "What runs the container, which says how long it waits between SIGTERM and SIGKILL unless term-grace does: docker 10s, kubernetes, ecs and slurm 30s. `auto` looks at the variables that the last three set.",
+    },
+    Setting {
+        name: "on-sigint",
+        section: EVICTION,
+        kind: Kind::Choice(OnSignal::NAMES),
+        default: Some("forward"),
+        unset: "",
+        meaning: "What SIGINT to Reprieve means: it is passed on to the app (`forward`), a checkpoint that leaves the job running (`checkpoint`), or what SIGTERM means (`stop`).",
+    },
+    Setting {
+        name: "on-sighup",
+        section: EVICTION,
+        kind: Kind::Choice(OnSignal::NAMES),
+        default: Some("forward"),
+        unset: "",
+        meaning: "The same for SIGHUP.",
+    },
+    Setting {
+        name: "on-sigusr1",
+        section: EVICTION,
+        kind: Kind::Choice(OnSignal::NAMES),
+        default: Some("forward"),
+        unset: "",
+        meaning: "The same for SIGUSR1.",
+    },
+    Setting {
+        name: "on-sigusr2",
+        section: EVICTION,
+        kind: Kind::Choice(OnSignal::NAMES),
+        default: Some("forward"),
+        unset: "",
+        meaning: "The same for SIGUSR2.",
+    },
+    Setting {
+        name: "on-too-late",
+        section: EVICTION,
+        kind: Kind::Choice(OnTooLate::NAMES),
+        default: Some("try"),
+        unset: "",
+        meaning: "When what was measured says that a final checkpoint will not be durable before the deadline: it is tried all the same (`try`), or the job works on until the machine is gone (`run-on`). The newest older snapshot stays in either case.",
+    },
+    Setting {
+        name: "every",
+        section: EVICTION,
+        kind: Kind::Period,
+        default: Some("never"),
+        unset: "",
+        meaning: "How often a checkpoint is taken that leaves the job running and that nobody asks for: `never`, a duration, or `auto`, which follows from what a checkpoint was measured to cost, machine-lifetime and max-lost-work. Notices are best effort; this is what the job falls back to.",
+    },
+    Setting {
+        name: "max-lost-work",
+        section: EVICTION,
+        kind: Kind::Duration(Duration::from_secs(1), DAY),
+        default: Some("15m"),
+        unset: "",
+        meaning: "With `every = auto`: how much work may be lost when the machine goes without a notice.",
+    },
+    Setting {
+        name: "machine-lifetime",
+        section: EVICTION,
+        kind: Kind::Duration(
+            Duration::from_secs(60),
+            Duration::from_secs(365 * 24 * 60 * 60),
+        ),
+        default: Some("6h"),
+        unset: "",
+        meaning: "With `every = auto`: how long a machine lives on average.",
+    },
+    Setting {
+        name: "least-interval",
+        section: EVICTION,
+        kind: Kind::Duration(Duration::from_secs(1), DAY),
+        default: Some("30s"),
+        unset: "",
+        meaning: "Between two checkpoints that neither a deadline nor a person asks for, at least.",
+    },
+    Setting {
+        name: "at-risk-interval",
+        section: EVICTION,
+        kind: Kind::Duration(Duration::from_secs(1), DAY),
+        default: Some("10m"),
+        unset: "",
+        meaning: "While a source says that the machine is at risk: a checkpoint at once and then this often, all of them leave the job running.",
+    },
+    Setting {
+        name: "sources",
+        section: NOTICES,
+        kind: Kind::Sources,
+        default: Some("auto"),
+        unset: "",
+        meaning: "What is listened to besides signals and the control socket: names with commas between them, `none`, or \
+                  `auto` for whatever needs no more than other settings say. One that this machine does not have, or \
+                  that is out of order, costs a line of the log and nothing else.",
+    },
+    Setting {
+        name: "metadata-poll",
+        section: NOTICES,
+        kind: Kind::Duration(Duration::from_millis(100), Duration::from_secs(60)),
+        default: Some("2s"),
+        unset: "",
+        meaning: "How often the metadata services of EC2 and Azure are asked. Google Cloud's is waited for.",
+    },
+    Setting {
+        name: "ec2-metadata-endpoint",
+        section: NOTICES,
+        kind: Kind::Endpoint,
+        default: None,
+        unset: "`AWS_EC2_METADATA_SERVICE_ENDPOINT`, or `http://169.254.169.254`",
+        meaning: "Where EC2's instance metadata service is.",
+    },
+    Setting {
+        name: "gcp-metadata-endpoint",
+        section: NOTICES,
+        kind: Kind::Endpoint,
+        default: None,
+        unset: "`GCE_METADATA_HOST`, or `http://169.254.169.254`",
+        meaning: "Where Google Cloud's metadata server is.",
+    },
+    Setting {
+        name: "azure-metadata-endpoint",
+        section: NOTICES,
+        kind: Kind::Endpoint,
+        default: None,
+        unset: "`http://169.254.169.254`",
+        meaning: "Where Azure's metadata service is.",
+    },
+    Setting {
+        name: "queue",
+        section: NOTICES,
+        kind: Kind::Choice(QueueUse::NAMES),
+        default: Some("off"),
+        unset: "",
+        meaning: "Whether commands and events are read from a queue of SQS: `own` for one that only this job's worker \
+                  reads, `shared` for one that others read as well, where what is for them is given back.",
+    },
+    Setting {
+        name: "queue-url",
+        section: NOTICES,
+        kind: Kind::QueueUrl,
+        default: None,
+        unset: "with `queue` `own`: one named `reprieve-` and the job is made, and deleted when the job is over",
+        meaning: "The queue that is read.",
+    },
+    Setting {
+        name: "queue-lease",
+        section: NOTICES,
+        kind: Kind::Duration(Duration::from_secs(3), Duration::from_secs(12 * 60 * 60)),
+        default: Some("1m"),
+        unset: "",
+        meaning: "How long a message that a worker took stays hidden from others when that worker falls silent. It is \
+                  renewed three times in this time while the worker is at it.",
+    },
+    Setting {
+        name: "dead-letter-queue",
+        section: NOTICES,
+        kind: Kind::QueueUrl,
+        default: None,
+        unset: "as the queue's redrive policy says",
+        meaning: "Where messages go that nobody can use, with the reason as an attribute.",
+    },
+    Setting {
+        name: "reply-queue",
+        section: NOTICES,
+        kind: Kind::QueueUrl,
+        default: None,
+        unset: "commands are answered in the log only",
+        meaning: "Where commands that came through the queue are answered.",
+    },
+    Setting {
+        name: "instance-id",
+        section: NOTICES,
+        kind: Kind::Instance,
+        default: None,
+        unset: "as EC2's metadata service says, if there is one",
+        meaning: "What the provider calls this machine; events of the queue are for the machine that they name.",
+    },
+    Setting {
+        name: "instance-tags",
+        section: NOTICES,
+        kind: Kind::Choice(InstanceTags::NAMES),
+        default: Some("off"),
+        unset: "",
+        meaning: "Whether job, state and newest snapshot are written to the tags of this EC2 instance, where its \
+                  console shows them.",
+    },
+    Setting {
+        name: "hooks-dir",
+        section: CALLOUTS,
+        kind: Kind::Path(usize::MAX),
+        default: None,
+        unset: "no program is run",
+        meaning: "A directory of your own programs, each named after the moment at which it is run: [docs/hooks.md](hooks.md).",
+    },
+    Setting {
+        name: "hook-timeout",
+        section: CALLOUTS,
+        kind: Kind::Duration(Duration::from_millis(100), DAY),
+        default: Some("5s"),
+        unset: "",
+        meaning: "How long one of them, or the webhook, may take; before a freeze it counts against the deadline.",
+    },
+    Setting {
+        name: "on-hook-failure",
+        section: CALLOUTS,
+        kind: Kind::Choice(OnHookFailure::NAMES),
+        default: Some("ignore"),
+        unset: "",
+        meaning: "When the program for `before-freeze` fails or takes too long: the checkpoint is taken all the same (`ignore`), or given up (`refuse`), and the job runs on.",
+    },
+    Setting {
+        name: "webhook",
+        section: CALLOUTS,
+        kind: Kind::Endpoint,
+        default: None,
+        unset: "nothing is posted",
+        meaning: "A URL of `http://` to which each moment is posted as JSON.",
+    },
+    Setting {
+        name: "webhook-format",
+        section: CALLOUTS,
+        kind: Kind::Choice(WebhookFormat::NAMES),
+        default: Some("json"),
+        unset: "",
+        meaning: "The form of what is posted: the JSON itself (`json`), or wrapped as a notification of SNS (`sns`).",
     },
     Setting {
         name: "boot-timeout",
@@ -606,6 +849,83 @@ named! {
 }
 
 named! {
+    /// What runs the container.
+    pub enum Platform {
+        Auto = "auto",
+        Docker = "docker",
+        Kubernetes = "kubernetes",
+        Ecs = "ecs",
+        Slurm = "slurm",
+    }
+}
+
+impl Platform {
+    /// Variables that tell a platform from others.
+    const MARKS: [&str; 3] = [
+        "KUBERNETES_SERVICE_HOST",
+        "ECS_CONTAINER_METADATA_URI_V4",
+        "SLURM_JOB_ID",
+    ];
+
+    /// How long it waits between SIGTERM and SIGKILL unless told otherwise.
+    fn grace(self, environment: &dyn Environment) -> Duration {
+        let marked = || {
+            let mut variables = environment.variables().into_iter();
+            variables.any(|(name, _)| Self::MARKS.iter().any(|mark| name == *mark))
+        };
+        let patient = match self {
+            Self::Auto => marked(),
+            Self::Docker => false,
+            Self::Kubernetes | Self::Ecs | Self::Slurm => true,
+        };
+        Duration::from_secs(if patient { 30 } else { 10 })
+    }
+}
+
+named! {
+    /// What a signal to the supervisor means.
+    pub enum OnSignal { Forward = "forward", Checkpoint = "checkpoint", Stop = "stop", }
+}
+
+named! {
+    /// What to do when a final checkpoint will hardly be done in time.
+    pub enum OnTooLate { Try = "try", RunOn = "run-on", }
+}
+
+named! {
+    /// What the failure of a program before a freeze leads to.
+    pub enum OnHookFailure { Ignore = "ignore", Refuse = "refuse", }
+}
+
+named! {
+    /// The form of what is posted.
+    pub enum WebhookFormat { Json = "json", Sns = "sns", }
+}
+
+/// How often checkpoints are taken that nobody asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Period {
+    Never,
+    Auto,
+    Each(Duration),
+}
+
+impl Period {
+    fn from_text(text: &str) -> Option<Self> {
+        match text {
+            "never" => Some(Self::Never),
+            "auto" => Some(Self::Auto),
+            text => {
+                let each = humantime::parse_duration(text).ok()?;
+                (Duration::from_secs(1)..=DAY)
+                    .contains(&each)
+                    .then_some(Self::Each(each))
+            }
+        }
+    }
+}
+
+named! {
     /// Who gets the signals that are passed on.
     pub enum SignalTarget { Group = "group", Child = "child", }
 }
@@ -613,6 +933,50 @@ named! {
 named! {
     /// How log lines look.
     pub enum LogFormat { Auto = "auto", Human = "human", Json = "json", }
+}
+
+named! {
+    /// Whether a queue is read, and whose it is.
+    pub enum QueueUse { Off = "off", Own = "own", Shared = "shared", }
+}
+
+named! {
+    /// Whether the machine's tags tell of the job.
+    pub enum InstanceTags { Off = "off", On = "on", }
+}
+
+/// What is listened to besides signals and the control socket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Sources {
+    Auto,
+    /// These and no others.
+    Only(Vec<Source>),
+}
+
+impl Sources {
+    /// Those that can be switched on and off, as settings spell them.
+    fn names() -> impl Iterator<Item = (String, Source)> {
+        let switched =
+            |source: &Source| !matches!(source, Source::Signal | Source::Control | Source::Timer);
+        let named = |source: Source| (source.as_str().replace('_', "-"), source);
+        Source::ALL.into_iter().filter(switched).map(named)
+    }
+
+    fn from_names(text: &str) -> Option<Self> {
+        let source = |name: &str| {
+            let known = Self::names().find(|(known, _)| known == name.trim());
+            known.map(|(_, source)| source)
+        };
+        match text {
+            "auto" => Some(Self::Auto),
+            "none" => Some(Self::Only(Vec::new())),
+            names => names
+                .split(',')
+                .map(source)
+                .collect::<Option<_>>()
+                .map(Self::Only),
+        }
+    }
 }
 
 /// How the job got its name.
@@ -655,6 +1019,33 @@ pub struct Settings {
     pub checkpointed_exit_code: u8,
     pub ghost_limit_bytes: u32,
     pub signal_target: SignalTarget,
+    pub on_sigint: OnSignal,
+    pub on_sighup: OnSignal,
+    pub on_sigusr1: OnSignal,
+    pub on_sigusr2: OnSignal,
+    pub on_too_late: OnTooLate,
+    pub every: Period,
+    pub max_lost_work: Duration,
+    pub machine_lifetime: Duration,
+    pub least_interval: Duration,
+    pub at_risk_interval: Duration,
+    pub hooks_dir: Option<PathBuf>,
+    pub hook_timeout: Duration,
+    pub on_hook_failure: OnHookFailure,
+    pub webhook: Option<Url>,
+    pub webhook_format: WebhookFormat,
+    pub sources: Sources,
+    pub metadata_poll: Duration,
+    pub ec2_metadata_endpoint: Option<Url>,
+    pub gcp_metadata_endpoint: Option<Url>,
+    pub azure_metadata_endpoint: Option<Url>,
+    pub queue: QueueUse,
+    pub queue_url: Option<Url>,
+    pub queue_lease: Duration,
+    pub dead_letter_queue: Option<Url>,
+    pub reply_queue: Option<Url>,
+    pub instance_id: Option<String>,
+    pub instance_tags: InstanceTags,
     pub boot_timeout: Duration,
     pub restore_timeout: Duration,
     pub on_other_owner: OnOtherOwner,
@@ -952,7 +1343,13 @@ impl Settings {
             seed_interval: merged.need("seed-interval", Checked::duration),
             seed_bandwidth_bytes: merged.need("seed-bandwidth", Checked::bytes),
             seed_cpu_percent: merged.need("seed-cpu", Checked::count),
-            term_grace: merged.need("term-grace", Checked::duration),
+            term_grace: merged
+                .get("term-grace", Checked::duration)
+                .unwrap_or_else(|| {
+                    merged
+                        .need("platform", Checked::choice(Platform::from_name))
+                        .grace(environment)
+                }),
             deadline_margin: merged.need("deadline-margin", Checked::duration),
             stop_grace: merged.need("stop-grace", Checked::duration),
             checkpoint_timeout: merged.need("checkpoint-timeout", Checked::duration),
@@ -965,6 +1362,35 @@ impl Settings {
                 checked.bytes().and_then(|bytes| u32::try_from(bytes).ok())
             }),
             signal_target: merged.need("signal-target", Checked::choice(SignalTarget::from_name)),
+            on_sigint: merged.need("on-sigint", Checked::choice(OnSignal::from_name)),
+            on_sighup: merged.need("on-sighup", Checked::choice(OnSignal::from_name)),
+            on_sigusr1: merged.need("on-sigusr1", Checked::choice(OnSignal::from_name)),
+            on_sigusr2: merged.need("on-sigusr2", Checked::choice(OnSignal::from_name)),
+            on_too_late: merged.need("on-too-late", Checked::choice(OnTooLate::from_name)),
+            every: merged.need("every", Checked::choice(Period::from_text)),
+            max_lost_work: merged.need("max-lost-work", Checked::duration),
+            machine_lifetime: merged.need("machine-lifetime", Checked::duration),
+            least_interval: merged.need("least-interval", Checked::duration),
+            at_risk_interval: merged.need("at-risk-interval", Checked::duration),
+            hooks_dir: merged.get("hooks-dir", Checked::path),
+            hook_timeout: merged.need("hook-timeout", Checked::duration),
+            on_hook_failure: merged
+                .need("on-hook-failure", Checked::choice(OnHookFailure::from_name)),
+            webhook: merged.get("webhook", Checked::url),
+            webhook_format: merged
+                .need("webhook-format", Checked::choice(WebhookFormat::from_name)),
+            sources: merged.need("sources", Checked::choice(Sources::from_names)),
+            metadata_poll: merged.need("metadata-poll", Checked::duration),
+            ec2_metadata_endpoint: merged.get("ec2-metadata-endpoint", Checked::url),
+            gcp_metadata_endpoint: merged.get("gcp-metadata-endpoint", Checked::url),
+            azure_metadata_endpoint: merged.get("azure-metadata-endpoint", Checked::url),
+            queue: merged.need("queue", Checked::choice(QueueUse::from_name)),
+            queue_url: merged.get("queue-url", Checked::url),
+            queue_lease: merged.need("queue-lease", Checked::duration),
+            dead_letter_queue: merged.get("dead-letter-queue", Checked::url),
+            reply_queue: merged.get("reply-queue", Checked::url),
+            instance_id: merged.text("instance-id"),
+            instance_tags: merged.need("instance-tags", Checked::choice(InstanceTags::from_name)),
             boot_timeout: merged.need("boot-timeout", Checked::duration),
             restore_timeout: merged.need("restore-timeout", Checked::duration),
             on_other_owner: merged.need("on-other-owner", Checked::choice(OnOtherOwner::from_name)),
@@ -1010,8 +1436,9 @@ impl Settings {
 
     /// Values that are each fine but leave no time for a checkpoint together.
     fn contradictions(&self, merged: &Merged) -> Vec<Fault> {
+        let mut faults: Vec<Fault> = self.queue_contradiction(merged).into_iter().collect();
         if self.store.is_none() {
-            return Vec::new();
+            return faults;
         }
         let key_for_nothing = self.s3_objects.key.is_some()
             && matches!(
@@ -1029,7 +1456,7 @@ impl Settings {
             ),
             remedy: "set s3-sse to aws:kms, or leave s3-sse-key out".into(),
         });
-        [
+        let margins = [
             ("term-grace", self.term_grace),
             ("checkpoint-timeout", self.checkpoint_timeout),
         ]
@@ -1045,9 +1472,33 @@ impl Settings {
                 merged.origin(name)
             ),
             remedy: format!("make deadline-margin smaller than {name}, by several seconds"),
+        });
+        faults.extend(margins);
+        faults.extend(key_for_nothing);
+        faults
+    }
+
+    fn queue_contradiction(&self, merged: &Merged) -> Option<Fault> {
+        let (name, problem, remedy) = match (self.queue, &self.queue_url) {
+            (QueueUse::Shared, None) => (
+                "queue",
+                "a queue that others share has to be named",
+                "add queue-url",
+            ),
+            (QueueUse::Off, Some(_)) => (
+                "queue-url",
+                "is not read while queue is off",
+                "set queue to own or shared, or leave queue-url out",
+            ),
+            _ => return None,
+        };
+        Some(Fault {
+            name: name.into(),
+            origin: merged.origin(name),
+            value: None,
+            problem: problem.into(),
+            remedy: remedy.into(),
         })
-        .chain(key_for_nothing)
-        .collect()
     }
 
     fn dangers(&self) -> Vec<String> {
@@ -1206,8 +1657,8 @@ struct Entry {
     origin: Origin,
 }
 
-impl Source for Layer {
-    fn clone_into_box(&self) -> Box<dyn Source + Send + Sync> {
+impl config::Source for Layer {
+    fn clone_into_box(&self) -> Box<dyn config::Source + Send + Sync> {
         Box::new(self.clone())
     }
 
@@ -1420,7 +1871,7 @@ fn file_layer(
             return Vec::new();
         }
     };
-    match File::from_str(&text, FileFormat::Toml).collect() {
+    match config::Source::collect(&File::from_str(&text, FileFormat::Toml)) {
         Ok(table) => file_entries(table, &path, faults),
         Err(error) => {
             faults.push(fault(
@@ -1620,7 +2071,12 @@ fn check_in_layer(entry: &Entry) -> Result<Checked, Problem> {
 fn check(kind: Kind, text: &str) -> Result<Checked, Problem> {
     match kind {
         Kind::StoreAddress => check_store(text),
-        Kind::Endpoint => check_endpoint(text),
+        Kind::Endpoint => check_endpoint(kind, text),
+        Kind::QueueUrl => check_endpoint(kind, text),
+        Kind::Instance => match is_name(text, b"._-", JOB_NAME_LIMIT) {
+            true => Ok(Checked::Text(text.into())),
+            false => Err(Problem::new(kind, "is not the name of a machine")),
+        },
         Kind::Region => match is_name(text, b"-", 64) {
             true => Ok(Checked::Text(text.into())),
             false => Err(Problem::new(kind, "is not the name of a region")),
@@ -1641,6 +2097,14 @@ fn check(kind: Kind, text: &str) -> Result<Checked, Problem> {
                     did_you_mean(text, names.iter().map(ToString::to_string))
                 ),
             )),
+        },
+        Kind::Period => match Period::from_text(text) {
+            Some(_) => Ok(Checked::Text(text.into())),
+            None => Err(Problem::new(kind, "is no period")),
+        },
+        Kind::Sources => match Sources::from_names(text) {
+            Some(_) => Ok(Checked::Text(text.into())),
+            None => Err(Problem::new(kind, "names a source that there is not")),
         },
         Kind::Duration(least, most) => check_duration(kind, text, least, most),
         Kind::Size(least, most) => check_size(kind, text, least, most),
@@ -1717,8 +2181,7 @@ fn check_store(text: &str) -> Result<Checked, Problem> {
     }
 }
 
-fn check_endpoint(text: &str) -> Result<Checked, Problem> {
-    let kind = Kind::Endpoint;
+fn check_endpoint(kind: Kind, text: &str) -> Result<Checked, Problem> {
     let url =
         Url::parse(text).map_err(|error| Problem::new(kind, format!("is not a URL: {error}")))?;
     refuse_credentials(kind, &url)?;
@@ -1848,10 +2311,19 @@ pub(crate) fn expected(kind: Kind) -> String {
         Kind::StoreAddress => "s3://BUCKET/PREFIX or file:///DIRECTORY".into(),
         Kind::Endpoint => "a URL like https://s3.example.net:9000".into(),
         Kind::Region => "a region like eu-central-1".into(),
+        Kind::QueueUrl => {
+            "a URL like https://sqs.eu-central-1.amazonaws.com/123456789012/my-queue".into()
+        }
+        Kind::Instance => "a name like i-0abc1234def567890".into(),
         Kind::JobName => {
             format!("1 to {JOB_NAME_LIMIT} of A-Z a-z 0-9 . _ -, not starting with a dot")
         }
         Kind::Choice(names) => format!("one of {}", names.join(", ")),
+        Kind::Period => "never, auto, or a duration with its unit like 10m, from 1s to 24h".into(),
+        Kind::Sources => {
+            let names: Vec<String> = Sources::names().map(|(name, _)| name).collect();
+            format!("auto, none, or some of {}", names.join(","))
+        }
         Kind::Duration(least, most) => format!(
             "a duration with its unit like 25s or 2m, from {} to {}",
             duration(least),
@@ -1889,7 +2361,7 @@ fn size(bytes: u64) -> String {
 
 /// A value as it may appear in a message. Of a URL everything that could hold credentials is left out.
 fn shown(kind: Kind, text: &str) -> String {
-    if !matches!(kind, Kind::StoreAddress | Kind::Endpoint) {
+    if !matches!(kind, Kind::StoreAddress | Kind::Endpoint | Kind::QueueUrl) {
         return shown_text(text);
     }
     let text = text.split(['?', '#']).next().unwrap_or_default();
@@ -2124,6 +2596,27 @@ mod tests {
         }
     }
 
+    fn queue(name: &str) -> Url {
+        let url = format!("https://sqs.eu-central-1.amazonaws.com/123456789012/{name}");
+        Url::parse(&url).expect("it is one")
+    }
+
+    #[test]
+    fn a_queue_that_is_named_is_read_and_one_that_is_shared_is_named() {
+        let url = "https://sqs.eu-central-1.amazonaws.com/123456789012/fleet";
+        let named = flags(&[("queue", "shared"), ("queue-url", url)]).load();
+        assert!(named.is_ok());
+        assert!(flags(&[("queue", "own")]).load().is_ok());
+        let message = flags(&[("queue", "shared")])
+            .load()
+            .expect_err("which one?");
+        assert!(message.contains("has to be named"), "{message}");
+        let message = flags(&[("queue-url", url)])
+            .load()
+            .expect_err("it is not read");
+        assert!(message.contains("is not read while"), "{message}");
+    }
+
     #[test]
     fn defaults_are_complete() {
         let settings = NOTHING.load().expect("the defaults are valid");
@@ -2167,6 +2660,33 @@ mod tests {
                 checkpointed_exit_code: 75,
                 ghost_limit_bytes: 64 * 1024 * 1024,
                 signal_target: SignalTarget::Group,
+                on_sigint: OnSignal::Forward,
+                on_sighup: OnSignal::Forward,
+                on_sigusr1: OnSignal::Forward,
+                on_sigusr2: OnSignal::Forward,
+                on_too_late: OnTooLate::Try,
+                every: Period::Never,
+                max_lost_work: Duration::from_secs(900),
+                machine_lifetime: Duration::from_secs(6 * 3600),
+                least_interval: Duration::from_secs(30),
+                at_risk_interval: Duration::from_secs(600),
+                hooks_dir: None,
+                hook_timeout: Duration::from_secs(5),
+                on_hook_failure: OnHookFailure::Ignore,
+                webhook: None,
+                webhook_format: WebhookFormat::Json,
+                sources: Sources::Auto,
+                metadata_poll: Duration::from_secs(2),
+                ec2_metadata_endpoint: None,
+                gcp_metadata_endpoint: None,
+                azure_metadata_endpoint: None,
+                queue: QueueUse::Off,
+                queue_url: None,
+                queue_lease: Duration::from_secs(60),
+                dead_letter_queue: None,
+                reply_queue: None,
+                instance_id: None,
+                instance_tags: InstanceTags::Off,
                 boot_timeout: Duration::from_secs(60),
                 restore_timeout: Duration::from_secs(600),
                 on_other_owner: OnOtherOwner::Wait,
@@ -2224,6 +2744,43 @@ mod tests {
         ("checkpointed-exit-code", "143"),
         ("ghost-limit", "0B"),
         ("signal-target", "child"),
+        ("platform", "ecs"),
+        ("on-sigint", "stop"),
+        ("on-sighup", "checkpoint"),
+        ("on-sigusr1", "checkpoint"),
+        ("on-sigusr2", "stop"),
+        ("on-too-late", "run-on"),
+        ("every", "10m"),
+        ("max-lost-work", "1m"),
+        ("machine-lifetime", "1h"),
+        ("least-interval", "5s"),
+        ("at-risk-interval", "5m"),
+        ("sources", "sqs,memory-pressure"),
+        ("metadata-poll", "500ms"),
+        ("ec2-metadata-endpoint", "http://[fd00:ec2::254]"),
+        ("gcp-metadata-endpoint", "http://127.0.0.1:1338"),
+        ("azure-metadata-endpoint", "http://127.0.0.1:1339"),
+        ("queue", "shared"),
+        (
+            "queue-url",
+            "https://sqs.eu-central-1.amazonaws.com/123456789012/fleet",
+        ),
+        ("queue-lease", "30s"),
+        (
+            "dead-letter-queue",
+            "https://sqs.eu-central-1.amazonaws.com/123456789012/dead",
+        ),
+        (
+            "reply-queue",
+            "https://sqs.eu-central-1.amazonaws.com/123456789012/replies",
+        ),
+        ("instance-id", "i-0abc"),
+        ("instance-tags", "on"),
+        ("hooks-dir", "/hooks"),
+        ("hook-timeout", "2s"),
+        ("on-hook-failure", "refuse"),
+        ("webhook", "http://127.0.0.1:8000/told"),
+        ("webhook-format", "sns"),
         ("boot-timeout", "10s"),
         ("restore-timeout", "1h"),
         ("on-other-owner", "leave"),
@@ -2317,6 +2874,33 @@ mod tests {
             checkpointed_exit_code: 143,
             ghost_limit_bytes: 0,
             signal_target: SignalTarget::Child,
+            on_sigint: OnSignal::Stop,
+            on_sighup: OnSignal::Checkpoint,
+            on_sigusr1: OnSignal::Checkpoint,
+            on_sigusr2: OnSignal::Stop,
+            on_too_late: OnTooLate::RunOn,
+            every: Period::Each(Duration::from_secs(600)),
+            max_lost_work: Duration::from_secs(60),
+            machine_lifetime: Duration::from_secs(3600),
+            least_interval: Duration::from_secs(5),
+            at_risk_interval: Duration::from_secs(300),
+            hooks_dir: Some("/hooks".into()),
+            hook_timeout: Duration::from_secs(2),
+            on_hook_failure: OnHookFailure::Refuse,
+            webhook: Url::parse("http://127.0.0.1:8000/told").ok(),
+            webhook_format: WebhookFormat::Sns,
+            sources: Sources::Only(vec![Source::Sqs, Source::MemoryPressure]),
+            metadata_poll: Duration::from_millis(500),
+            ec2_metadata_endpoint: Url::parse("http://[fd00:ec2::254]").ok(),
+            gcp_metadata_endpoint: Url::parse("http://127.0.0.1:1338").ok(),
+            azure_metadata_endpoint: Url::parse("http://127.0.0.1:1339").ok(),
+            queue: QueueUse::Shared,
+            queue_url: Some(queue("fleet")),
+            queue_lease: Duration::from_secs(30),
+            dead_letter_queue: Some(queue("dead")),
+            reply_queue: Some(queue("replies")),
+            instance_id: Some("i-0abc".into()),
+            instance_tags: InstanceTags::On,
             boot_timeout: Duration::from_secs(10),
             restore_timeout: Duration::from_secs(3600),
             on_other_owner: OnOtherOwner::Leave,

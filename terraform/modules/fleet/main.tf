@@ -23,7 +23,7 @@ locals {
   # docs/exit-codes.md. A test compares the numbers.
   exit_codes = {
     checkpointed = 75
-    hopeless     = [126, 127, 170, 171, 172, 174, 175]
+    hopeless     = [126, 127, 170, 171, 172, 174, 175, 186]
   }
 
   settings = merge(

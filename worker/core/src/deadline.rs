@@ -30,11 +30,16 @@ pub struct NoTime {
     pub left_ms: u64,
 }
 
-/// Splits the time from `now` to `deadline`, keeping `margin_ms` back for whatever follows the commit.
-pub fn budget(now: Moment, deadline: Moment, margin_ms: u64) -> Result<Budget, NoTime> {
+/// The time from `now` to `deadline` without what is kept back.
+pub fn usable_ms(now: Moment, deadline: Moment, margin_ms: u64) -> u64 {
     let total = now.ms_until(deadline);
     // A margin of more than a quarter would turn a short grace into no grace at all.
-    let left_ms = total - margin_ms.min(total / 4);
+    total - margin_ms.min(total / 4)
+}
+
+/// Splits the time from `now` to `deadline`, keeping `margin_ms` back for whatever follows the commit.
+pub fn budget(now: Moment, deadline: Moment, margin_ms: u64) -> Result<Budget, NoTime> {
+    let left_ms = usable_ms(now, deadline, margin_ms);
     if left_ms < LEAST_BUDGET_MS {
         return Err(NoTime { left_ms });
     }

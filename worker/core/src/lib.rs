@@ -4,16 +4,22 @@
 //! and carries the decisions out.
 #![forbid(unsafe_code)]
 
+pub mod command;
 pub mod compat;
 pub mod deadline;
 pub mod document;
 pub mod effort;
+pub mod episode;
 pub mod head;
 pub mod lifecycle;
 pub mod manifest;
 pub mod notice;
 pub mod pace;
+pub mod planner;
+pub mod promise;
 pub mod retention;
 pub mod selection;
+#[cfg(test)]
+mod simulation;
 pub mod sweep;
 pub mod worker;

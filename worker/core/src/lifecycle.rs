@@ -1,7 +1,7 @@
 //! The life of a job under its supervisor: state and event in, next state and effects out.
 //!
 //! ```text
-//!            AppReady              checkpoint wanted
+//!            AppReady              asked for, or planned
 //!  Booting ───────────▶ Running ────────────────────▶ Checkpointing
 //!     │                  ▲   │                          │  │
 //!     │ TERM, INT, QUIT  │   │ AppEnded          failed │  │ durable
@@ -10,14 +10,20 @@
 //!                        └──────────────────────────────┘
 //! ```
 //!
-//! Invariants: at most one checkpoint at a time; every request gets exactly one answer; no signal reaches the app while
-//! it is frozen, because it would become part of the snapshot; a wish to stop that arrives during a checkpoint that
-//! leaves the app running is carried out after it, never forgotten.
+//! What is announced is gathered in [`crate::episode`]; what to do about it, and about time that passes, is asked of
+//! [`crate::planner`] whenever the job runs and something has happened, and again at [`Lifecycle::wake`].
+//!
+//! Invariants: at most one checkpoint at a time; every request and every announcement gets exactly one answer; no signal
+//! reaches the app while it is frozen, because it would become part of the snapshot; a wish to stop that arrives during
+//! a checkpoint that leaves the app running is carried out after it, never forgotten.
 
 use crate::deadline::{Budget, budget};
-use crate::notice::{Afterwards, Moment, Notice, Trigger};
+use crate::episode::{Episodes, Going, Heard};
+use crate::notice::{Afterwards, Announcement, Fate, Moment, Notice, Source, WallMs};
+use crate::planner::{self, Act, Decision, Plan, Reason, Rules, Situation};
+use crate::promise::{Measured, Promise};
 
-/// Names a request that waits for an answer.
+/// Names a request or an announcement that waits for an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct RequestId(pub u64);
 
@@ -28,15 +34,14 @@ pub struct Policy {
     pub can_checkpoint: bool,
     /// From SIGTERM to SIGKILL, in milliseconds.
     pub term_grace_ms: u64,
-    /// Kept back from every deadline, in milliseconds.
-    pub margin_ms: u64,
     pub on_failed_signal: OnFailure,
+    pub rules: Rules,
 }
 
 /// What follows when the checkpoint that SIGTERM asked for failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnFailure {
-    /// The job goes on until the machine is gone.
+    /// It is tried again while there is time; the job goes on until the machine is gone.
     RunOn,
     /// The app gets the SIGTERM.
     Forward,
@@ -45,19 +50,26 @@ pub enum OnFailure {
 /// How a checkpoint ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
-    Durable,
+    Durable(Measured),
     Failed,
     /// Another owner took the job; ours must not go on.
     Fenced,
 }
 
 /// What happened.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     Signal(i32),
+    /// A source announced something.
+    Announced {
+        id: RequestId,
+        announcement: Announcement,
+        wall_now: WallMs,
+    },
     /// Somebody asked for a checkpoint.
     Request {
         id: RequestId,
+        by: Source,
         afterwards: Afterwards,
         deadline: Moment,
     },
@@ -66,6 +78,8 @@ pub enum Event {
     CheckpointEnded(Ended),
     /// Another worker owns the job now.
     Fenced,
+    /// The moment of [`Lifecycle::wake`] has come.
+    Woken,
 }
 
 /// What to do.
@@ -74,7 +88,11 @@ pub enum Effect {
     /// Give the boot up because of this signal: nothing has run yet.
     AbortBoot(i32),
     /// Take a checkpoint within this budget and report [`Event::CheckpointEnded`].
-    Begin { notice: Notice, budget: Budget },
+    Begin {
+        notice: Notice,
+        budget: Budget,
+        decision: Decision,
+    },
     /// The running checkpoint has less time than it was told.
     Tighten(Budget),
     /// Pass the signal on to the app.
@@ -83,8 +101,14 @@ pub enum Effect {
     Answer(RequestId),
     /// Tell this requester why there will be no checkpoint.
     Refuse(RequestId, String),
-    /// The checkpoint that a signal asked for cannot be.
-    Missed(String),
+    /// Tell this announcer that nothing needs to be done, or nothing more.
+    Note(RequestId),
+    /// It was decided otherwise than before.
+    Decided(Decision),
+    /// It is known beforehand that a deadline will hardly be kept.
+    InDanger(Decision),
+    /// A deadline passes without a checkpoint, for this reason.
+    Missed { source: Source, reason: String },
     /// It is over.
     Finish(Finish),
 }
@@ -123,6 +147,8 @@ impl Phase {
 #[derive(Debug)]
 struct Run {
     notice: Notice,
+    /// The end that was known when it began, or has become known since.
+    end: Option<Moment>,
     waiting: Vec<RequestId>,
     /// Signals that arrived meanwhile, in order.
     held: Vec<i32>,
@@ -145,6 +171,18 @@ enum State {
 pub struct Lifecycle {
     policy: Policy,
     state: State,
+    episodes: Episodes,
+    promise: Promise,
+    ready: Moment,
+    safe: Option<Moment>,
+    begun: Option<Moment>,
+    ended: Option<Moment>,
+    failures: u32,
+    /// The newest decision, so that only another one is told.
+    decided: Option<Decision>,
+    /// The end that was told to be in danger or missed, so that each is told once.
+    endangered: Option<Moment>,
+    wake: Option<Moment>,
 }
 
 /// Linux's numbers, the same on every architecture we build for.
@@ -157,11 +195,25 @@ pub fn ends_a_boot(signal: i32) -> bool {
     matches!(signal, SIGINT | SIGQUIT | SIGTERM)
 }
 
+const NO_STORE: &str =
+    "no store is set, so there is nowhere to put a checkpoint; start `reprieve run` with --store";
+const OVER: &str = "the job is over";
+
 impl Lifecycle {
     pub fn new(policy: Policy) -> Self {
         Self {
             policy,
             state: State::Booting { held: Vec::new() },
+            episodes: Episodes::default(),
+            promise: Promise::default(),
+            ready: Moment(0),
+            safe: None,
+            begun: None,
+            ended: None,
+            failures: 0,
+            decided: None,
+            endangered: None,
+            wake: None,
         }
     }
 
@@ -174,58 +226,149 @@ impl Lifecycle {
         }
     }
 
+    /// When to come back with [`Event::Woken`], if nothing happens before.
+    pub fn wake(&self) -> Option<Moment> {
+        self.wake.filter(|_| matches!(self.state, State::Running))
+    }
+
+    /// How long it would take to bring the job into safety now.
+    pub fn promise(&self) -> &Promise {
+        &self.promise
+    }
+
+    /// What is planned.
+    pub fn decision(&self) -> Option<Decision> {
+        self.decided
+    }
+
+    /// The end that is to be expected.
+    pub fn going(&self) -> Option<Going> {
+        self.episodes.going()
+    }
+
     /// Takes an event in and says what to do about it, in order.
     pub fn handle(&mut self, event: Event, now: Moment) -> Vec<Effect> {
-        match event {
+        let mut effects = match event {
             Event::Signal(SIGTERM) if self.policy.can_checkpoint => self.terminated(now),
             Event::Signal(signal) => self.signalled(signal),
+            Event::Announced {
+                id,
+                announcement,
+                wall_now,
+            } => self.announced(id, announcement, wall_now, now),
             Event::Request {
                 id,
+                by,
                 afterwards,
                 deadline,
-            } => self.requested(id, afterwards, deadline, now),
-            Event::AppReady => self.ready(),
+            } => {
+                let notice = Notice {
+                    trigger: by,
+                    afterwards,
+                    deadline,
+                };
+                self.requested(id, notice, now)
+            }
+            Event::AppReady => self.ready(now),
             Event::AppEnded => self.app_ended(),
             Event::CheckpointEnded(how) => self.checkpoint_ended(how, now),
             Event::Fenced => self.fenced(),
+            Event::Woken => Vec::new(),
+        };
+        match &self.state {
+            State::Running => self.consider(now, &mut effects),
+            State::Over => {
+                let waited = self.episodes.close();
+                let refusals = waited
+                    .into_iter()
+                    .map(|id| Effect::Refuse(id, OVER.to_owned()));
+                // The end itself comes last: whoever carries it out looks at nothing after it.
+                let at = effects
+                    .iter()
+                    .position(|effect| matches!(effect, Effect::Finish(_) | Effect::AbortBoot(_)));
+                let at = at.unwrap_or(effects.len());
+                effects.splice(at..at, refusals);
+            }
+            State::Booting { .. } | State::Checkpointing(_) => {}
         }
+        effects
     }
 
     fn terminated(&mut self, now: Moment) -> Vec<Effect> {
-        let deadline = now.plus_ms(self.policy.term_grace_ms);
-        let notice = Notice {
-            trigger: Trigger::Signal,
-            afterwards: Afterwards::Stop,
-            deadline,
-        };
-        match &mut self.state {
-            State::Booting { .. } => self.abort_boot(SIGTERM),
-            State::Running => self.begin(notice, Vec::new(), now),
-            State::Checkpointing(run) if run.notice.afterwards == Afterwards::Stop => {
-                // A signal's wish outlives a request's: if this run fails it is treated as the signal's.
-                run.notice.trigger = Trigger::Signal;
-                if deadline >= run.notice.deadline {
-                    return Vec::new();
-                }
-                run.notice.deadline = deadline;
-                budget(now, deadline, self.policy.margin_ms)
-                    .map(Effect::Tighten)
-                    .into_iter()
-                    .collect()
-            }
-            State::Checkpointing(run) => {
-                run.queue(notice, None);
-                // The queued one needs its share of the time, and a miss has to be told before it is too late.
-                let half = now.plus_ms(now.ms_until(deadline) / 2);
-                if half >= run.notice.deadline {
-                    return Vec::new();
-                }
-                run.notice.deadline = half;
-                let budget = budget(now, half, self.policy.margin_ms);
-                budget.map(Effect::Tighten).into_iter().collect()
-            }
-            State::Over => Vec::new(),
+        if let State::Over = self.state {
+            return Vec::new();
         }
+        if let State::Booting { .. } = self.state {
+            return self.abort_boot(SIGTERM);
+        }
+        let deadline = now.plus_ms(self.policy.term_grace_ms);
+        if !self.episodes.terminated(deadline, now) {
+            // A second one means now: no pause after a failure.
+            self.failures = 0;
+        }
+        if let State::Checkpointing(run) = &mut self.state
+            && run.notice.afterwards == Afterwards::Stop
+        {
+            // A signal's wish outlives a request's: if this run fails it is treated as the signal's.
+            run.notice.trigger = Source::Signal;
+        }
+        self.hurry(now)
+    }
+
+    fn announced(
+        &mut self,
+        id: RequestId,
+        announcement: Announcement,
+        wall_now: WallMs,
+        now: Moment,
+    ) -> Vec<Effect> {
+        if !self.policy.can_checkpoint {
+            return vec![Effect::Refuse(id, NO_STORE.to_owned())];
+        }
+        if let State::Over = self.state {
+            return vec![Effect::Refuse(id, OVER.to_owned())];
+        }
+        match self.episodes.hear(announcement, id, now, wall_now) {
+            Heard::News { .. } | Heard::Joined { .. } => self.hurry(now),
+            Heard::Over => vec![Effect::Note(id)],
+            Heard::Withdrawn(waited) => {
+                let all = waited.into_iter().chain([id]);
+                all.map(Effect::Note).collect()
+            }
+            Heard::Stale { by_ms } => {
+                let seconds = by_ms / 1000;
+                let reason =
+                    format!("its time passed {seconds} s ago, and the machine is still there");
+                vec![Effect::Refuse(id, reason)]
+            }
+        }
+    }
+
+    /// A checkpoint under way may have less time now.
+    fn hurry(&mut self, now: Moment) -> Vec<Effect> {
+        let Some(going) = self.episodes.going() else {
+            return Vec::new();
+        };
+        let State::Checkpointing(run) = &mut self.state else {
+            return Vec::new();
+        };
+        let attempt = now.plus_ms(self.policy.rules.attempt_ms);
+        let deadline = going.deadline.unwrap_or(attempt);
+        if run.end.is_some_and(|known| known <= deadline) {
+            return Vec::new();
+        }
+        run.end = Some(deadline);
+        let limit = match run.notice.afterwards {
+            Afterwards::Stop => deadline,
+            // The one after it needs its share of the time, and a miss has to be told before it is too late.
+            Afterwards::Continue => now.plus_ms(now.ms_until(deadline) / 2),
+        };
+        if limit >= run.notice.deadline {
+            return Vec::new();
+        }
+        run.notice.deadline = limit;
+        let budget = budget(now, limit, self.policy.rules.margin_ms);
+        budget.map(Effect::Tighten).into_iter().collect()
     }
 
     fn signalled(&mut self, signal: i32) -> Vec<Effect> {
@@ -244,29 +387,24 @@ impl Lifecycle {
         }
     }
 
-    fn requested(
-        &mut self,
-        id: RequestId,
-        afterwards: Afterwards,
-        deadline: Moment,
-        now: Moment,
-    ) -> Vec<Effect> {
-        let notice = Notice {
-            trigger: Trigger::Control,
+    fn requested(&mut self, id: RequestId, notice: Notice, now: Moment) -> Vec<Effect> {
+        let Notice {
             afterwards,
             deadline,
-        };
+            ..
+        } = notice;
         let refuse = |reason: &str| vec![Effect::Refuse(id, reason.to_owned())];
         if !self.policy.can_checkpoint {
-            return refuse(
-                "no store is set, so there is nowhere to put a checkpoint; start `reprieve run` with --store",
-            );
+            return refuse(NO_STORE);
         }
         match &mut self.state {
             State::Booting { .. } => {
                 refuse("the app is not running yet; `reprieve status` tells when it is")
             }
-            State::Running => self.begin(notice, vec![id], now),
+            State::Running => {
+                let decision = Decision::asked(notice.trigger, afterwards, now.ms_until(deadline));
+                self.begin(notice, decision, vec![id], now)
+            }
             State::Checkpointing(run)
                 if afterwards == Afterwards::Stop && run.notice.afterwards == Afterwards::Stop =>
             {
@@ -276,7 +414,7 @@ impl Lifecycle {
                     return Vec::new();
                 }
                 run.notice.deadline = deadline;
-                let budget = budget(now, deadline, self.policy.margin_ms);
+                let budget = budget(now, deadline, self.policy.rules.margin_ms);
                 budget.map(Effect::Tighten).into_iter().collect()
             }
             State::Checkpointing(run) if run.notice.afterwards == Afterwards::Continue => {
@@ -287,16 +425,17 @@ impl Lifecycle {
             State::Checkpointing(_) => refuse(
                 "a checkpoint that stops the app is under way; it cannot be left running any more",
             ),
-            State::Over => refuse("the job is over"),
+            State::Over => refuse(OVER),
         }
     }
 
-    fn ready(&mut self) -> Vec<Effect> {
+    fn ready(&mut self, now: Moment) -> Vec<Effect> {
         let State::Booting { held } = &mut self.state else {
             return Vec::new();
         };
         let effects = held.drain(..).map(Effect::Forward).collect();
         self.state = State::Running;
+        self.ready = now;
         effects
     }
 
@@ -339,60 +478,211 @@ impl Lifecycle {
         let State::Checkpointing(run) = std::mem::replace(&mut self.state, State::Running) else {
             return Vec::new();
         };
+        self.ended = Some(now);
         let mut effects: Vec<Effect> = run.waiting.into_iter().map(Effect::Answer).collect();
-        let stopped = how == Ended::Durable && run.notice.afterwards == Afterwards::Stop;
-        let how = if run.fenced && !stopped {
-            Ended::Fenced
-        } else {
-            how
-        };
-        if let Some(finish) = finish(how, stopped, run.app_ended) {
+        let stopped = matches!(how, Ended::Durable(_)) && run.notice.afterwards == Afterwards::Stop;
+        match how {
+            Ended::Durable(measured) => {
+                self.failures = 0;
+                self.promise.learn(measured);
+                self.safe = Some(measured.frozen_at);
+                let told = match stopped {
+                    true => self.episodes.close(),
+                    false => self.episodes.safe(measured.frozen_at),
+                };
+                effects.extend(told.into_iter().map(Effect::Answer));
+            }
+            Ended::Failed | Ended::Fenced => self.failures = self.failures.saturating_add(1),
+        }
+        let fenced = how == Ended::Fenced || (run.fenced && !stopped);
+        if let Some(finish) = finish(fenced, stopped, run.app_ended) {
             self.state = State::Over;
             let unserved = run.next.into_iter().flat_map(|(_, waiting)| waiting);
-            effects.extend(unserved.map(|id| Effect::Refuse(id, "the job is over".to_owned())));
+            effects.extend(unserved.map(|id| Effect::Refuse(id, OVER.to_owned())));
             effects.push(Effect::Finish(finish));
             return effects;
         }
         effects.extend(run.held.into_iter().map(Effect::Forward));
-        match run.next {
-            Some((notice, waiting)) => effects.extend(self.begin(notice, waiting, now)),
-            None if how == Ended::Failed && run.notice.trigger == Trigger::Signal => {
-                effects.extend(self.missed())
-            }
-            None => {}
+        if let Some((notice, waiting)) = run.next {
+            let left_ms = now.ms_until(notice.deadline);
+            let decision = Decision::asked(notice.trigger, notice.afterwards, left_ms);
+            effects.extend(self.begin(notice, decision, waiting, now));
+        } else if run.notice.trigger == Source::Signal
+            && run.notice.afterwards == Afterwards::Stop
+            && !stopped
+        {
+            effects.extend(self.pass_on_signal());
         }
         effects
     }
 
-    fn missed(&self) -> Option<Effect> {
-        (self.policy.on_failed_signal == OnFailure::Forward).then_some(Effect::Forward(SIGTERM))
+    /// The app is to save itself, if the policy says so.
+    fn pass_on_signal(&mut self) -> Option<Effect> {
+        if self.policy.on_failed_signal == OnFailure::RunOn {
+            return None;
+        }
+        self.episodes.give_up_signal();
+        Some(Effect::Forward(SIGTERM))
     }
 
-    fn begin(&mut self, notice: Notice, waiting: Vec<RequestId>, now: Moment) -> Vec<Effect> {
-        match budget(now, notice.deadline, self.policy.margin_ms) {
+    fn begin(
+        &mut self,
+        notice: Notice,
+        decision: Decision,
+        waiting: Vec<RequestId>,
+        now: Moment,
+    ) -> Vec<Effect> {
+        let going = self.episodes.going();
+        let notice = merged(notice, going);
+        match budget(now, notice.deadline, self.policy.rules.margin_ms) {
             Ok(budget) => {
+                self.begun = Some(now);
                 self.state = State::Checkpointing(Run {
                     notice,
+                    end: going.and_then(|going| going.deadline),
                     waiting,
                     held: Vec::new(),
                     next: None,
                     app_ended: false,
                     fenced: false,
                 });
-                vec![Effect::Begin { notice, budget }]
+                vec![Effect::Begin {
+                    notice,
+                    budget,
+                    decision,
+                }]
             }
             Err(no_time) => {
-                let mut effects: Vec<Effect> = waiting
-                    .into_iter()
-                    .map(|id| Effect::Refuse(id, no_time.to_string()))
-                    .collect();
-                if notice.trigger == Trigger::Signal {
-                    effects.push(Effect::Missed(no_time.to_string()));
-                    effects.extend(self.missed());
-                }
-                effects
+                let refuse = |id| Effect::Refuse(id, no_time.to_string());
+                waiting.into_iter().map(refuse).collect()
             }
         }
+    }
+
+    /// The job runs and something has happened: what follows?
+    fn consider(&mut self, now: Moment, effects: &mut Vec<Effect>) {
+        self.wake = None;
+        if !self.policy.can_checkpoint {
+            return;
+        }
+        let going = self.episodes.going();
+        self.miss(going, now, effects);
+        let situation = Situation {
+            now,
+            going: self.episodes.going(),
+            at_risk: self.episodes.at_risk(),
+            ready: self.ready,
+            safe: self.safe,
+            begun: self.begun,
+            ended: self.ended,
+            failures: self.failures,
+        };
+        let Plan {
+            decision,
+            deadline,
+            again,
+        } = planner::decide(&situation, &self.policy.rules, &self.promise);
+        let known =
+            |before: Decision| (before.act, before.reason) == (decision.act, decision.reason);
+        let telling = !matches!(decision.reason, Reason::Nothing | Reason::Pause);
+        if telling && !self.decided.is_some_and(known) {
+            effects.push(Effect::Decided(decision));
+        }
+        self.decided = Some(decision);
+        let danger = matches!(decision.reason, Reason::TooLate | Reason::TooLateTried);
+        if danger && self.endangered != Some(deadline) {
+            self.endangered = Some(deadline);
+            effects.push(Effect::InDanger(decision));
+        }
+        match decision.act {
+            Act::Final | Act::LeaveRunning => {
+                let notice = Notice {
+                    trigger: decision.source,
+                    afterwards: decision.afterwards(),
+                    deadline,
+                };
+                let begun = self.begin(notice, decision, Vec::new(), now);
+                effects.extend(begun);
+            }
+            Act::Wait => self.wake = again,
+            Act::GiveUp => {
+                self.give_up(decision.source, deadline, now, effects);
+                // What is left has a later deadline.
+                self.consider(now, effects);
+            }
+        }
+    }
+
+    /// Ends what has passed.
+    fn miss(&mut self, going: Option<Going>, now: Moment, effects: &mut Vec<Effect>) {
+        let Some(going) = going else { return };
+        // A provider that gives no time was answered with one attempt after the other for as long as one may take, from
+        // when there was an app to be stored.
+        let limit = going.deadline.unwrap_or_else(|| {
+            let since = going.since.max(self.ready);
+            since.plus_ms(self.policy.rules.attempt_ms)
+        });
+        if limit <= now {
+            self.give_up(going.source, limit, now, effects);
+        }
+    }
+
+    fn give_up(
+        &mut self,
+        source: Source,
+        deadline: Moment,
+        now: Moment,
+        effects: &mut Vec<Effect>,
+    ) {
+        let going = self.episodes.going();
+        let since = going.map(|going| going.since);
+        let after = |moment: Option<Moment>| moment.is_some() && moment >= since;
+        let hibernates = going.map(|going| going.fate) == Some(Fate::Hibernate);
+        let saved = hibernates && after(self.safe);
+        let failed = after(self.ended) && self.failures > 0;
+        let reason = match failed {
+            true => "every attempt before the deadline failed".to_owned(),
+            false => match budget(now, deadline, self.policy.rules.margin_ms) {
+                Err(no_time) => no_time.to_string(),
+                Ok(_) => "the deadline has passed".to_owned(),
+            },
+        };
+        let terminated = self.episodes.is_terminated();
+        let undated = going.is_some_and(|going| going.deadline.is_none());
+        let mut waited = self.episodes.pass(deadline.max(now));
+        if undated {
+            waited.extend(self.episodes.give_up_undated());
+        }
+        if !saved {
+            effects.push(Effect::Missed {
+                source,
+                reason: reason.clone(),
+            });
+            if terminated {
+                effects.extend(self.pass_on_signal());
+            }
+        }
+        effects.extend(waited.into_iter().map(|id| match (saved, failed) {
+            (true, _) => Effect::Note(id),
+            (_, true) => Effect::Answer(id),
+            _ => Effect::Refuse(id, reason.clone()),
+        }));
+    }
+}
+
+/// What is asked for while the end is at hand: the last checkpoint there will be.
+fn merged(notice: Notice, going: Option<Going>) -> Notice {
+    let Some(going) = going else { return notice };
+    let deadline = going
+        .deadline
+        .map_or(notice.deadline, |end| end.min(notice.deadline));
+    match going.at_once && going.fate != Fate::Hibernate {
+        true => Notice {
+            trigger: going.source,
+            afterwards: Afterwards::Stop,
+            deadline,
+        },
+        false => Notice { deadline, ..notice },
     }
 }
 
@@ -400,9 +690,6 @@ impl Run {
     fn queue(&mut self, notice: Notice, id: Option<RequestId>) {
         let (queued, waiting) = self.next.get_or_insert((notice, Vec::new()));
         queued.deadline = queued.deadline.min(notice.deadline);
-        if notice.trigger == Trigger::Signal {
-            queued.trigger = Trigger::Signal;
-        }
         if notice.afterwards == Afterwards::Stop {
             queued.afterwards = Afterwards::Stop;
         }
@@ -410,11 +697,11 @@ impl Run {
     }
 }
 
-fn finish(how: Ended, stopped: bool, app_ended: bool) -> Option<Finish> {
-    match how {
-        Ended::Fenced => Some(Finish::Fenced),
-        _ if stopped => Some(Finish::Checkpointed),
-        _ if app_ended => Some(Finish::AppEnded),
+fn finish(fenced: bool, stopped: bool, app_ended: bool) -> Option<Finish> {
+    match (fenced, stopped, app_ended) {
+        (true, ..) => Some(Finish::Fenced),
+        (_, true, _) => Some(Finish::Checkpointed),
+        (.., true) => Some(Finish::AppEnded),
         _ => None,
     }
 }
@@ -422,14 +709,31 @@ fn finish(how: Ended, stopped: bool, app_ended: bool) -> Option<Finish> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::notice::Says;
+    use crate::planner::{Every, OnTooLate};
     use proptest::prelude::*;
 
     const POLICY: Policy = Policy {
         can_checkpoint: true,
         term_grace_ms: 10_000,
-        margin_ms: 1_000,
         on_failed_signal: OnFailure::RunOn,
+        rules: Rules {
+            margin_ms: 1_000,
+            every: Every::Never,
+            least_interval_ms: 30_000,
+            at_risk_ms: 600_000,
+            attempt_ms: 25_000,
+            on_too_late: OnTooLate::Try,
+        },
     };
+    const MEASURED: Measured = Measured {
+        frozen_at: T0,
+        wall_ms: 100,
+        frozen_ms: 50,
+        memory: 1 << 20,
+        changed: 1 << 10,
+    };
+    const DURABLE: Event = Event::CheckpointEnded(Ended::Durable(MEASURED));
     const T0: Moment = Moment(1_000);
 
     fn running(policy: Policy) -> Lifecycle {
@@ -441,6 +745,7 @@ mod tests {
     fn request(number: u64, afterwards: Afterwards) -> Event {
         Event::Request {
             id: RequestId(number),
+            by: Source::Control,
             afterwards,
             deadline: T0.plus_ms(25_000),
         }
@@ -460,7 +765,7 @@ mod tests {
         assert_eq!(life.phase(), Phase::Checkpointing);
         assert_eq!(life.handle(Event::AppEnded, T0), []);
         assert_eq!(
-            life.handle(Event::CheckpointEnded(Ended::Durable), T0),
+            life.handle(DURABLE, T0),
             [Effect::Finish(Finish::Checkpointed)]
         );
     }
@@ -470,6 +775,41 @@ mod tests {
         let mut life = running(POLICY);
         life.handle(Event::Signal(SIGTERM), T0);
         assert_eq!(life.handle(Event::Signal(SIGTERM), T0.plus_ms(5)), []);
+    }
+
+    #[test]
+    fn what_sigterm_asked_for_and_failed_is_tried_again_while_there_is_time() {
+        let mut life = running(POLICY);
+        life.handle(Event::Signal(SIGTERM), T0);
+        let mut now = T0;
+        let mut begun = 1;
+        loop {
+            now = now.plus_ms(100);
+            let mut effects = life.handle(Event::CheckpointEnded(Ended::Failed), now);
+            while let Some(wake) = life.wake() {
+                now = wake;
+                effects.extend(life.handle(Event::Woken, now));
+            }
+            begun += begins(&effects);
+            if begins(&effects) == 0 {
+                let missed = |effect: &Effect| matches!(effect, Effect::Missed { .. });
+                assert_eq!(effects.iter().filter(|effect| missed(effect)).count(), 1);
+                break;
+            }
+        }
+        assert!(begun > 3, "{begun}");
+        assert_eq!(life.phase(), Phase::Running);
+        assert_eq!(life.handle(Event::Woken, now.plus_ms(60_000)), []);
+    }
+
+    #[test]
+    fn a_second_sigterm_ends_the_pause() {
+        let mut life = running(POLICY);
+        life.handle(Event::Signal(SIGTERM), T0);
+        let effects = life.handle(Event::CheckpointEnded(Ended::Failed), T0.plus_ms(10));
+        assert_eq!(begins(&effects), 0);
+        let effects = life.handle(Event::Signal(SIGTERM), T0.plus_ms(11));
+        assert_eq!(begins(&effects), 1);
     }
 
     #[test]
@@ -543,7 +883,7 @@ mod tests {
         life.handle(request(1, Afterwards::Continue), T0);
         let effects = life.handle(Event::Signal(SIGTERM), T0);
         assert!(matches!(effects[..], [Effect::Tighten(_)]), "{effects:?}");
-        let effects = life.handle(Event::CheckpointEnded(Ended::Durable), T0.plus_ms(100));
+        let effects = life.handle(DURABLE, T0.plus_ms(100));
         assert_eq!(effects[0], Effect::Answer(RequestId(1)));
         assert_eq!(begins(&effects), 1);
     }
@@ -579,15 +919,64 @@ mod tests {
             term_grace_ms: 100,
             ..POLICY
         });
-        assert!(matches!(
-            life.handle(Event::Signal(SIGTERM), T0)[..],
-            [Effect::Missed(_)]
-        ));
+        let effects = life.handle(Event::Signal(SIGTERM), T0);
+        assert!(
+            matches!(effects[..], [Effect::Decided(_), Effect::Missed { .. }]),
+            "{effects:?}"
+        );
         assert_eq!(life.phase(), Phase::Running);
     }
 
+    #[test]
+    fn what_is_announced_during_the_boot_is_acted_on_when_the_app_runs() {
+        let heard = |kind: u8| {
+            let mut life = Lifecycle::new(POLICY);
+            let effects = life.handle(announced(RequestId(1), kind, T0), T0);
+            assert_eq!(effects, [], "{kind}");
+            life
+        };
+        // The boot may take longer than an attempt.
+        for (kind, boot_ms, deadline_ms) in [(11, 500, 3_000), (13, 40_000, 65_000)] {
+            let effects = heard(kind).handle(Event::AppReady, T0.plus_ms(boot_ms));
+            let begun = effects.iter().find_map(|effect| match effect {
+                Effect::Begin { notice, .. } => Some(*notice),
+                _ => None,
+            });
+            let begun = begun.unwrap_or_else(|| panic!("{kind}: {effects:?}"));
+            assert_eq!(begun.afterwards, Afterwards::Stop, "{kind}");
+            assert_eq!(begun.deadline, T0.plus_ms(deadline_ms), "{kind}");
+        }
+        assert_eq!(begins(&heard(12).handle(Event::AppReady, T0)), 1);
+        // Over before it began is told as a miss.
+        let effects = heard(11).handle(Event::AppReady, T0.plus_ms(4_000));
+        let missed = |effect: &Effect| matches!(effect, Effect::Missed { .. });
+        assert!(effects.iter().any(missed), "{effects:?}");
+        assert!(
+            effects
+                .iter()
+                .any(|effect| matches!(effect, Effect::Refuse(RequestId(1), _)))
+        );
+    }
+
+    fn announced(id: RequestId, kind: u8, now: Moment) -> Event {
+        let (fate, at) = match kind {
+            11 => (Fate::Terminate, Some(WallMs(now.0 + 3_000))),
+            12 => (Fate::AtRisk, None),
+            _ => (Fate::Stop, None),
+        };
+        Event::Announced {
+            id,
+            announcement: Announcement {
+                source: Source::Sqs,
+                identity: format!("{kind}"),
+                says: Says::Goes { fate, at },
+            },
+            wall_now: WallMs(now.0),
+        }
+    }
+
     fn any_event() -> impl Strategy<Value = u8> {
-        0u8..10
+        0u8..14
     }
 
     proptest! {
@@ -609,14 +998,19 @@ mod tests {
                     2 | 3 => {
                         asked.push(id);
                         let afterwards = if kind == 2 { Afterwards::Stop } else { Afterwards::Continue };
-                        Event::Request { id, afterwards, deadline: now.plus_ms(5_000) }
+                        Event::Request { id, by: Source::Control, afterwards, deadline: now.plus_ms(5_000) }
                     }
                     4 => Event::AppReady,
                     5 => Event::AppEnded,
-                    6 => Event::CheckpointEnded(Ended::Durable),
+                    6 => DURABLE,
                     7 => Event::CheckpointEnded(Ended::Failed),
                     8 => Event::CheckpointEnded(Ended::Fenced),
-                    _ => Event::Fenced,
+                    9 => Event::Fenced,
+                    10 => Event::Woken,
+                    _ => {
+                        asked.push(id);
+                        announced(id, kind, now)
+                    }
                 };
                 if matches!(event, Event::CheckpointEnded(_)) {
                     if under_way == 0 { continue }
@@ -626,18 +1020,23 @@ mod tests {
                 for effect in life.handle(event, now) {
                     match effect {
                         Effect::Begin { .. } => under_way += 1,
-                        Effect::Answer(id) | Effect::Refuse(id, _) => answered.push(id),
+                        Effect::Answer(id) | Effect::Refuse(id, _) | Effect::Note(id) => answered.push(id),
                         Effect::Forward(_) => prop_assert!(!frozen, "a signal reached a frozen app"),
                         Effect::Finish(_) | Effect::AbortBoot(_) => finished += 1,
-                        Effect::Tighten(_) | Effect::Missed(_) => {}
+                        _ => {}
                     }
                 }
                 prop_assert!(under_way <= 1);
                 prop_assert!(finished <= 1);
             }
-            if under_way == 1 {
-                for effect in life.handle(Event::CheckpointEnded(Ended::Fenced), now) {
-                    if let Effect::Answer(id) | Effect::Refuse(id, _) = effect { answered.push(id) }
+            let mut effects = life.handle(Event::AppReady, now);
+            if under_way == 1 || begins(&effects) == 1 {
+                effects.extend(life.handle(Event::CheckpointEnded(Ended::Fenced), now));
+            }
+            effects.extend(life.handle(Event::Fenced, now));
+            for effect in effects {
+                if let Effect::Answer(id) | Effect::Refuse(id, _) | Effect::Note(id) = effect {
+                    answered.push(id);
                 }
             }
             answered.sort_by_key(|id| id.0);

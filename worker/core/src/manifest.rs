@@ -8,7 +8,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::document::{self, DocumentError, Stored};
-use crate::notice::{Afterwards, Trigger};
+use crate::notice::{Afterwards, Source};
+use crate::planner::Decision;
 
 const KIND: &str = "manifest";
 /// The version this program writes and the only one it reads.
@@ -143,8 +144,11 @@ pub struct Manifest {
     pub parent: Option<u64>,
     /// Wall clock of the host at the freeze, in milliseconds since the Unix epoch.
     pub taken_at_ms: u64,
-    pub trigger: Trigger,
+    pub trigger: Source,
     pub afterwards: Afterwards,
+    /// Why it was taken; snapshots of older versions do not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decision: Option<Decision>,
     pub app: AppFacts,
     pub host: HostFacts,
     /// Every object that a restore reads. Blocks name them by position.

@@ -21,25 +21,6 @@ impl Moment {
     }
 }
 
-/// Who asked for a checkpoint. Stored in the manifest and used as a metric label, hence a closed set.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Trigger {
-    /// SIGTERM to the supervisor.
-    Signal,
-    /// `reprieve checkpoint` through the control socket.
-    Control,
-}
-
-impl Trigger {
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Signal => "signal",
-            Self::Control => "control",
-        }
-    }
-}
-
 /// What becomes of the app once its snapshot is durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -53,7 +34,7 @@ pub enum Afterwards {
 /// A wish for a checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Notice {
-    pub trigger: Trigger,
+    pub trigger: Source,
     pub afterwards: Afterwards,
     /// When the snapshot has to be durable.
     pub deadline: Moment,
@@ -63,7 +44,7 @@ pub struct Notice {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct WallMs(pub u64);
 
-/// Who said it. Used as a metric label, hence a closed set.
+/// Who said it. Stored in the manifest and used as a metric label, hence a closed set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Source {
@@ -95,7 +76,10 @@ impl Source {
         Self::MemoryPressure,
     ];
 
-    pub fn as_str(self) -> &'static str {
+    /// The names, in the order of [`Self::ALL`].
+    pub const NAMES: [&str; 8] = names(Self::ALL);
+
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Signal => "signal",
             Self::Control => "control",
@@ -107,6 +91,16 @@ impl Source {
             Self::MemoryPressure => "memory_pressure",
         }
     }
+}
+
+const fn names<const N: usize>(all: [Source; N]) -> [&'static str; N] {
+    let mut names = [""; N];
+    let mut at = 0;
+    while at < N {
+        names[at] = all[at].as_str();
+        at += 1;
+    }
+    names
 }
 
 /// What happens to the machine.
@@ -126,7 +120,7 @@ pub enum Fate {
 }
 
 impl Fate {
-    pub fn as_str(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Terminate => "terminate",
             Self::Stop => "stop",
@@ -172,4 +166,28 @@ pub enum Settled {
     Failed { reason: String },
     /// Nothing needed to be done: a hint, a withdrawal, a question that was answered otherwise.
     Noted,
+}
+
+/// What somebody asks of the supervisor by name, through a source that can carry an answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Order {
+    Checkpoint {
+        afterwards: Afterwards,
+        /// When the snapshot has to be durable; without one the supervisor's own setting counts.
+        deadline: Option<WallMs>,
+        /// Names that the snapshot is to carry.
+        tags: Vec<String>,
+    },
+    /// End the app, as SIGTERM to it does, without a checkpoint.
+    Stop,
+    /// Say how things are.
+    Status,
+}
+
+/// What became of an order; told to the source that brought it, exactly once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reply {
+    Settled(Settled),
+    /// How things are, as `reprieve status --json` says it.
+    Status(serde_json::Value),
 }

@@ -122,9 +122,11 @@ fn argument(setting: &'static Setting) -> Arg {
 
 fn value_name(kind: Kind) -> &'static str {
     match kind {
-        Kind::StoreAddress | Kind::Endpoint => "URL",
-        Kind::Region | Kind::JobName => "NAME",
+        Kind::StoreAddress | Kind::Endpoint | Kind::QueueUrl => "URL",
+        Kind::Region | Kind::JobName | Kind::Instance => "NAME",
         Kind::Choice(_) => "CHOICE",
+        Kind::Sources => "NAMES",
+        Kind::Period => "PERIOD",
         Kind::Duration(..) => "DURATION",
         Kind::Size(..) => "SIZE",
         Kind::Count(..) | Kind::ExitCode => "NUMBER",

@@ -16,7 +16,8 @@ use nix::sys::socket::{
 use nix::sys::time::TimeVal;
 
 use crate::control::protocol::{
-    Answer, Checkpoint, Durable, LINE_LIMIT, Outcome, ProtocolError, Request, Status, StatusQuery,
+    Answer, Checkpoint, Durable, LINE_LIMIT, Outcome, ProtocolError, Request, SourceHealth, Status,
+    StatusQuery,
 };
 use crate::failure::{ExitCode, Failure};
 
@@ -234,14 +235,16 @@ fn unwelcome(control_socket: &Path, answer: Answer) -> Failure {
             format!("the supervisor did not understand the request: {reason}"),
         )
         .remedy("use the `reprieve` program that supervises this container"),
-        Answer::Checkpoint(Outcome::Durable(_)) | Answer::Status(_) => Failure::new(
+        Answer::Checkpoint(Outcome::Durable(_)) | Answer::Status(_) | Answer::Noted {} => {
+            Failure::new(
             ExitCode::NoSupervisor,
             format!(
                 "what answers at the control socket {} gave an answer to another question",
                 control_socket.display()
             ),
         )
-        .remedy("use the `reprieve` program that supervises this container"),
+        .remedy("use the `reprieve` program that supervises this container")
+        }
     }
 }
 
@@ -316,11 +319,42 @@ fn describe_status(status: &Status) -> String {
             .owner_epoch
             .map(|epoch| ("owner epoch", epoch.to_string())),
     );
+    rows.extend(
+        status
+            .sources
+            .iter()
+            .map(|source| ("source", describe_source(source))),
+    );
+    rows.extend(status.plan.clone().map(|plan| ("plan", plan)));
+    rows.extend(
+        status
+            .deadline_ms
+            .map(|left| ("deadline", format!("in {}", seconds(left)))),
+    );
+    rows.extend(
+        status
+            .to_safe_ms
+            .map(|needed| ("safe within", milliseconds(needed))),
+    );
     rows.push(("up for", seconds(status.uptime_ms)));
     rows.push(("version", status.version.clone()));
     rows.iter()
         .map(|(name, value)| format!("{name:<14} {value}\n"))
         .collect()
+}
+
+fn describe_source(health: &SourceHealth) -> String {
+    let mut text = format!("{} is {}", health.source, health.condition);
+    if let Some(age) = health.last_success_age_ms {
+        text.push_str(&format!(", last seen to work {} ago", seconds(age)));
+    }
+    if health.failures > 0 {
+        text.push_str(&format!(", {} failures in a row", health.failures));
+    }
+    for more in health.reason.iter().chain(&health.remedy) {
+        text.push_str(&format!("; {more}"));
+    }
+    text
 }
 
 fn milliseconds(ms: u64) -> String {
@@ -438,6 +472,17 @@ mod tests {
             last_failure: Some("the store is full".into()),
             resumed_from: Some(5),
             owner_epoch: Some(3),
+            sources: vec![SourceHealth {
+                source: "sqs".into(),
+                condition: "degraded".into(),
+                reason: Some("it does not answer".into()),
+                remedy: Some("see its log".into()),
+                last_success_age_ms: Some(61_000),
+                failures: 4,
+            }],
+            plan: Some("nothing is to be expected".into()),
+            deadline_ms: Some(90_000),
+            to_safe_ms: Some(700),
             protected: true,
             unprotected_because: None,
             uptime_ms: 3_600_000,
@@ -493,6 +538,10 @@ mod tests {
              checkpoints    2 durable, 1 failed\n\
              last failure   the store is full\n\
              owner epoch    3\n\
+             source         sqs is degraded, last seen to work 1m 1s ago, 4 failures in a row; it does not answer; see its log\n\
+             plan           nothing is to be expected\n\
+             deadline       in 1m 30s\n\
+             safe within    700ms\n\
              up for         1h\n\
              version        0.1.0\n"
         );

@@ -11,6 +11,8 @@
 
 use std::time::Duration;
 
+use reprieve_core::notice::{Afterwards, Fate, Settled, WallMs};
+use reprieve_hooks::{Condition, Health};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -19,12 +21,15 @@ use serde_json::Value;
 pub const VERSION: u64 = 1;
 /// Bytes of a line with its newline.
 pub const LINE_LIMIT: usize = 64 * 1024;
+/// Bytes of a text about one source: there are eight sources with two texts each, and escaped a byte may take six.
+const SOURCE_TEXT_LIMIT: usize = 256;
 
 /// What a client wants.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "snake_case")]
 pub enum Request {
     Checkpoint(Checkpoint),
+    Notice(Notice),
     Status(StatusQuery),
 }
 
@@ -40,6 +45,21 @@ pub struct Checkpoint {
     pub timeout_ms: Option<u64>,
 }
 
+/// Something is to happen to this machine, says somebody who knows more than the sources.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Notice {
+    pub fate: Fate,
+    /// Without it the end may come at any moment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub in_ms: Option<u64>,
+    /// The same for the same event.
+    pub identity: String,
+    /// It will not happen after all.
+    #[serde(default)]
+    pub withdrawn: bool,
+}
+
 /// Say how things are.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -51,6 +71,8 @@ pub struct StatusQuery {}
 pub enum Answer {
     Checkpoint(Outcome),
     Status(Box<Status>),
+    /// The notice was taken in; what follows from it is told by the status.
+    Noted {},
     /// The request was not understood.
     Invalid {
         reason: String,
@@ -113,6 +135,18 @@ pub struct Status {
     pub resumed_from: Option<u64>,
     /// Counts the owners the job has had; none without a store.
     pub owner_epoch: Option<u64>,
+    /// Whatever is listened to besides signals and the control socket.
+    #[serde(default)]
+    pub sources: Vec<SourceHealth>,
+    /// What is planned, in words.
+    #[serde(default)]
+    pub plan: Option<String>,
+    /// Until the announced end of the machine; none while none is announced, or without a time.
+    #[serde(default)]
+    pub deadline_ms: Option<u64>,
+    /// What a checkpoint would take now, hardly ever more; none before the first one.
+    #[serde(default)]
+    pub to_safe_ms: Option<u64>,
     /// Whether a checkpoint could be taken now, as far as is known.
     #[serde(default)]
     pub protected: bool,
@@ -141,6 +175,67 @@ impl Status {
             _ => 0,
         };
         Duration::from_millis(ms)
+    }
+}
+
+/// How a source of notices is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceHealth {
+    /// The name of the metrics' label.
+    pub source: String,
+    /// `starting`, `working`, `degraded` or `absent`.
+    pub condition: String,
+    /// Why it is degraded or absent.
+    pub reason: Option<String>,
+    pub remedy: Option<String>,
+    /// Since it was last seen to work.
+    pub last_success_age_ms: Option<u64>,
+    /// Tries in a row that failed.
+    pub failures: u32,
+}
+
+impl SourceHealth {
+    pub fn of(health: Health, now: WallMs) -> Self {
+        let (condition, reason, remedy) = match health.condition {
+            Condition::Starting => ("starting", None, None),
+            Condition::Working => ("working", None, None),
+            Condition::Degraded { reason, remedy } => ("degraded", Some(reason), Some(remedy)),
+            Condition::Absent { reason } => ("absent", Some(reason), None),
+        };
+        Self {
+            source: health.source.as_str().to_owned(),
+            condition: condition.to_owned(),
+            reason,
+            remedy,
+            last_success_age_ms: health.last_success.map(|at| now.0.saturating_sub(at.0)),
+            failures: health.failures,
+        }
+    }
+
+    fn shortened(&self) -> Self {
+        let short = |text: &String| text[..text.floor_char_boundary(SOURCE_TEXT_LIMIT)].to_owned();
+        Self {
+            reason: self.reason.as_ref().map(short),
+            remedy: self.remedy.as_ref().map(short),
+            ..self.clone()
+        }
+    }
+}
+
+impl From<Outcome> for Settled {
+    fn from(outcome: Outcome) -> Self {
+        match outcome {
+            Outcome::Durable(durable) => Self::Durable {
+                generation: durable.generation,
+                afterwards: match durable.left_running {
+                    true => Afterwards::Continue,
+                    false => Afterwards::Stop,
+                },
+            },
+            Outcome::Failed { reason, .. } => Self::Failed { reason },
+            Outcome::Refused { reason } => Self::Refused { reason },
+            Outcome::TimedOut { reason } => Self::Failed { reason },
+        }
     }
 }
 
@@ -204,8 +299,10 @@ impl Answer {
             Self::Status(status) => Self::Status(Box::new(Status {
                 last_failure: status.last_failure.as_ref().map(short),
                 store: status.store.as_ref().map(short),
+                sources: status.sources.iter().map(SourceHealth::shortened).collect(),
                 ..Status::clone(status)
             })),
+            Self::Noted {} => Self::Noted {},
             Self::Invalid { reason } => Self::Invalid {
                 reason: short(reason),
             },
@@ -260,6 +357,17 @@ mod tests {
             last_failure: Some("the store is full".into()),
             resumed_from: None,
             owner_epoch: None,
+            sources: vec![SourceHealth {
+                source: "sqs".into(),
+                condition: "working".into(),
+                reason: None,
+                remedy: None,
+                last_success_age_ms: Some(2),
+                failures: 0,
+            }],
+            plan: None,
+            deadline_ms: None,
+            to_safe_ms: Some(700),
             protected: true,
             unprotected_because: None,
             uptime_ms: 1,
@@ -276,6 +384,15 @@ mod tests {
                     timeout_ms: Some(25_000),
                 }),
                 r#"{"v":1,"request":"checkpoint","leave_running":true,"timeout_ms":25000}"#,
+            ),
+            (
+                Request::Notice(Notice {
+                    fate: Fate::Terminate,
+                    in_ms: Some(120_000),
+                    identity: "reclaim-7".into(),
+                    withdrawn: false,
+                }),
+                r#"{"v":1,"request":"notice","fate":"terminate","in_ms":120000,"identity":"reclaim-7","withdrawn":false}"#,
             ),
             (
                 Request::Status(StatusQuery {}),
@@ -317,13 +434,14 @@ mod tests {
                 Answer::Checkpoint(Outcome::TimedOut { reason: "r".into() }),
                 r#"{"v":1,"answer":"checkpoint","outcome":"timed_out","reason":"r"}"#,
             ),
+            (Answer::Noted {}, r#"{"v":1,"answer":"noted"}"#),
             (
                 Answer::Invalid { reason: "r".into() },
                 r#"{"v":1,"answer":"invalid","reason":"r"}"#,
             ),
             (
                 Answer::Status(Box::new(status())),
-                r#"{"v":1,"answer":"status","version":"0.1.0","state":"running","job":"nightly","store":null,"last_generation":3,"last_snapshot_age_ms":61000,"app_pid":17,"checkpoints_durable":2,"checkpoints_failed":1,"last_failure":"the store is full","resumed_from":null,"owner_epoch":null,"protected":true,"unprotected_because":null,"uptime_ms":1}"#,
+                r#"{"v":1,"answer":"status","version":"0.1.0","state":"running","job":"nightly","store":null,"last_generation":3,"last_snapshot_age_ms":61000,"app_pid":17,"checkpoints_durable":2,"checkpoints_failed":1,"last_failure":"the store is full","resumed_from":null,"owner_epoch":null,"sources":[{"source":"sqs","condition":"working","reason":null,"remedy":null,"last_success_age_ms":2,"failures":0}],"plan":null,"deadline_ms":null,"to_safe_ms":700,"protected":true,"unprotected_because":null,"uptime_ms":1}"#,
             ),
         ];
         for (answer, line) in answers {

@@ -9,13 +9,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix::unistd::geteuid;
-use reprieve_core::notice::Afterwards;
+use reprieve_core::notice::{Afterwards, Announcement, Says, Source, WallMs};
+use reprieve_hooks::Heard;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 
 use crate::control::protocol::{self, Answer, LINE_LIMIT};
+use crate::sources;
 use crate::supervisor::Request;
 
 /// Callers served at once; further ones wait.
@@ -114,6 +116,30 @@ async fn pass_on(request: protocol::Request, requests: &mpsc::Sender<Request>) -
             status
                 .await
                 .map_or_else(|_| over(), |status| Answer::Status(Box::new(status)))
+        }
+        protocol::Request::Notice(notice) => {
+            let at = |in_ms| WallMs(sources::wall_now().0.saturating_add(in_ms));
+            let announcement = Announcement {
+                source: Source::Control,
+                identity: notice.identity,
+                says: match notice.withdrawn {
+                    true => Says::Withdrawn,
+                    false => Says::Goes {
+                        fate: notice.fate,
+                        at: notice.in_ms.map(at),
+                    },
+                },
+            };
+            // What becomes of it is told by the status and the log.
+            let (settled, _) = oneshot::channel();
+            let heard = Heard {
+                announcement,
+                settled,
+            };
+            match requests.send(Request::Notice(heard)).await {
+                Ok(()) => Answer::Noted {},
+                Err(_) => over(),
+            }
         }
         protocol::Request::Checkpoint(asked) => {
             let afterwards = if asked.leave_running {

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use futures::StreamExt;
 use reprieve_core::head::Owner;
 use reprieve_core::manifest::Manifest;
-use reprieve_core::notice::{Afterwards, Trigger};
+use reprieve_core::notice::{Afterwards, Source};
 use serde::Serialize;
 
 use super::{
@@ -44,7 +44,7 @@ pub(super) struct Line {
     pub stored_bytes: Option<u64>,
     /// Of those, what this snapshot added.
     pub new_bytes: Option<u64>,
-    pub trigger: Option<Trigger>,
+    pub trigger: Option<Source>,
     pub afterwards: Option<Afterwards>,
     pub host: Option<String>,
     pub pinned: bool,

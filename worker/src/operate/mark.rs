@@ -1,6 +1,8 @@
 //! `reprieve tag`, `untag`, `pin`, `unpin`: what a person says of a snapshot. Pinned and tagged ones stay whatever else
 //! is to be kept.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use reprieve_core::head::{Generation, Head};
 use serde::Serialize;
 
@@ -107,15 +109,15 @@ async fn amend(
     job: &Job,
     change: impl Fn(&Head) -> Result<(Head, u64), NotMarked>,
 ) -> Result<Marked, Failure> {
-    let chosen = std::cell::Cell::new(0);
+    let chosen = AtomicU64::new(0);
     let amended = job.catalog.amend(job.deadline(), |head| {
         let (head, number) = change(head)?;
-        chosen.set(number);
+        chosen.store(number, Ordering::Relaxed);
         Ok(head)
     });
     let (entry, changed) = match amended.await.map_err(|error| job.failed(error))? {
         Ok(head) => {
-            let entry = head.generation(chosen.get()).cloned();
+            let entry = head.generation(chosen.load(Ordering::Relaxed)).cloned();
             (entry.expect("it was changed just now"), true)
         }
         Err(NotMarked::Already(entry)) => (*entry, false),

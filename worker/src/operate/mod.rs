@@ -206,7 +206,7 @@ fn print(out: &mut impl Write, format: Format, answer: &impl Answer) {
 }
 
 /// A job as these commands see it.
-struct Job {
+pub(crate) struct Job {
     name: String,
     address: String,
     catalog: Catalog,
@@ -256,6 +256,24 @@ impl Job {
             limit: settings.store.timeout,
             restore_limit: settings.restore_timeout,
         })
+    }
+
+    /// The job of a worker that runs it. Nothing is restored through it.
+    pub(crate) fn of(catalog: Catalog, name: String, address: String, limit: Duration) -> Self {
+        Self {
+            name,
+            address,
+            catalog,
+            limit,
+            restore_limit: limit,
+        }
+    }
+
+    /// Gives a snapshot a tag, or says on one line why not.
+    pub(crate) async fn tag(&self, generation: u64, tag: &str) -> Result<(), String> {
+        let tag: Tag = tag.parse().map_err(|error: NameError| error.to_string())?;
+        let tagged = mark::tag(self, &Selector::Number(generation), &tag).await;
+        tagged.map(drop).map_err(|failure| failure.on_one_line())
     }
 
     fn store(&self) -> &Arc<dyn Store> {

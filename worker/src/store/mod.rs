@@ -17,7 +17,7 @@ pub(crate) mod doomed;
 mod hedged;
 mod location;
 pub mod retry;
-mod s3;
+pub(crate) mod s3;
 pub mod selftest;
 pub mod unreliable;
 
@@ -32,7 +32,6 @@ use reprieve_core::pace::Pace;
 pub use directory::DirectoryStore;
 pub use hedged::HedgedStore;
 pub use location::{AddressError, StoreAddress};
-pub(crate) use s3::aws_config;
 pub use s3::{Addressing, Encryption, S3Limits, S3Objects, S3Options, S3Store};
 pub use unreliable::UnreliableStore;
 

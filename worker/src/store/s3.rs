@@ -36,7 +36,7 @@ use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::operation::get_object::GetObjectOutput;
 use aws_sdk_s3::primitives::{ByteStream, SdkBody};
 use aws_sdk_s3::types::{ChecksumMode, RequestPayer, ServerSideEncryption, StorageClass};
-use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore, rustls_provider::CryptoMode};
+use aws_smithy_http_client::tls::TrustStore;
 use aws_smithy_types::base64;
 use bytes::{Bytes, BytesMut};
 
@@ -44,6 +44,7 @@ use super::{
     ATTEMPT_LIMIT, Condition, Entry, Object, Store, StoreError, StoreErrorKind, Tag, check_key,
     check_prefix,
 };
+use crate::aws;
 
 /// An upload slower than this many bytes per second is taken for stalled, so that a small one is not waited for as long
 /// as a large one.
@@ -930,24 +931,25 @@ impl Error for Cause {
 
 // ---- Settings of the SDK
 
-/// The settings of other services of AWS: found in the same places, by the same way through the network.
-pub(crate) async fn aws_config(region: Option<String>) -> aws_config::SdkConfig {
+/// The same for other services of AWS: no retries of the SDK's own, our certificates.
+pub(crate) async fn sdk_config_for(
+    region: Option<String>,
+    connect: Duration,
+) -> aws_config::SdkConfig {
+    let limits = S3Limits {
+        connect,
+        ..S3Limits::default()
+    };
     let options = S3Options {
         region,
+        limits,
         ..S3Options::default()
     };
-    let config = Box::pin(sdk_config(&options, trust_store())).await;
-    // There is no other place that tries again.
-    let config = config.into_builder().retry_config(RetryConfig::standard());
-    config.build()
+    sdk_config(&options, trust_store()).await
 }
 
 async fn sdk_config(options: &S3Options, trusted: TrustStore) -> aws_config::SdkConfig {
-    let context = TlsContext::builder().with_trust_store(trusted).build();
-    let http = aws_smithy_http_client::Builder::new()
-        .tls_provider(Provider::Rustls(CryptoMode::Ring))
-        .tls_context(context.expect("a trust store is all it needs"))
-        .build_https();
+    let http = aws::http_client(trusted);
     let mut loader = aws_config::defaults(BehaviorVersion::v2026_01_12())
         .http_client(http)
         .retry_config(RetryConfig::disabled())
@@ -980,7 +982,7 @@ async fn sdk_config(options: &S3Options, trusted: TrustStore) -> aws_config::Sdk
 
 /// The system's certificates (or `SSL_CERT_FILE`'s), and Mozilla's where there are none: we run inside the user's own
 /// image, and the common small ones come without.
-fn trust_store() -> TrustStore {
+pub(crate) fn trust_store() -> TrustStore {
     if !rustls_native_certs::load_native_certs().certs.is_empty() {
         return TrustStore::default();
     }
@@ -1087,6 +1089,19 @@ mod tests {
             assert_eq!(error.kind, kind, "{error}");
             assert!(error.message.contains("credentials"), "{error}");
         }
+    }
+
+    /// Without an endpoint of one's own the SDK may ask the machine for its region; it used to panic, having no
+    /// connection.
+    #[tokio::test]
+    async fn settings_for_aws_itself_can_be_made() {
+        let options = S3Options {
+            endpoint: None,
+            region: Some("eu-central-1".to_owned()),
+            ..options("")
+        };
+        let shared = sdk_config(&options, bundled_roots()).await;
+        assert_eq!(shared.region().map(AsRef::as_ref), Some("eu-central-1"));
     }
 
     /// The SDK panics over certificates that it cannot read.

@@ -17,6 +17,7 @@ use reprieve_core::sweep::PROBE_PREFIX;
 use serde_json::json;
 use tokio::time::{Instant, sleep};
 
+use crate::callouts::{Callouts, Moment};
 use crate::catalog::{self, Catalog, CatalogError, Found, Lease};
 use crate::engine::criu::Criu;
 use crate::failure::{ExitCode, Failure};
@@ -125,6 +126,11 @@ pub(crate) async fn boot(
     let (candidates, ownership) = own(&prepared, &settings, &address, &presence.name()).await?;
     presence.tell(|worker| worker.epoch = Some(ownership.epoch));
     owned.set(Arc::clone(&ownership)).expect("a boot owns once");
+    if !candidates.is_empty() {
+        let facts = json!({ "job": settings.job, "snapshots": candidates.len() });
+        let callouts = Callouts::new(&settings, Arc::clone(&reaper));
+        callouts.call(Moment::BeforeRestore, &facts, None).await;
+    }
     let restorer = prepared.restorer(&reaper, &gate, &journal);
     let resumed = resume(&restorer, &candidates, &settings).await?;
     let protection = Some(prepared.protection(&settings, &reaper, ownership, journal));
@@ -178,6 +184,10 @@ async fn own(
             .await
         {
             Ok(lease) => {
+                if found.owner().is_some() {
+                    // It is silent, or the settings say not to ask.
+                    metrics::died_without_notice();
+                }
                 tell(&found);
                 tracing::info!(
                     job = settings.job,

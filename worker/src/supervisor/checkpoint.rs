@@ -16,12 +16,14 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use nix::unistd::{Pid, getsid};
 use reprieve_core::head::Head;
 use reprieve_core::manifest::{AppFacts, HostFacts, Manifest, Sizes};
 use reprieve_core::notice::{Afterwards, Notice};
+use reprieve_core::planner::Decision;
 use reprieve_core::retention::Policy;
 use reprieve_core::selection::Candidate;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant as TokioInstant, sleep_until, timeout, timeout_at};
 
@@ -70,6 +72,10 @@ pub(crate) struct Subject {
     pub root_pid: i32,
     pub argv: Vec<String>,
     pub stdio: Arc<Stdio>,
+    /// Why it is dumped; kept with the snapshot.
+    pub decision: Decision,
+    /// Told when the app goes on.
+    pub thawed: Arc<Notify>,
 }
 
 /// How a checkpoint went that is durable.
@@ -92,6 +98,8 @@ pub enum CheckpointError {
     Orphans(Vec<Process>),
     #[error("the app has ended")]
     AppEnded,
+    #[error("your program for before-freeze did not agree: {0}")]
+    Hook(String),
     #[error(transparent)]
     Criu(#[from] CriuError),
     #[error("the app's memory could not be taken over")]
@@ -305,10 +313,16 @@ impl Checkpointer {
 
     fn refuse_orphans(&self, subject: &Subject) -> Result<Vec<Process>, CheckpointError> {
         let all = proc::processes()?;
-        let mut known = self.reaper.watched();
+        let watched = self.reaper.watched();
+        let mut known = watched.clone();
         known.push(subject.root_pid);
         known.extend(&self.strangers);
-        let orphans = proc::other_children(&all, own_pid(), &known);
+        let mut orphans = proc::other_children(&all, own_pid(), &known);
+        // A program of the user's leads a session of its own; what it left to us is killed when it ends.
+        orphans.retain(|orphan| {
+            let session = getsid(Some(Pid::from_raw(orphan.pid))).map_or(0, Pid::as_raw);
+            session == subject.root_pid || !watched.contains(&session)
+        });
         if orphans.is_empty() {
             Ok(proc::tree(&all, subject.root_pid))
         } else {
@@ -581,6 +595,7 @@ impl Attempt<'_> {
         asked.go_on().await;
         let frozen_for = since.elapsed();
         self.subject.stdio.resume();
+        self.subject.thawed.notify_one();
         let result = match cut {
             Ok((tree, held)) => {
                 async {
@@ -685,6 +700,7 @@ impl Attempt<'_> {
             taken_at_ms: host::wall_ms(),
             trigger: notice.trigger,
             afterwards: notice.afterwards,
+            decision: Some(self.subject.decision),
             app: AppFacts {
                 argv: self.subject.argv.clone(),
                 root_pid: self.subject.root_pid,

@@ -30,24 +30,33 @@ use reprieve_core::head::Finished;
 use reprieve_core::lifecycle::{
     self, Effect, Ended, Event, Finish, Lifecycle, OnFailure, Phase, Policy, RequestId,
 };
-use reprieve_core::notice::{Afterwards, Moment, Notice};
+use reprieve_core::notice::{
+    Afterwards, Announcement, Fate, Moment, Notice, Order, Reply, Says, Settled, Source, WallMs,
+};
+use reprieve_core::planner::{Decision, Every, OnTooLate, Rules};
+use reprieve_core::promise::Measured;
 use reprieve_core::worker::{self, Worker};
 use reprieve_hooks::signals::Signals;
+use reprieve_hooks::{Asked, Heard};
 use serde_json::json;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 
 pub use checkpoint::{CheckpointError, Report};
 
+use crate::callouts::{Callouts, Moment as CallMoment};
 use crate::catalog::{self, CatalogError};
-use crate::control::protocol::{Durable, Outcome, Status};
+use crate::control::protocol::{Durable, Outcome, SourceHealth, Status};
 use crate::failure::{ExitCode, Failure};
 use crate::host;
 use crate::journal::Journal;
-use crate::metrics::{self, CheckpointOutcome, Checkpointable, Lease, NoticeKind, NoticeSource};
+use crate::metrics::{self, CheckpointOutcome, Checkpointable, DeadlineOutcome, Lease, NoticeKind};
+use crate::operate;
 use crate::pages::seed::Budgets;
-use crate::settings::{OnCheckpointFailure, Seed, Settings, SignalTarget};
+use crate::queue::Told;
+use crate::settings::{self, OnCheckpointFailure, OnSignal, Period, Seed, Settings, SignalTarget};
+use crate::sources::{self, News, Sources};
 use crate::supervisor::boot::{Booted, Gate, Origin, Protection};
 use crate::supervisor::checkpoint::{Limits, Subject};
 use crate::supervisor::housekeeping::Housekeeping;
@@ -68,6 +77,12 @@ const GOODBYE_LIMIT: Duration = Duration::from_secs(3);
 /// How long the kernel may take to end a process that was killed.
 const KILL_LIMIT: Duration = Duration::from_secs(5);
 
+/// How long the store may take to tag a snapshot that a command wants tagged.
+const TAG_LIMIT: Duration = Duration::from_secs(10);
+
+/// A program before the freeze gets this part of the time for storing at most: one of so many.
+const HOOK_SHARE: u64 = 4;
+
 /// Between two looks at processes that were told to end; each end of one makes us look at once.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
@@ -82,6 +97,8 @@ pub enum Request {
     Status {
         answer: oneshot::Sender<Status>,
     },
+    /// Something is to happen to this machine.
+    Notice(Heard),
 }
 
 /// The newest snapshot that this supervisor made or resumed from.
@@ -109,6 +126,12 @@ impl Clock {
         Moment(u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX))
     }
 
+    /// When the wall clock will show this, as far as can be told now.
+    fn moment(self, at: WallMs) -> Moment {
+        let left = at.0.saturating_sub(sources::wall_now().0);
+        self.now().plus_ms(left)
+    }
+
     fn instant(self, moment: Moment) -> Instant {
         self.start + Duration::from_millis(moment.0)
     }
@@ -122,6 +145,9 @@ struct App {
 
 struct UnderWay {
     notice: Notice,
+    begun: Moment,
+    thawed: Arc<Notify>,
+    after_thaw: JoinHandle<()>,
     limits: watch::Sender<Limits>,
     task: JoinHandle<Result<Report, CheckpointError>>,
 }
@@ -143,11 +169,19 @@ pub struct Supervisor {
     housekeeping: Option<Housekeeping>,
     seeding: Option<Seeding>,
     under_way: Option<UnderWay>,
+    /// Set when the run begins.
+    sources: Option<Sources>,
+    callouts: Arc<Callouts>,
+    /// The announcement that was told last: one that is repeated is told once.
+    announced: Option<Announcement>,
+    /// Programs of the user's that are waited for at the end, for as long as they may take.
+    last_words: Vec<JoinHandle<()>>,
     /// What to tell those who wait for the checkpoint that just ended.
     last_answer: Option<Outcome>,
-    waiting: HashMap<RequestId, oneshot::Sender<Outcome>>,
+    waiting: HashMap<RequestId, Waiter>,
     next_request: u64,
     last_snapshot: Option<LastSnapshot>,
+    told: watch::Sender<Told>,
     durable: u64,
     failed: u64,
     last_failure: Option<String>,
@@ -164,6 +198,46 @@ enum Happened {
     CheckpointEnded(Result<Report, CheckpointError>),
     Fenced,
     Asked(Request),
+    News(News),
+    /// The moment for which the lifecycle wanted to be woken.
+    Woken,
+}
+
+/// Somebody who waits to be told what became of a checkpoint.
+#[derive(Debug)]
+enum Waiter {
+    Control(oneshot::Sender<Outcome>),
+    /// A source that announced something.
+    Source(oneshot::Sender<Settled>),
+    /// Somebody behind a source, with the tags that the snapshot is to have.
+    Order {
+        reply: oneshot::Sender<Reply>,
+        tags: Vec<String>,
+    },
+    /// A signal, which cannot be answered.
+    Nobody,
+}
+
+impl Waiter {
+    /// Nothing needs to be done, or nothing more.
+    fn note(self) {
+        match self {
+            Self::Source(sender) => drop(sender.send(Settled::Noted)),
+            Self::Order { reply, .. } => drop(reply.send(Reply::Settled(Settled::Noted))),
+            // Neither announces anything that could be noted.
+            Self::Control(_) | Self::Nobody => {}
+        }
+    }
+
+    /// Whoever waited may be gone.
+    fn tell(self, outcome: Outcome) {
+        match self {
+            Self::Control(sender) => drop(sender.send(outcome)),
+            Self::Source(sender) => drop(sender.send(outcome.into())),
+            Self::Order { reply, .. } => drop(reply.send(Reply::Settled(outcome.into()))),
+            Self::Nobody => {}
+        }
+    }
 }
 
 impl Supervisor {
@@ -174,11 +248,10 @@ impl Supervisor {
         clock: Clock,
         journal: Journal,
     ) -> Self {
-        let millis = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
         let policy = Policy {
             can_checkpoint: settings.store.is_some(),
             term_grace_ms: millis(settings.term_grace),
-            margin_ms: millis(settings.deadline_margin),
+            rules: rules(&settings),
             on_failed_signal: match settings.on_checkpoint_failure {
                 OnCheckpointFailure::RunOn => OnFailure::RunOn,
                 OnCheckpointFailure::Forward => OnFailure::Forward,
@@ -196,6 +269,7 @@ impl Supervisor {
             last_snapshot: None,
             version: env!("CARGO_PKG_VERSION").to_owned(),
         });
+        let callouts = Arc::new(Callouts::new(&settings, Arc::clone(&reaper)));
         Self {
             presence,
             settings,
@@ -211,10 +285,18 @@ impl Supervisor {
             housekeeping: None,
             seeding: None,
             under_way: None,
+            sources: None,
+            callouts,
+            announced: None,
+            last_words: Vec::new(),
             last_answer: None,
             waiting: HashMap::new(),
             next_request: 0,
             last_snapshot: None,
+            told: watch::Sender::new(Told {
+                state: Phase::Booting.as_str(),
+                snapshot: None,
+            }),
             durable: 0,
             failed: 0,
             last_failure: None,
@@ -224,12 +306,19 @@ impl Supervisor {
         }
     }
 
+    /// State and newest snapshot, as they change.
+    pub fn told(&self) -> watch::Receiver<Told> {
+        self.told.subscribe()
+    }
+
     /// Runs the job and returns the exit code of the process.
     pub async fn run(
         mut self,
         mut signals: Signals,
         mut requests: mpsc::Receiver<Request>,
+        sources: Sources,
     ) -> Result<u8, Failure> {
+        self.sources = Some(sources);
         self.tell_state();
         let gate = Arc::new(Gate::default());
         let boot = boot::boot(
@@ -280,6 +369,9 @@ impl Supervisor {
                 Happened::CheckpointEnded(result) => self.checkpoint_ended(&result),
                 Happened::Fenced => self.life.handle(Event::Fenced, self.clock.now()),
                 Happened::Asked(request) => self.asked(request),
+                Happened::News(News::Heard(heard)) => self.heard(heard),
+                Happened::News(News::Asked(source, asked)) => self.ordered(source, asked),
+                Happened::Woken => self.life.handle(Event::Woken, self.clock.now()),
             };
             self.tell_state();
             for effect in effects {
@@ -312,6 +404,8 @@ impl Supervisor {
             () = fenced(&self.owned, self.life.phase()) => Happened::Fenced,
             booted = finished(boot) => Happened::Booted(Box::new(booted)),
             Some(request) = requests.recv() => Happened::Asked(request),
+            news = news(&mut self.sources) => Happened::News(news),
+            () = woken(self.life.wake().map(|wake| self.clock.instant(wake))) => Happened::Woken,
         }
     }
 
@@ -324,6 +418,17 @@ impl Supervisor {
                 generation: snapshot.generation,
                 taken_at_ms: snapshot.taken_at_ms,
             });
+        });
+        let told = Told {
+            state: phase.as_str(),
+            snapshot: self
+                .last_snapshot
+                .map(|snapshot| (snapshot.generation, WallMs(snapshot.taken_at_ms))),
+        };
+        self.told.send_if_modified(|known| {
+            let news = *known != told;
+            *known = told;
+            news
         });
         metrics::checkpointable(self.checkpointable());
         metrics::lease(self.lease());
@@ -353,14 +458,66 @@ impl Supervisor {
         {
             app.stdio.resize();
         }
+        let signal = match self.meaning(signal) {
+            OnSignal::Forward => signal,
+            OnSignal::Stop => libc::SIGTERM,
+            OnSignal::Checkpoint => {
+                metrics::notice(Source::Signal, NoticeKind::Checkpoint);
+                self.journal
+                    .notice(Source::Signal, NoticeKind::Checkpoint, None, None);
+                tracing::info!(signal, "a signal asks for a checkpoint");
+                let deadline = self.deadline(None);
+                return self.wanted(
+                    Source::Signal,
+                    Afterwards::Continue,
+                    deadline,
+                    Waiter::Nobody,
+                );
+            }
+        };
         if signal == libc::SIGTERM && self.settings.store.is_some() {
             tracing::info!(grace = ?self.settings.term_grace, "SIGTERM: this host is to stop");
-            metrics::notice(NoticeSource::Signal, NoticeKind::Terminate);
+            metrics::notice(Source::Signal, NoticeKind::Terminate);
             let grace = millis(self.settings.term_grace);
             self.journal
-                .notice("signal", "terminate", None, Some(grace));
+                .notice(Source::Signal, NoticeKind::Terminate, None, Some(grace));
+            self.tell(
+                CallMoment::Notice,
+                json!({ "source": "signal", "fate": "terminate" }),
+            );
         }
         self.life.handle(Event::Signal(signal), self.clock.now())
+    }
+
+    /// What settings say that a signal means; without a store, what it always means.
+    fn meaning(&self, signal: i32) -> OnSignal {
+        match signal {
+            _ if self.settings.store.is_none() => OnSignal::Forward,
+            libc::SIGINT => self.settings.on_sigint,
+            libc::SIGHUP => self.settings.on_sighup,
+            libc::SIGUSR1 => self.settings.on_sigusr1,
+            libc::SIGUSR2 => self.settings.on_sigusr2,
+            _ => OnSignal::Forward,
+        }
+    }
+
+    /// Runs the user's program for this moment, beside everything else.
+    fn tell(&self, moment: CallMoment, facts: serde_json::Value) {
+        let (callouts, facts) = (Arc::clone(&self.callouts), self.facts(facts));
+        tokio::spawn(async move { callouts.call(moment, &facts, None).await });
+    }
+
+    /// What every program is told, and what is of this moment.
+    fn facts(&self, more: serde_json::Value) -> serde_json::Value {
+        let mut facts = json!({
+            "job": self.settings.job,
+            "state": self.life.phase().as_str(),
+            "generation": self.last_snapshot.map(|snapshot| snapshot.generation),
+        });
+        if let (Some(facts), serde_json::Value::Object(more)) = (facts.as_object_mut(), more) {
+            facts.extend(more);
+        }
+        facts
     }
 
     fn booted(&mut self, booted: Booted) -> Vec<Effect> {
@@ -403,11 +560,17 @@ impl Supervisor {
             })
         });
         self.protection = protection;
+        let moment = match self.origin {
+            Some(Origin::Resumed { .. }) => CallMoment::AfterResume,
+            _ => CallMoment::AppReady,
+        };
+        self.tell(moment, json!({}));
         self.life.handle(Event::AppReady, self.clock.now())
     }
 
     fn asked(&mut self, request: Request) -> Vec<Effect> {
         match request {
+            Request::Notice(heard) => self.heard(heard),
             Request::Status { answer } => {
                 // Whoever asked may be gone.
                 drop(answer.send(self.status()));
@@ -418,22 +581,124 @@ impl Supervisor {
                 timeout,
                 answer,
             } => {
-                metrics::notice(NoticeSource::Control, NoticeKind::Checkpoint);
-                self.journal.notice("control", "checkpoint", None, None);
-                let id = RequestId(self.next_request);
-                self.next_request += 1;
-                self.waiting.insert(id, answer);
-                let now = self.clock.now();
+                metrics::notice(Source::Control, NoticeKind::Checkpoint);
+                self.journal
+                    .notice(Source::Control, NoticeKind::Checkpoint, None, None);
                 let timeout = timeout.unwrap_or(self.settings.checkpoint_timeout);
-                let deadline = now.plus_ms(u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX));
-                self.life.handle(
-                    Event::Request {
-                        id,
-                        afterwards,
-                        deadline,
-                    },
-                    now,
+                let deadline = self.clock.now().plus_ms(millis(timeout));
+                self.wanted(
+                    Source::Control,
+                    afterwards,
+                    deadline,
+                    Waiter::Control(answer),
                 )
+            }
+        }
+    }
+
+    fn wanted(
+        &mut self,
+        by: Source,
+        afterwards: Afterwards,
+        deadline: Moment,
+        waiter: Waiter,
+    ) -> Vec<Effect> {
+        let id = self.register(waiter);
+        let request = Event::Request {
+            id,
+            by,
+            afterwards,
+            deadline,
+        };
+        self.life.handle(request, self.clock.now())
+    }
+
+    /// Without a time the setting counts, as for any other request.
+    fn deadline(&self, at: Option<WallMs>) -> Moment {
+        let unsaid = || {
+            self.clock
+                .now()
+                .plus_ms(millis(self.settings.checkpoint_timeout))
+        };
+        at.map_or_else(unsaid, |at| self.clock.moment(at))
+    }
+
+    fn heard(&mut self, heard: Heard) -> Vec<Effect> {
+        let Heard {
+            announcement,
+            settled,
+        } = heard;
+        let source = announcement.source;
+        match announcement.says {
+            Says::Goes { fate, at } => {
+                let wall = sources::wall_now();
+                let left_ms = at.map(|at| at.0.saturating_sub(wall.0));
+                if self.announced.as_ref() != Some(&announcement) {
+                    metrics::notice(source, fate.into());
+                    let identity = Some(announcement.identity.as_str());
+                    self.journal.notice(source, fate.into(), identity, left_ms);
+                    tracing::info!(
+                        source = source.as_str(),
+                        fate = fate.as_str(),
+                        identity = announcement.identity,
+                        left_ms,
+                        "notice: something is to happen to this machine"
+                    );
+                    let (source, fate) = (source.as_str(), fate.as_str());
+                    let facts = json!({ "source": source, "fate": fate, "left_ms": left_ms });
+                    self.tell(CallMoment::Notice, facts);
+                }
+            }
+            Says::Withdrawn => {
+                metrics::notice(source, NoticeKind::Withdrawn);
+                let identity = Some(announcement.identity.as_str());
+                self.journal
+                    .notice(source, NoticeKind::Withdrawn, identity, None);
+                tracing::info!(
+                    source = source.as_str(),
+                    identity = announcement.identity,
+                    "a notice is withdrawn"
+                );
+            }
+        }
+        self.announced = Some(announcement.clone());
+        let id = self.register(Waiter::Source(settled));
+        let announced = Event::Announced {
+            id,
+            announcement,
+            wall_now: sources::wall_now(),
+        };
+        self.life.handle(announced, self.clock.now())
+    }
+
+    fn register(&mut self, waiter: Waiter) -> RequestId {
+        let id = RequestId(self.next_request);
+        self.next_request += 1;
+        self.waiting.insert(id, waiter);
+        id
+    }
+
+    fn ordered(&mut self, source: Source, asked: Asked) -> Vec<Effect> {
+        let Asked { order, reply } = asked;
+        metrics::notice(source, NoticeKind::Order);
+        self.journal.notice(source, NoticeKind::Order, None, None);
+        match order {
+            Order::Checkpoint {
+                afterwards,
+                deadline,
+                tags,
+            } => {
+                let deadline = self.deadline(deadline);
+                let waiter = Waiter::Order { reply, tags };
+                self.wanted(source, afterwards, deadline, waiter)
+            }
+            Order::Stop => {
+                drop(reply.send(Reply::Settled(Settled::Noted)));
+                vec![Effect::Forward(libc::SIGTERM)]
+            }
+            Order::Status => {
+                drop(reply.send(Reply::Status(self.status().to_json())));
+                Vec::new()
             }
         }
     }
@@ -459,15 +724,36 @@ impl Supervisor {
             last_failure: self.last_failure.clone(),
             resumed_from: resumed_from.map(|snapshot| snapshot.generation),
             owner_epoch: self.owned.get().map(|ownership| ownership.epoch),
+            sources: self.source_health(),
+            plan: self
+                .life
+                .decision()
+                .map(|decision| decision.reason.as_str().to_owned()),
+            deadline_ms: self
+                .life
+                .going()
+                .and_then(|going| going.deadline)
+                .map(|deadline| self.clock.now().ms_until(deadline)),
+            to_safe_ms: self.life.promise().ms_to_safe(self.clock.now()),
             protected,
             unprotected_because: (!protected).then(|| checkpointable.as_str().to_owned()),
             uptime_ms: millis(self.clock.start.elapsed()),
         }
     }
 
+    fn source_health(&self) -> Vec<SourceHealth> {
+        let now = sources::wall_now();
+        let all = self.sources.iter().flat_map(Sources::health);
+        all.map(|health| SourceHealth::of(health, now)).collect()
+    }
+
     fn carry_out(&mut self, effect: Effect) {
         match effect {
-            Effect::Begin { notice, budget } => self.begin(notice, budget),
+            Effect::Begin {
+                notice,
+                budget,
+                decision,
+            } => self.begin(notice, budget, decision),
             Effect::Tighten(budget) => {
                 if let Some(under_way) = &self.under_way {
                     under_way.limits.send_replace(self.limits(budget));
@@ -481,8 +767,31 @@ impl Supervisor {
                 self.answer(id, answer);
             }
             Effect::Refuse(id, reason) => self.answer(id, Outcome::Refused { reason }),
-            Effect::Missed(reason) => {
-                metrics::checkpoint_ended(metrics::Trigger::Signal, CheckpointOutcome::Refused);
+            Effect::Note(id) => {
+                if let Some(waiter) = self.waiting.remove(&id) {
+                    waiter.note();
+                }
+            }
+            Effect::Decided(decision) => {
+                self.journal.decided(&decision);
+                tell_decision(&decision);
+            }
+            Effect::InDanger(decision) => {
+                metrics::deadline(DeadlineOutcome::InDanger);
+                tracing::warn!(
+                    needed_ms = decision.needed_ms,
+                    left_ms = decision.left_ms,
+                    changed_bytes = decision.changed_bytes,
+                    "the deadline is in danger: by what was measured, a checkpoint takes longer than is left"
+                );
+                let facts = json!({ "needed_ms": decision.needed_ms, "left_ms": decision.left_ms });
+                self.tell(CallMoment::InDanger, facts);
+            }
+            Effect::Missed { source, reason } => {
+                metrics::checkpoint_ended(source, CheckpointOutcome::Refused);
+                self.journal.missed(source, &reason);
+                metrics::deadline(DeadlineOutcome::Missed);
+                self.tell(CallMoment::Missed, json!({ "reason": reason }));
                 tracing::error!(
                     reason,
                     "no checkpoint was taken; the newest older snapshot stays as it is"
@@ -495,10 +804,44 @@ impl Supervisor {
     }
 
     fn answer(&mut self, id: RequestId, answer: Outcome) {
-        if let Some(sender) = self.waiting.remove(&id) {
-            // Whoever asked may be gone.
-            drop(sender.send(answer));
+        let Some(waiter) = self.waiting.remove(&id) else {
+            return;
+        };
+        match (waiter, answer) {
+            (Waiter::Order { reply, tags }, Outcome::Durable(durable)) if !tags.is_empty() => {
+                self.tag_then_answer(durable, tags, reply);
+            }
+            (waiter, answer) => waiter.tell(answer),
         }
+    }
+
+    /// The job need not wait for it, and the end does.
+    fn tag_then_answer(
+        &mut self,
+        durable: Durable,
+        tags: Vec<String>,
+        reply: oneshot::Sender<Reply>,
+    ) {
+        let catalog = self
+            .protection
+            .as_ref()
+            .map(|protection| protection.checkpointer.catalog.clone());
+        let catalog = catalog.expect("nothing is durable without a store");
+        let (job, store) = (self.settings.job.clone(), self.settings.store.clone());
+        self.last_words.push(tokio::spawn(async move {
+            let job = operate::Job::of(catalog, job, store.unwrap_or_default(), TAG_LIMIT);
+            let generation = durable.generation;
+            for tag in tags {
+                if let Err(reason) = job.tag(generation, &tag).await {
+                    let reason = format!(
+                        "generation {generation} is durable and has not got the tag {tag}: {reason}"
+                    );
+                    drop(reply.send(Reply::Settled(Settled::Failed { reason })));
+                    return;
+                }
+            }
+            drop(reply.send(Reply::Settled(Outcome::Durable(durable).into())));
+        }));
     }
 
     fn limits(&self, budget: Budget) -> Limits {
@@ -524,7 +867,7 @@ impl Supervisor {
         }
     }
 
-    fn begin(&mut self, notice: Notice, budget: Budget) {
+    fn begin(&mut self, notice: Notice, budget: Budget, decision: Decision) {
         let (Some(app), Some(protection)) = (&self.app, &self.protection) else {
             unreachable!("checkpoints are wanted only while the app runs, and with a store")
         };
@@ -536,7 +879,10 @@ impl Supervisor {
                 .map(|part| part.to_string_lossy().into_owned())
                 .collect(),
             stdio: Arc::clone(&app.stdio),
+            decision,
+            thawed: Arc::default(),
         };
+        let thawed = Arc::clone(&subject.thawed);
         let (limits, watched) = watch::channel(self.limits(budget));
         let checkpointer = Arc::clone(&protection.checkpointer);
         if let Some(housekeeping) = &mut self.housekeeping {
@@ -551,34 +897,82 @@ impl Supervisor {
         self.journal.checkpoint_begins(json!({
             "by": notice.trigger.as_str(),
             "afterwards": notice.afterwards,
+            "why": decision.reason.as_str(),
             "budget_ms": self.clock.now().ms_until(budget.committed_by),
         }));
-        let task = tokio::spawn(async move { checkpointer.run(&subject, notice, watched).await });
+        let left = budget.stored_by.0.saturating_sub(self.clock.now().0);
+        let limit = Duration::from_millis(left / HOOK_SHARE);
+        let (callouts, facts) = (
+            Arc::clone(&self.callouts),
+            self.facts(json!({
+                "trigger": notice.trigger,
+                "afterwards": notice.afterwards,
+                "reason": decision.reason,
+                "left_ms": left,
+            })),
+        );
+        let (after, told, facts_after) = (
+            Arc::clone(&self.callouts),
+            Arc::clone(&thawed),
+            facts.clone(),
+        );
+        let after_thaw = tokio::spawn(async move {
+            told.notified().await;
+            after.call(CallMoment::AfterThaw, &facts_after, None).await;
+        });
+        let task = tokio::spawn(async move {
+            if let Err(reason) = callouts.before_freeze(&facts, limit).await {
+                return Err(CheckpointError::Hook(reason));
+            }
+            checkpointer.run(&subject, notice, watched).await
+        });
         self.under_way = Some(UnderWay {
             notice,
+            begun: self.clock.now(),
+            thawed,
+            after_thaw,
             limits,
             task,
         });
     }
 
     fn checkpoint_ended(&mut self, result: &Result<Report, CheckpointError>) -> Vec<Effect> {
-        let UnderWay { notice, .. } = self.under_way.take().expect("it was under way until now");
+        let UnderWay {
+            notice,
+            begun,
+            thawed,
+            after_thaw,
+            ..
+        } = self.under_way.take().expect("it was under way until now");
         let (how, outcome) = match result {
-            Ok(report) => self.succeeded(report, notice.afterwards),
+            Ok(report) => self.succeeded(report, notice.afterwards, begun),
             Err(error) => self.not_succeeded(error),
         };
-        metrics::checkpoint_ended(notice.trigger.into(), outcome);
+        if how != Ended::Failed && notice.afterwards == Afterwards::Stop {
+            after_thaw.abort();
+        } else {
+            // If it was not told at the thaw itself.
+            thawed.notify_one();
+        }
+        metrics::checkpoint_ended(notice.trigger, outcome);
         self.note_result(notice.afterwards, outcome, result);
         let effects = self
             .life
             .handle(Event::CheckpointEnded(how), self.clock.now());
+        let needed = self.life.promise().ms_to_safe(self.clock.now());
+        metrics::to_safe(needed.map(Duration::from_millis));
         if let (Phase::Running, Some(housekeeping)) = (self.life.phase(), &mut self.housekeeping) {
             housekeeping.look();
         }
         effects
     }
 
-    fn succeeded(&mut self, report: &Report, afterwards: Afterwards) -> (Ended, CheckpointOutcome) {
+    fn succeeded(
+        &mut self,
+        report: &Report,
+        afterwards: Afterwards,
+        begun: Moment,
+    ) -> (Ended, CheckpointOutcome) {
         self.durable += 1;
         self.last_snapshot = Some(LastSnapshot {
             generation: report.generation,
@@ -612,7 +1006,34 @@ impl Supervisor {
             wall_ms: millis(report.wall),
             left_running: afterwards == Afterwards::Continue,
         }));
-        (Ended::Durable, CheckpointOutcome::Durable)
+        if self.life.going().is_some() && afterwards == Afterwards::Stop {
+            metrics::deadline(DeadlineOutcome::Kept);
+        }
+        let facts = json!({
+            "generation": report.generation,
+            "afterwards": afterwards,
+            "stored_bytes": report.sizes.stored,
+            "frozen_ms": millis(report.frozen),
+        });
+        let facts = self.facts(facts);
+        let callouts = Arc::clone(&self.callouts);
+        self.last_words.retain(|word| !word.is_finished());
+        self.last_words.push(tokio::spawn(async move {
+            callouts.call(CallMoment::Durable, &facts, None).await;
+        }));
+        let measured = Measured {
+            // The freeze came later; what changed in between is reckoned as not stored.
+            frozen_at: begun,
+            wall_ms: millis(report.wall),
+            frozen_ms: millis(report.frozen),
+            memory: report.sizes.memory,
+            changed: report
+                .sizes
+                .memory
+                .saturating_sub(report.sizes.zero)
+                .saturating_sub(report.sizes.unchanged),
+        };
+        (Ended::Durable(measured), CheckpointOutcome::Durable)
     }
 
     /// For those who look.
@@ -705,11 +1126,17 @@ impl Supervisor {
     async fn finish(mut self, finish: Finish, signals: &mut Signals) -> u8 {
         self.housekeeping = None;
         self.seeding = None;
+        let sources = self.sources.take();
         let code = match finish {
             Finish::AppEnded => self.finish_ended(signals).await,
             Finish::Checkpointed => self.finish_checkpointed(signals).await,
             Finish::Fenced => self.finish_fenced(signals).await,
         };
+        // Whoever still waits to be told hears that there is nothing more to come.
+        self.waiting.clear();
+        if let Some(sources) = sources {
+            sources.end().await;
+        }
         self.tell_state();
         code
     }
@@ -729,6 +1156,7 @@ impl Supervisor {
 
     async fn finish_checkpointed(&mut self, signals: &mut Signals) -> u8 {
         self.await_app(signals).await;
+        self.await_last_words(signals).await;
         self.end_others(Duration::ZERO, signals).await;
         if let Some(stdio) = self.app.take().and_then(|app| Arc::into_inner(app.stdio)) {
             stdio.abandon();
@@ -751,6 +1179,23 @@ impl Supervisor {
         self.end_others(Duration::ZERO, signals).await;
         self.presence.end(Instant::now() + GOODBYE_LIMIT).await;
         ExitCode::Fenced.number()
+    }
+
+    /// Gives programs of the user's the time to do what follows.
+    async fn await_last_words(&mut self, signals: &mut Signals) {
+        let words = std::mem::take(&mut self.last_words);
+        let spoken = async {
+            for word in words {
+                drop(word.await);
+            }
+        };
+        tokio::pin!(spoken);
+        loop {
+            tokio::select! {
+                () = &mut spoken => return,
+                signal = signals.next() => if signal == libc::SIGCHLD { self.reaper.reap() },
+            }
+        }
     }
 
     async fn say_goodbye(&mut self, finished: Option<Finished>) {
@@ -837,6 +1282,44 @@ impl Supervisor {
     }
 }
 
+fn tell_decision(decision: &Decision) {
+    tracing::info!(
+        act = ?decision.act,
+        reason = decision.reason.as_str(),
+        source = decision.source.as_str(),
+        fate = decision.fate.map(Fate::as_str),
+        left_ms = decision.left_ms,
+        needed_ms = decision.needed_ms,
+        changed_bytes = decision.changed_bytes,
+        "it is decided what to do with the time that is left"
+    );
+}
+
+fn rules(settings: &Settings) -> Rules {
+    Rules {
+        margin_ms: millis(settings.deadline_margin),
+        every: match settings.every {
+            Period::Never => Every::Never,
+            Period::Each(each) => Every::Ms(millis(each)),
+            Period::Auto => Every::Auto {
+                lifetime_ms: millis(settings.machine_lifetime),
+                max_lost_ms: millis(settings.max_lost_work),
+            },
+        },
+        // A period that was asked for by name counts.
+        least_interval_ms: match settings.every {
+            Period::Each(each) => millis(each.min(settings.least_interval)),
+            _ => millis(settings.least_interval),
+        },
+        at_risk_ms: millis(settings.at_risk_interval),
+        attempt_ms: millis(settings.checkpoint_timeout),
+        on_too_late: match settings.on_too_late {
+            settings::OnTooLate::Try => OnTooLate::Try,
+            settings::OnTooLate::RunOn => OnTooLate::RunOn,
+        },
+    }
+}
+
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
@@ -871,6 +1354,20 @@ async fn fenced(owned: &OnceLock<Arc<Ownership>>, phase: Phase) {
     match owned.get() {
         Some(ownership) if phase == Phase::Running => ownership.fenced().await,
         _ => std::future::pending().await,
+    }
+}
+
+async fn woken(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn news(sources: &mut Option<Sources>) -> News {
+    match sources {
+        Some(sources) => sources.next().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::head::{Generation, Owner};
 use crate::manifest::{AppFacts, HostFacts, Sizes, Stdio};
-use crate::notice::{Afterwards, Trigger};
+use crate::notice::{Afterwards, Source};
 use crate::retention::{self, Policy};
 
 fn attempt(number: usize) -> String {
@@ -48,7 +48,8 @@ fn manifest_of(generation: u64, epoch: u64, attempt: &str, parts: Vec<Part>) -> 
         attempt: attempt.to_owned(),
         parent: None,
         taken_at_ms: 0,
-        trigger: Trigger::Control,
+        trigger: Source::Control,
+        decision: None,
         afterwards: Afterwards::Continue,
         app: AppFacts {
             argv: Vec::new(),

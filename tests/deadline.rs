@@ -1,0 +1,241 @@
+//! What is done with the time that is left: notices with and without a deadline, periods, attempts that fail, and the
+//! user's own programs, with the real binary and real CRIU.
+
+mod harness;
+mod job;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::time::Duration;
+
+use harness::{Exit, Host, LIMIT, wait_until};
+use job::{
+    COUNTER, Store, assert_counts, checkpoint, checkpoint_ok, resumed, wait_for_log,
+    wait_for_output,
+};
+use serde_json::{Value, json};
+
+/// Tells the supervisor through its socket, as a script on the machine may.
+#[track_caller]
+fn notice(host: &Host, line: &Value) {
+    let program = "import socket,sys\ns = socket.socket(socket.AF_UNIX)\n\
+                   s.connect('/run/reprieve/control.sock')\ns.sendall(sys.argv[1].encode() + b'\\n')\n\
+                   print(s.recv(65536).decode())";
+    let answer = host.exec_ok(["python3", "-c", program, &line.to_string()]);
+    assert!(answer.contains("noted"), "{answer}");
+}
+
+fn lines(host: &Host, message: &str) -> Vec<Value> {
+    let lines = host.stderr().lines();
+    let found = lines.iter().filter(|line| line.contains(message));
+    found
+        .map(|line| serde_json::from_str(line).expect("the log is JSON"))
+        .collect()
+}
+
+fn assert_goes_on(store: &Store, before: &Host) {
+    before.destroy();
+    let second = store.host("second", COUNTER).start();
+    wait_until(LIMIT, "more lines", || second.stdout().lines().len() > 20);
+    second.destroy();
+    let all = before.stdout().text() + &second.stdout().lines().join("\n");
+    assert_counts(&all, None);
+}
+
+#[test]
+fn with_time_the_job_is_made_safe_works_on_and_is_stored_before_the_deadline() {
+    let store = Store::new();
+    let host = store.host("host", COUNTER).start();
+    wait_for_output(&host, "line 10");
+    notice(
+        &host,
+        &json!({ "v": 1, "request": "notice", "fate": "terminate", "in_ms": 34_000, "identity": "a" }),
+    );
+    // Told again, it is the same.
+    notice(
+        &host,
+        &json!({ "v": 1, "request": "notice", "fate": "terminate", "in_ms": 34_000, "identity": "b" }),
+    );
+    assert_eq!(host.wait_exit(Duration::from_secs(60)), Exit::Code(75));
+    let durable = lines(&host, "checkpoint is durable");
+    let how: Vec<&Value> = durable.iter().map(|line| &line["afterwards"]).collect();
+    assert_eq!(how, ["Continue", "Stop"]);
+    // It worked on for most of the time, and was stored before its end.
+    let begun = lines(&host, "checkpoint begins");
+    assert!(
+        begun[1]["budget_ms"].as_u64() < Some(12_000),
+        "{}",
+        begun[1]
+    );
+    let reasons: Vec<Value> = lines(&host, "it is decided")
+        .iter()
+        .map(|line| line["reason"].clone())
+        .collect();
+    assert_eq!(
+        reasons,
+        [
+            "there is time: the job is made safe first and works on",
+            "the job is safe and works on until the last moment that is safe",
+            "the last moment that is safe has come",
+        ]
+    );
+    assert_goes_on(&store, &host);
+}
+
+#[test]
+fn with_little_time_or_none_that_is_known_the_job_is_stored_at_once() {
+    for line in [
+        json!({ "v": 1, "request": "notice", "fate": "terminate", "in_ms": 20_000, "identity": "a" }),
+        json!({ "v": 1, "request": "notice", "fate": "stop", "identity": "a" }),
+    ] {
+        let store = Store::new();
+        let host = store.host("host", COUNTER).start();
+        wait_for_output(&host, "line 10");
+        notice(&host, &line);
+        assert_eq!(host.wait_exit(LIMIT), Exit::Code(75), "{line}");
+        assert_eq!(lines(&host, "checkpoint begins").len(), 1, "{line}");
+        assert_goes_on(&store, &host);
+    }
+}
+
+#[test]
+fn a_machine_at_risk_is_answered_by_a_checkpoint_that_leaves_the_job_running() {
+    let store = Store::new();
+    let host = store.host("host", COUNTER).start();
+    wait_for_output(&host, "line 10");
+    notice(
+        &host,
+        &json!({ "v": 1, "request": "notice", "fate": "at_risk", "identity": "a" }),
+    );
+    wait_for_log(&host, "checkpoint is durable");
+    let mark = host.stdout().mark();
+    wait_until(LIMIT, "more lines", || host.stdout().mark() > mark + 100);
+    assert_eq!(lines(&host, "checkpoint begins").len(), 1);
+}
+
+#[test]
+fn periodic_checkpoints_save_a_job_whose_machine_goes_without_a_word() {
+    let store = Store::new();
+    let host = store.host_with("host", &["--every", "1s"], COUNTER).start();
+    wait_until(LIMIT, "three checkpoints", || {
+        lines(&host, "checkpoint is durable").len() >= 3
+    });
+    host.destroy();
+    let second = store.host("second", COUNTER).start();
+    resumed(&second);
+    second.destroy();
+    let triggers = lines(&host, "checkpoint begins");
+    assert!(triggers.iter().all(|line| line["trigger"] == "timer"));
+}
+
+#[test]
+fn what_failed_on_sigterm_is_tried_again_within_the_grace() {
+    let store = Store::new();
+    // An orphan stands in the way until it has ended.
+    let app = ["bash", "-c", "(sleep 3 &); echo ready; read go"];
+    let host = store.host("host", &app).stdin(harness::Stdio::Pipe).start();
+    wait_for_output(&host, "ready");
+    host.signal(libc::SIGTERM);
+    assert_eq!(host.wait_exit(LIMIT), Exit::Code(75));
+    assert!(!lines(&host, "checkpoint failed").is_empty());
+    assert_eq!(lines(&host, "checkpoint is durable").len(), 1);
+}
+
+#[test]
+fn a_signal_may_ask_for_a_checkpoint_or_for_the_end() {
+    let store = Store::new();
+    let options = ["--on-sighup", "checkpoint", "--on-sigusr2", "stop"];
+    let host = store.host_with("host", &options, COUNTER).start();
+    wait_for_output(&host, "line 10");
+    host.signal(libc::SIGHUP);
+    wait_for_log(&host, "checkpoint is durable");
+    host.signal(libc::SIGUSR2);
+    assert_eq!(host.wait_exit(LIMIT), Exit::Code(75));
+    assert_goes_on(&store, &host);
+}
+
+fn hook(directory: &Path, moment: &str, script: &str) {
+    let path = directory.join(moment);
+    fs::write(&path, format!("#!/bin/sh\n{script}\n")).expect("it can be written");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("it is ours");
+}
+
+#[test]
+fn programs_of_the_users_are_run_at_their_moments_and_are_in_no_snapshot() {
+    let store = Store::new();
+    let hooks = tempfile::tempdir().expect("a temporary directory");
+    for moment in [
+        "app-ready",
+        "notice",
+        "before-freeze",
+        "after-thaw",
+        "durable",
+        "before-restore",
+        "after-resume",
+    ] {
+        // What one leaves behind must not be taken for a part of the job.
+        let script = format!(
+            "(sleep 1000 &)\ncat >> /hooks/{moment}.json\necho $REPRIEVE_MOMENT >> /hooks/told"
+        );
+        hook(hooks.path(), moment, &script);
+    }
+    let told = || fs::read_to_string(hooks.path().join("told")).unwrap_or_default();
+    let host = |name: &str| {
+        let options = ["--hooks-dir", "/hooks"];
+        store
+            .host_with(name, &options, COUNTER)
+            .bind(hooks.path(), "/hooks")
+            .start()
+    };
+    let first = host("first");
+    wait_until(LIMIT, "the app is ready", || told().contains("app-ready"));
+    wait_for_output(&first, "line 10");
+    checkpoint_ok(&first);
+    wait_until(LIMIT, "it is told", || {
+        told().contains("after-thaw") && told().contains("durable")
+    });
+    first.signal(libc::SIGTERM);
+    assert_eq!(first.wait_exit(LIMIT), Exit::Code(75));
+    first.destroy();
+    assert_eq!(told().matches("durable").count(), 2, "{}", told());
+    assert_eq!(told().matches("before-freeze").count(), 2, "{}", told());
+    assert!(told().contains("notice"), "{}", told());
+    let facts = fs::read_to_string(hooks.path().join("notice.json")).expect("it was run");
+    let facts: Value = serde_json::from_str(&facts).expect("it is JSON");
+    assert_eq!(
+        (&facts["job"], &facts["source"]),
+        (&json!("job"), &json!("signal"))
+    );
+    let second = host("second");
+    resumed(&second);
+    wait_until(LIMIT, "it is told", || told().contains("after-resume"));
+    assert_eq!(told().matches("before-restore").count(), 1, "{}", told());
+}
+
+#[test]
+fn a_program_before_the_freeze_may_refuse_it_and_never_holds_it_up_for_long() {
+    for (script, options, code) in [
+        ("exit 1", &["--on-hook-failure", "refuse"][..], 180),
+        ("exit 1", &[], 0),
+        ("sleep 1000", &["--hook-timeout", "200ms"], 0),
+    ] {
+        let store = Store::new();
+        let hooks = tempfile::tempdir().expect("a temporary directory");
+        hook(hooks.path(), "before-freeze", script);
+        let all = [&["--hooks-dir", "/hooks"], options].concat();
+        let host = store
+            .host_with("host", &all, COUNTER)
+            .bind(hooks.path(), "/hooks")
+            .start();
+        wait_for_output(&host, "line 10");
+        let ran = checkpoint(&host);
+        assert_eq!(
+            ran.code, code,
+            "{script} {options:?}: {}{}",
+            ran.stdout, ran.stderr
+        );
+        let mark = host.stdout().mark();
+        wait_until(LIMIT, "more lines", || host.stdout().mark() > mark + 100);
+    }
+}

@@ -1,0 +1,637 @@
+//! What to do with the time that is left: checkpoint now, later, or not at all, and why.
+//!
+//! Before an end that is known some time ahead, the job is first made safe by a checkpoint that leaves it running; then
+//! it goes on working, and the final checkpoint is taken as late as is safe. With little time, or none that is known, the
+//! final one is taken at once. Without an end in sight there are checkpoints for the unannounced end: on a period, and
+//! more often while the machine is said to be at risk.
+//!
+//! A decision is a value with what it was made from; it is logged, shown in the status and kept with the snapshot.
+
+use serde::{Deserialize, Serialize};
+
+use crate::deadline::{LEAST_BUDGET_MS, usable_ms};
+use crate::episode::Going;
+use crate::notice::{Afterwards, Fate, Moment, Source};
+use crate::promise::{Promise, whole};
+
+/// With no more time than this the final checkpoint is taken at once: it is what clouds give that do not give two
+/// minutes.
+const SHORT_MS: u64 = 30_000;
+
+/// "As late as is safe" keeps back, on top of what a checkpoint hardly ever exceeds, a quarter of it and this.
+const SLACK_MS: u64 = 1_000;
+
+/// After a failure the next try waits this long, twice as long after each further one, and never longer than
+/// [`LONGEST_PAUSE_MS`].
+const PAUSE_MS: u64 = 500;
+const LONGEST_PAUSE_MS: u64 = 5_000;
+
+/// All periodic checkpoints together take at most this part of the time, unless the bound on lost work asks for more.
+const SHARE: u64 = 20;
+
+/// What the settings say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rules {
+    /// Kept back from every deadline.
+    pub margin_ms: u64,
+    pub every: Every,
+    /// Between two checkpoints that no deadline asks for.
+    pub least_interval_ms: u64,
+    /// Between checkpoints while the machine is at risk.
+    pub at_risk_ms: u64,
+    /// The time limit of a checkpoint without a deadline.
+    pub attempt_ms: u64,
+    pub on_too_late: OnTooLate,
+}
+
+/// How often a job is checkpointed that nobody asks to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Every {
+    Never,
+    Ms(u64),
+    /// From the measured cost of a checkpoint, how long machines live, and how much work may be lost.
+    Auto {
+        lifetime_ms: u64,
+        max_lost_ms: u64,
+    },
+}
+
+/// What to do when it is known that a checkpoint will not be done in time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnTooLate {
+    /// Try: the estimate may be wrong, and what is not saved is lost anyway.
+    Try,
+    /// Let the job work until the machine is gone.
+    RunOn,
+}
+
+/// Everything a decision is made from.
+#[derive(Clone, Copy, Debug)]
+pub struct Situation {
+    pub now: Moment,
+    pub going: Option<Going>,
+    pub at_risk: Option<(Moment, Source)>,
+    /// The app could run from then on.
+    pub ready: Moment,
+    /// The job's state of then is in the store.
+    pub safe: Option<Moment>,
+    /// The newest attempt began then.
+    pub begun: Option<Moment>,
+    /// The newest attempt ended then, and so many in a row have failed.
+    pub ended: Option<Moment>,
+    pub failures: u32,
+}
+
+/// Why something is done or not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reason {
+    /// Somebody asked.
+    Asked,
+    /// Nothing is to be expected.
+    Nothing,
+    /// The next periodic checkpoint is due.
+    Periodic,
+    /// The machine is at risk.
+    AtRisk,
+    /// There is time: first make the job safe, then go on.
+    SafeFirst,
+    /// It is safe and works on until the last moment that is safe.
+    WorksOn,
+    /// The last moment that is safe has come.
+    LastSafeMoment,
+    /// The deadline is near, or the end may come at any moment.
+    AtOnce,
+    /// There is time for one checkpoint, not for two.
+    OnlyOneFits,
+    /// Memory stays, but whether the machine comes back is not known.
+    Hibernates,
+    /// The one before failed, and there is time left.
+    Again,
+    /// The one before failed a moment ago.
+    Pause,
+    /// It will hardly be done in time, and is tried.
+    TooLateTried,
+    /// It would hardly be done in time; the job works on.
+    TooLate,
+    /// Not even the least checkpoint fits.
+    NoTime,
+}
+
+impl Reason {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Asked => "somebody asked for it",
+            Self::Nothing => "nothing is to be expected",
+            Self::Periodic => "a periodic checkpoint is due",
+            Self::AtRisk => "the machine is at risk",
+            Self::SafeFirst => "there is time: the job is made safe first and works on",
+            Self::WorksOn => "the job is safe and works on until the last moment that is safe",
+            Self::LastSafeMoment => "the last moment that is safe has come",
+            Self::AtOnce => "the end is near, or may come at any moment",
+            Self::OnlyOneFits => "there is time for one checkpoint, not for two",
+            Self::Hibernates => "the machine is suspended, and may not come back",
+            Self::Again => "the one before failed, and there is time left",
+            Self::Pause => "the one before failed a moment ago",
+            Self::TooLateTried => "it will hardly be done in time, and is tried",
+            Self::TooLate => "it would hardly be done in time; the job works on",
+            Self::NoTime => "not even the least checkpoint fits",
+        }
+    }
+}
+
+/// What to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Act {
+    /// Take a checkpoint, and stop the job when it is durable.
+    Final,
+    /// Take a checkpoint and leave the job running.
+    LeaveRunning,
+    Wait,
+    /// There will be no checkpoint before this deadline.
+    GiveUp,
+}
+
+/// A decision and what it was made from. Stored with the snapshot that it led to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Decision {
+    pub act: Act,
+    pub reason: Reason,
+    /// Who made it necessary.
+    pub source: Source,
+    pub fate: Option<Fate>,
+    /// Until the deadline, what is kept back included.
+    pub left_ms: Option<u64>,
+    /// What a checkpoint was expected to take; none if nothing was measured.
+    pub needed_ms: Option<u64>,
+    /// Bytes that were expected to have changed.
+    pub changed_bytes: Option<u64>,
+}
+
+/// A decision, what it needs to be carried out, and when to decide again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Plan {
+    pub decision: Decision,
+    pub deadline: Moment,
+    /// If nothing happens before.
+    pub again: Option<Moment>,
+}
+
+impl Decision {
+    pub fn afterwards(&self) -> Afterwards {
+        match self.act {
+            Act::Final => Afterwards::Stop,
+            _ => Afterwards::Continue,
+        }
+    }
+
+    /// What was asked for by name.
+    pub fn asked(source: Source, afterwards: Afterwards, left_ms: u64) -> Self {
+        Self {
+            act: match afterwards {
+                Afterwards::Stop => Act::Final,
+                Afterwards::Continue => Act::LeaveRunning,
+            },
+            reason: Reason::Asked,
+            source,
+            fate: None,
+            left_ms: Some(left_ms),
+            needed_ms: None,
+            changed_bytes: None,
+        }
+    }
+}
+
+/// Decides.
+pub fn decide(of: &Situation, rules: &Rules, promise: &Promise) -> Plan {
+    let background = background(of, rules, promise);
+    let Some(going) = of.going else {
+        return background;
+    };
+    let plan = before_end(of, going, rules, promise);
+    if plan.decision.act != Act::Wait || plan.decision.reason == Reason::Pause {
+        return plan;
+    }
+    // While there is time the usual checkpoints go on, if another one fits before the last safe moment.
+    let fits = match (plan.again, promise.ms_to_safe(of.now)) {
+        (Some(last), Some(needed)) => of.now.plus_ms(needed.saturating_mul(2)) <= last,
+        _ => false,
+    };
+    if background.decision.act == Act::LeaveRunning && fits {
+        return Plan {
+            deadline: background
+                .deadline
+                .min(plan.again.unwrap_or(background.deadline)),
+            ..background
+        };
+    }
+    let later = background.again.filter(|again| fits && *again > of.now);
+    Plan {
+        again: plan.again.into_iter().chain(later).min(),
+        ..plan
+    }
+}
+
+fn before_end(of: &Situation, going: Going, rules: &Rules, promise: &Promise) -> Plan {
+    let now = of.now;
+    let deadline = going
+        .deadline
+        .unwrap_or_else(|| now.plus_ms(rules.attempt_ms));
+    let left = usable_ms(now, deadline, rules.margin_ms);
+    let needed = promise.ms_to_safe(now);
+    let plan = |act, reason, again| Plan {
+        decision: Decision {
+            act,
+            reason,
+            source: going.source,
+            fate: Some(going.fate),
+            left_ms: Some(now.ms_until(deadline)),
+            needed_ms: needed,
+            changed_bytes: promise.changed_by(now),
+        },
+        deadline,
+        again,
+    };
+    let after = |moment: Option<Moment>| moment.filter(|moment| *moment >= going.since);
+    let safe = after(of.safe);
+    let failures = match after(of.ended) {
+        Some(_) => of.failures,
+        None => 0,
+    };
+    if going.fate == Fate::Hibernate && safe.is_some() {
+        return plan(Act::Wait, Reason::WorksOn, Some(deadline));
+    }
+    if left < LEAST_BUDGET_MS {
+        return plan(Act::GiveUp, Reason::NoTime, None);
+    }
+    if let Some(ended) = of.ended.filter(|_| failures > 0) {
+        let pause = PAUSE_MS.saturating_mul(1 << (failures - 1).min(8));
+        let again = ended.plus_ms(pause.min(LONGEST_PAUSE_MS));
+        if again > now {
+            return plan(Act::Wait, Reason::Pause, Some(again.min(deadline)));
+        }
+    }
+    if going.fate == Fate::Hibernate {
+        return plan(Act::LeaveRunning, Reason::Hibernates, None);
+    }
+    if needed.is_some_and(|needed| needed > left) && going.deadline.is_some() {
+        return match rules.on_too_late {
+            OnTooLate::Try => plan(Act::Final, Reason::TooLateTried, None),
+            OnTooLate::RunOn => plan(Act::Wait, Reason::TooLate, Some(deadline)),
+        };
+    }
+    if failures > 0 {
+        return plan(Act::Final, Reason::Again, None);
+    }
+    if going.at_once || (left <= SHORT_MS && safe.is_none()) {
+        return plan(Act::Final, Reason::AtOnce, None);
+    }
+    if safe.is_none() {
+        let two = needed
+            .zip(promise.ms_to_safe_again(now))
+            .map(|(first, again)| slack(first) + slack(again));
+        return match two {
+            Some(two) if two > left => plan(Act::Final, Reason::OnlyOneFits, None),
+            _ => plan(Act::LeaveRunning, Reason::SafeFirst, None),
+        };
+    }
+    match last_safe_moment(now, now.plus_ms(left), promise) {
+        Some(last) if last > now => plan(Act::Wait, Reason::WorksOn, Some(last)),
+        _ => plan(Act::Final, Reason::LastSafeMoment, None),
+    }
+}
+
+fn slack(ms: u64) -> u64 {
+    ms + ms / 4 + SLACK_MS
+}
+
+/// The latest moment from which a checkpoint will be done by `end`. None if even now is too late.
+fn last_safe_moment(now: Moment, end: Moment, promise: &Promise) -> Option<Moment> {
+    let done = |begun: Moment| Some(begun.plus_ms(slack(promise.ms_to_safe(begun)?)));
+    let fits = |begun: Moment| done(begun).is_some_and(|done| done <= end);
+    if !fits(now) {
+        return None;
+    }
+    // Whoever waits has no less to store, so what fits later fits earlier.
+    let (mut fitting, mut late) = (now.0, end.0.saturating_add(1));
+    while late - fitting > 1 {
+        let middle = fitting + (late - fitting) / 2;
+        match fits(Moment(middle)) {
+            true => fitting = middle,
+            false => late = middle,
+        }
+    }
+    Some(Moment(fitting))
+}
+
+/// Checkpoints against an end that nobody announces.
+fn background(of: &Situation, rules: &Rules, promise: &Promise) -> Plan {
+    let newest = of.safe.max(of.ended).unwrap_or(of.ready);
+    let periodic = interval_ms(rules, promise).map(|ms| (newest.plus_ms(ms), Reason::Periodic));
+    let at_risk = of.at_risk.map(|(since, _)| {
+        let due = match of.safe {
+            Some(safe) if safe >= since => newest.plus_ms(rules.at_risk_ms),
+            // A failed one is not repeated at once.
+            _ if of.ended.is_some_and(|ended| ended >= since) => {
+                newest.plus_ms(rules.at_risk_ms.min(rules.least_interval_ms))
+            }
+            _ => since,
+        };
+        (due, Reason::AtRisk)
+    });
+    let first = periodic
+        .into_iter()
+        .chain(at_risk)
+        .min_by_key(|(due, _)| *due);
+    let due = first.map(|(due, reason)| {
+        let least = of.begun.map(|begun| begun.plus_ms(rules.least_interval_ms));
+        (due.max(least.unwrap_or(due)), reason)
+    });
+    let (act, reason, again) = match due {
+        Some((due, reason)) if due <= of.now => (Act::LeaveRunning, reason, None),
+        Some((due, _)) => (Act::Wait, Reason::Nothing, Some(due)),
+        None => (Act::Wait, Reason::Nothing, None),
+    };
+    let source = match (reason, of.at_risk) {
+        (Reason::AtRisk, Some((_, source))) => source,
+        _ => Source::Timer,
+    };
+    Plan {
+        decision: Decision {
+            act,
+            reason,
+            source,
+            fate: (reason == Reason::AtRisk).then_some(Fate::AtRisk),
+            left_ms: None,
+            needed_ms: promise.ms_to_safe(of.now),
+            changed_bytes: promise.changed_by(of.now),
+        },
+        deadline: of.now.plus_ms(rules.attempt_ms),
+        again,
+    }
+}
+
+/// Between two periodic checkpoints.
+///
+/// With a cost C and machines that live for M on average, the work lost to checkpoints and to the end of machines
+/// together is least at the square root of 2CM (Young's formula, to the first order Daly's).
+pub fn interval_ms(rules: &Rules, promise: &Promise) -> Option<u64> {
+    let interval = match rules.every {
+        Every::Never => return None,
+        Every::Ms(ms) => ms,
+        Every::Auto {
+            lifetime_ms,
+            max_lost_ms,
+        } => match promise.cost_ms().zip(promise.wall_ms()) {
+            // The first one is there to be measured.
+            None => rules.least_interval_ms,
+            Some((cost, wall)) => {
+                let best = whole((2.0 * cost as f64 * lifetime_ms as f64).sqrt());
+                best.max(wall.saturating_mul(SHARE))
+                    .min(max_lost_ms.saturating_sub(wall))
+            }
+        },
+    };
+    Some(interval.max(rules.least_interval_ms))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::promise::Measured;
+    use proptest::prelude::*;
+
+    const NOW: Moment = Moment(1_000_000);
+    const RULES: Rules = Rules {
+        margin_ms: 1_000,
+        every: Every::Never,
+        least_interval_ms: 30_000,
+        at_risk_ms: 600_000,
+        attempt_ms: 25_000,
+        on_too_late: OnTooLate::Try,
+    };
+
+    const CALM: Situation = Situation {
+        now: NOW,
+        going: None,
+        at_risk: None,
+        ready: Moment(0),
+        safe: None,
+        begun: None,
+        ended: None,
+        failures: 0,
+    };
+
+    fn going(fate: Fate, in_ms: u64) -> Option<Going> {
+        Some(Going {
+            fate,
+            source: Source::Ec2Metadata,
+            deadline: Some(NOW.plus_ms(in_ms)),
+            since: NOW,
+            at_once: false,
+        })
+    }
+
+    /// Increments of so many MiB a second, each MiB taking so many milliseconds.
+    fn promise(mib_per_second: u64, ms_per_mib: u64) -> Promise {
+        let mut promise = Promise::default();
+        for number in 0..20 {
+            promise.learn(Measured {
+                frozen_at: Moment(number * 50_000),
+                wall_ms: 50 * mib_per_second * ms_per_mib,
+                frozen_ms: 100,
+                memory: 2 << 30,
+                changed: (50 * mib_per_second) << 20,
+            });
+        }
+        promise
+    }
+
+    fn chosen(of: &Situation, promise: &Promise) -> (Act, Reason) {
+        let Decision { act, reason, .. } = decide(of, &RULES, promise).decision;
+        (act, reason)
+    }
+
+    #[test]
+    fn each_fate_is_met_as_it_deserves() {
+        let known = promise(5, 10);
+        let nothing = Promise::default();
+        let table = [
+            (
+                Fate::Terminate,
+                120_000,
+                &nothing,
+                (Act::LeaveRunning, Reason::SafeFirst),
+            ),
+            (
+                Fate::Terminate,
+                120_000,
+                &known,
+                (Act::LeaveRunning, Reason::SafeFirst),
+            ),
+            (
+                Fate::Stop,
+                120_000,
+                &known,
+                (Act::LeaveRunning, Reason::SafeFirst),
+            ),
+            (
+                Fate::Terminate,
+                30_000,
+                &known,
+                (Act::Final, Reason::AtOnce),
+            ),
+            (
+                Fate::Terminate,
+                30_000,
+                &nothing,
+                (Act::Final, Reason::AtOnce),
+            ),
+            (
+                Fate::Terminate,
+                500,
+                &known,
+                (Act::Final, Reason::TooLateTried),
+            ),
+            (Fate::Terminate, 100, &known, (Act::GiveUp, Reason::NoTime)),
+            (
+                Fate::Hibernate,
+                120_000,
+                &known,
+                (Act::LeaveRunning, Reason::Hibernates),
+            ),
+            (
+                Fate::Maintenance,
+                9_000_000,
+                &known,
+                (Act::LeaveRunning, Reason::SafeFirst),
+            ),
+        ];
+        for (fate, in_ms, promise, expected) in table {
+            let of = Situation {
+                going: going(fate, in_ms),
+                ..CALM
+            };
+            assert_eq!(chosen(&of, promise), expected, "{fate:?} in {in_ms} ms");
+        }
+    }
+
+    #[test]
+    fn once_safe_the_job_works_on_to_the_last_safe_moment() {
+        let promise = promise(5, 10);
+        let mut of = Situation {
+            going: going(Fate::Terminate, 120_000),
+            safe: Some(NOW),
+            ..CALM
+        };
+        let plan = decide(&of, &RULES, &promise);
+        assert_eq!(plan.decision.reason, Reason::WorksOn);
+        let last = plan.again.expect("it has an end");
+        assert!(last > NOW.plus_ms(72_000), "{last:?}");
+        of.now = Moment(last.0 - 1);
+        assert_eq!(chosen(&of, &promise).0, Act::Wait);
+        of.now = last;
+        assert_eq!(chosen(&of, &promise), (Act::Final, Reason::LastSafeMoment));
+    }
+
+    #[test]
+    fn a_checkpoint_that_only_fits_once_is_the_final_one() {
+        let of = Situation {
+            going: going(Fate::Terminate, 120_000),
+            ..CALM
+        };
+        // 2 GiB at 40 ms per MiB.
+        let slow = promise(40, 40);
+        assert_eq!(chosen(&of, &slow), (Act::Final, Reason::OnlyOneFits));
+    }
+
+    #[test]
+    fn what_failed_is_tried_again_after_a_pause_that_grows() {
+        let mut of = Situation {
+            going: going(Fate::Terminate, 60_000),
+            begun: Some(NOW),
+            ended: Some(NOW),
+            failures: 1,
+            ..CALM
+        };
+        let promise = promise(1, 1);
+        assert_eq!(chosen(&of, &promise), (Act::Wait, Reason::Pause));
+        of.now = NOW.plus_ms(PAUSE_MS);
+        assert_eq!(chosen(&of, &promise), (Act::Final, Reason::Again));
+        of.failures = 30;
+        assert_eq!(chosen(&of, &promise), (Act::Wait, Reason::Pause));
+        of.now = NOW.plus_ms(LONGEST_PAUSE_MS);
+        assert_eq!(chosen(&of, &promise), (Act::Final, Reason::Again));
+    }
+
+    #[test]
+    fn the_period_follows_from_cost_and_from_what_may_be_lost() {
+        let every = |max_lost_ms| Rules {
+            every: Every::Auto {
+                lifetime_ms: 6 * 3_600_000,
+                max_lost_ms,
+            },
+            ..RULES
+        };
+        let hour = 3_600_000;
+        assert_eq!(interval_ms(&every(hour), &Promise::default()), Some(30_000));
+        let cheap = interval_ms(&every(hour), &promise(1, 10)).expect("it is on");
+        let dear = interval_ms(&every(hour), &promise(40, 10)).expect("it is on");
+        assert!(cheap < dear, "{cheap} and {dear}");
+        assert_eq!(
+            interval_ms(&every(60_000), &promise(1, 10)),
+            Some(60_000 - 500)
+        );
+    }
+
+    #[test]
+    fn at_risk_is_answered_once_and_then_at_intervals() {
+        let mut of = Situation {
+            at_risk: Some((NOW, Source::Sqs)),
+            ..CALM
+        };
+        let promise = Promise::default();
+        assert_eq!(chosen(&of, &promise), (Act::LeaveRunning, Reason::AtRisk));
+        (of.safe, of.begun, of.ended) = (Some(NOW), Some(NOW), Some(NOW));
+        let plan = decide(&of, &RULES, &promise);
+        assert_eq!(plan.decision.act, Act::Wait);
+        assert_eq!(plan.again, Some(NOW.plus_ms(RULES.at_risk_ms)));
+    }
+
+    proptest! {
+        /// Whatever the situation: waiting has an end before the deadline, and a final checkpoint that is said to fit
+        /// begins while it does.
+        #[test]
+        fn no_wait_outlasts_the_deadline(
+            in_ms in 0u64..400_000, safe in proptest::option::of(0u64..200_000),
+            rate in 0u64..40, cost in 1u64..60, failures in 0u32..5, ago in 0u64..20_000,
+        ) {
+            let promise = promise(rate, cost);
+            let now = NOW.plus_ms(200_000);
+            let of = Situation {
+                now,
+                going: Some(Going {
+                    fate: Fate::Terminate,
+                    source: Source::Sqs,
+                    deadline: Some(now.plus_ms(in_ms)),
+                    since: NOW,
+                    at_once: false,
+                }),
+                safe: safe.map(|ms| NOW.plus_ms(ms)),
+                ended: (failures > 0).then_some(Moment(now.0 - ago)),
+                failures,
+                ..CALM
+            };
+            let plan = decide(&of, &RULES, &promise);
+            match plan.decision.act {
+                Act::Wait => {
+                    let again = plan.again.expect("a wait has an end");
+                    prop_assert!(again > now && again <= plan.deadline, "{plan:?}");
+                }
+                Act::GiveUp => prop_assert!(in_ms < 1_000),
+                Act::Final | Act::LeaveRunning => prop_assert!(plan.deadline > now),
+            }
+        }
+    }
+}

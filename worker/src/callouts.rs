@@ -1,0 +1,174 @@
+//! Runs the user's own programs and posts to the webhook, at the moments of `reprieve_hooks::callout`.
+//!
+//! A program is a child of the supervisor in a session of its own, outside the job's tree, so that no snapshot contains
+//! it. When it has ended or its time is over, everything that is left in its process group is killed: an orphan of it
+//! would be taken for one of the job's. What a program does can be in the way of a freeze, if settings say so, and of
+//! nothing else.
+
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::libc::SIGKILL;
+use reprieve_hooks::callout;
+pub use reprieve_hooks::callout::Moment;
+use serde_json::Value;
+use tokio::time::{sleep, timeout};
+
+use crate::catalog;
+use crate::metrics::{self, HookOutcome};
+use crate::settings::{OnHookFailure, Settings, WebhookFormat};
+use crate::supervisor::reaper::Reaper;
+use crate::supervisor::with_causes;
+use crate::sys::{self, Exit, Terminal};
+
+/// How long the kernel may take to end what was killed, and between two looks whether it has.
+const KILL_LIMIT: Duration = Duration::from_secs(1);
+const LOOK_AGAIN: Duration = Duration::from_millis(2);
+
+/// What is run, and within which limits.
+#[derive(Debug)]
+pub struct Callouts {
+    directory: Option<PathBuf>,
+    webhook: Option<String>,
+    format: WebhookFormat,
+    limit: Duration,
+    on_failure: OnHookFailure,
+    reaper: Arc<Reaper>,
+}
+
+/// Why a program did not do what it was run for.
+#[derive(Debug, thiserror::Error)]
+enum HookError {
+    #[error("it cannot be started")]
+    Start(#[source] std::io::Error),
+    #[error("it ended with {0}")]
+    Failed(Exit),
+    #[error("it took longer than {0:?}")]
+    Slow(Duration),
+}
+
+impl Callouts {
+    pub fn new(settings: &Settings, reaper: Arc<Reaper>) -> Self {
+        Self {
+            directory: settings.hooks_dir.clone(),
+            webhook: settings.webhook.as_ref().map(ToString::to_string),
+            format: settings.webhook_format,
+            limit: settings.hook_timeout,
+            on_failure: settings.on_hook_failure,
+            reaper,
+        }
+    }
+
+    /// Runs and posts what is to be at this moment, and waits for the program.
+    pub async fn call(&self, moment: Moment, facts: &Value, limit: Option<Duration>) {
+        // It is told in the log and in the metrics.
+        drop(self.try_call(moment, facts, limit).await);
+    }
+
+    /// Whether the app may be frozen; if not, why.
+    pub async fn before_freeze(&self, facts: &Value, limit: Duration) -> Result<(), String> {
+        let called = self
+            .try_call(Moment::BeforeFreeze, facts, Some(limit))
+            .await;
+        match self.on_failure {
+            OnHookFailure::Ignore => Ok(()),
+            OnHookFailure::Refuse => called,
+        }
+    }
+
+    async fn try_call(
+        &self,
+        moment: Moment,
+        facts: &Value,
+        limit: Option<Duration>,
+    ) -> Result<(), String> {
+        let document = callout::document(moment, facts);
+        if let Some(address) = &self.webhook {
+            tokio::spawn(post(
+                address.clone(),
+                self.format,
+                document.clone(),
+                self.limit,
+            ));
+        }
+        let program = self
+            .directory
+            .as_ref()
+            .map(|path| path.join(moment.as_str()));
+        let Some(program) = program.filter(|program| program.exists()) else {
+            return Ok(());
+        };
+        let limit = limit.map_or(self.limit, |limit| limit.min(self.limit));
+        let result = self.run(&program, &document, limit).await;
+        metrics::hook_ended(match &result {
+            Ok(()) => HookOutcome::Ok,
+            Err(HookError::Slow(_)) => HookOutcome::TimedOut,
+            Err(_) => HookOutcome::Failed,
+        });
+        result.map_err(|error| {
+            let reason = with_causes(&error);
+            let program = program.display().to_string();
+            tracing::warn!(program, reason, "a program of yours failed");
+            reason
+        })
+    }
+
+    async fn run(
+        &self,
+        program: &PathBuf,
+        document: &Value,
+        limit: Duration,
+    ) -> Result<(), HookError> {
+        let mut command = Command::new(program);
+        command.envs(callout::variables(document));
+        let (reader, writer) = std::io::pipe().map_err(HookError::Start)?;
+        let mut exit = self
+            .reaper
+            .spawn(|| {
+                let streams = [reader.into(), Stdio::null(), Stdio::inherit()];
+                sys::spawn(command, streams, Terminal::None, &[])
+            })
+            .map_err(HookError::Start)?;
+        // A document fits into the pipe; a program that does not read it does not hold us up.
+        drop(std::io::Write::write_all(
+            &mut &writer,
+            document.to_string().as_bytes(),
+        ));
+        drop(writer);
+        let ended = timeout(limit, &mut exit.exit).await;
+        // It leads its group. What it left behind belongs to nobody.
+        let gone = async {
+            while sys::kill(-exit.pid, SIGKILL).is_ok() {
+                sleep(LOOK_AGAIN).await;
+            }
+        };
+        drop(timeout(KILL_LIMIT, gone).await);
+        match ended {
+            Ok(Ok(Exit::Code(0))) => Ok(()),
+            Ok(Ok(exit)) => Err(HookError::Failed(exit)),
+            Ok(Err(_)) => Err(HookError::Failed(Exit::Code(u8::MAX))),
+            Err(_) => Err(HookError::Slow(limit)),
+        }
+    }
+}
+
+async fn post(address: String, format: WebhookFormat, document: Value, limit: Duration) {
+    let body = match format {
+        WebhookFormat::Json => document,
+        WebhookFormat::Sns => callout::as_notification(&document, &catalog::nonce()),
+    };
+    let (outcome, reason) = match timeout(limit, callout::post(&address, &body)).await {
+        Ok(Ok(())) => (HookOutcome::Ok, None),
+        Ok(Err(error)) => (HookOutcome::Failed, Some(with_causes(&error))),
+        Err(_) => (
+            HookOutcome::TimedOut,
+            Some(format!("it took longer than {limit:?}")),
+        ),
+    };
+    metrics::hook_ended(outcome);
+    if let Some(reason) = reason {
+        tracing::warn!(reason, "the webhook was not told");
+    }
+}
