@@ -13,7 +13,11 @@ use serde_json::Value;
 /// On the network of the test, on a port of its own.
 fn shown(store: &Store, name: &str, app: &[&str]) -> Host {
     store
-        .host_with(name, &["--metrics-listen", "127.0.0.1:0"], app)
+        .host_with(
+            name,
+            &["--metrics-listen", "127.0.0.1:0", "--sources", "none"],
+            app,
+        )
         .share_net()
         .start()
 }
@@ -188,7 +192,10 @@ fn an_eviction_is_told_as_it_happens() {
 #[test]
 fn a_job_that_cannot_be_checkpointed_is_not_ready() {
     let host = Host::builder("alone")
-        .reprieve(["--metrics-listen", "127.0.0.1:0"], COUNTER.iter().copied())
+        .reprieve(
+            ["--metrics-listen", "127.0.0.1:0", "--sources", "none"],
+            COUNTER.iter().copied(),
+        )
         .share_net()
         .start();
     wait_for_output(&host, "line 5");
@@ -300,6 +307,7 @@ fn people_see_an_eviction_in_a_browser() {
     browser
         .wait_for_js("document.getElementById('checkpoints').textContent.includes('generation 2')");
     browser.screenshot(&pictures.join("over-dark.png"));
+    browser.screenshot(&pictures.join("over-dark.webp"));
     assert_eq!(host.wait_exit(LIMIT), Exit::Code(75));
     host.destroy();
 

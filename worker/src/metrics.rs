@@ -869,8 +869,8 @@ pub fn document() -> String {
     let mut text = String::from(
         "# Metrics\n\n\
          Generated from the table in `worker/src/metrics.rs`; do not edit.\n\n\
-         `metrics-listen` sets the address that answers `GET /metrics` in Prometheus' text format, and `GET /healthz` \
-         with 200 while the supervisor runs. Labels have no values other than those listed. Counters and gauges exist \
+         `metrics-listen` sets the address that answers `GET /metrics` in Prometheus' text format, beside the \
+         [status page](status-page.md). Labels have no values other than those listed. Counters and gauges exist \
          from the start, at 0.\n\n\
          A stable metric keeps its name, labels and meaning within a major version; labels may gain values.\n\n\
          | Metric | Kind | Unit | Labels | Stability | Meaning |\n|---|---|---|---|---|---|\n",
