@@ -2,7 +2,7 @@
 # infra/local/setup, which starts with saying so.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build image dist test lint soak demo bench evictions test-terraform clean
+.PHONY: help setup build image dist test lint soak demo bench evictions test-page test-observability test-terraform clean
 
 help: ## This text
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -47,6 +47,14 @@ bench: ## The benchmarks beside plain CRIU (half an hour; see docs/benchmarks.md
 
 evictions: setup ## What is in time at which notice, size and network (some ten minutes; see docs/deadlines.md)
 	@cargo bench --locked --package reprieve --bench evictions
+
+test-page: setup ## The status page in a headless Chromium; screenshots in target/status-page
+	@echo "test-page: the status page during real evictions"
+	@cargo test --locked --package reprieve --test page
+
+test-observability: setup ## Dashboard and alert rules, with a real Prometheus
+	@echo "test-observability: every query about a real worker"
+	@cargo test --locked --package reprieve --test observability
 
 test-terraform: ## The Terraform modules: plans, policies, applies to a look-alike of AWS (needs terraform)
 	@infra/local/test-terraform

@@ -14,6 +14,7 @@
 // Each test file is a program of its own and uses a part of this.
 #![allow(dead_code, unused_imports)]
 
+mod browser;
 mod bundle;
 mod docker;
 mod host;
@@ -24,6 +25,7 @@ mod process;
 mod proxy;
 mod workshop;
 
+pub(crate) use browser::Browser;
 pub(crate) use bundle::Rootfs;
 pub(crate) use docker::{Container, Docker};
 pub(crate) use host::{Builder, Guest, Host, Ran, Stdio};

@@ -8,8 +8,10 @@ use std::time::Duration;
 use reprieve::cli::{self, AppCommand, Invocation};
 use reprieve::control::server::{self, Callers};
 use reprieve::doctor;
+use reprieve::endpoint::Endpoint;
 use reprieve::engine::hook;
 use reprieve::failure::{self, Failure};
+use reprieve::journal::Journal;
 use reprieve::logging::Logging;
 use reprieve::metrics::Exporter;
 use reprieve::queue;
@@ -140,18 +142,22 @@ fn runtime() -> io::Result<Runtime> {
 async fn supervise(settings: Settings, app: AppCommand, clock: Clock) -> Result<u8, Failure> {
     let signals =
         Signals::receive().map_err(|error| before_ready("signals cannot be received", error))?;
-    serve_metrics(&settings).await?;
+    let journal = Journal::default();
     let (sender, requests) = mpsc::channel(REQUESTS);
+    let endpoint = serve_metrics(&settings, &journal, &sender).await?;
     let callers = listen(&settings, sender);
     let sources = Sources::start(&settings);
     let argv = std::iter::once(app.program).chain(app.arguments).collect();
     let known = settings.clone();
-    let supervisor = Supervisor::new(settings, argv, Arc::new(Reaper::default()), clock);
+    let supervisor = Supervisor::new(settings, argv, Arc::new(Reaper::default()), clock, journal);
     let tags = tokio::spawn(queue::tag(known.clone(), supervisor.told()));
     let ended = supervisor.run(signals, requests, sources).await;
     // A job that failed, or was stored, is run again: by whoever reads its queue then.
     if matches!(ended, Ok(0)) && known.checkpointed_exit_code != 0 {
         queue::remove(&known).await;
+    }
+    if let Some(endpoint) = endpoint {
+        endpoint.say_goodbye(LAST_WORDS).await;
     }
     drop(timeout(LAST_TAGS, tags).await);
     if let Some(callers) = callers {
@@ -160,22 +166,29 @@ async fn supervise(settings: Settings, app: AppCommand, clock: Clock) -> Result<
     ended
 }
 
-async fn serve_metrics(settings: &Settings) -> Result<(), Failure> {
+async fn serve_metrics(
+    settings: &Settings,
+    journal: &Journal,
+    supervisor: &mpsc::Sender<reprieve::supervisor::Request>,
+) -> Result<Option<Endpoint>, Failure> {
     let Some(address) = settings.metrics_listen else {
-        return Ok(());
+        return Ok(None);
     };
-    let failed = |error| {
+    let failed = || {
         Failure::new(
             failure::ExitCode::FailedBeforeReady,
             format!("metrics cannot be served at {address}"),
         )
-        .caused_by(error)
         .remedy("choose another address with --metrics-listen, or leave it out")
     };
-    let exporter = Exporter::install().map_err(failed)?;
-    let bound = exporter.serve(address).await.map_err(failed)?;
-    tracing::info!(%bound, "metrics are served");
-    Ok(())
+    let exporter = Exporter::install().map_err(|error| failed().caused_by(error))?;
+    let endpoint = Endpoint::new(exporter, journal.clone(), supervisor.clone());
+    let bound = endpoint
+        .serve(address)
+        .await
+        .map_err(|error| failed().caused_by(error))?;
+    tracing::info!(%bound, "metrics and the status page are served");
+    Ok(Some(endpoint))
 }
 
 /// Without a control socket the job is as safe as before: it must not fail for that.

@@ -1,45 +1,21 @@
-//! Every metric in one table, the functions that record them, and the HTTP endpoint that serves them.
+//! Every metric in one table, and the functions that record them. `endpoint` serves them.
 //!
 //! [`TABLE`] is the only list of metrics; docs/metrics.md follows from it. Others record through the functions below, so
 //! that neither names nor label values can be made up elsewhere, and every label has a closed set of values. Without
 //! [`Exporter::install`] recording does nothing. All series but histograms exist from the start, so that a rate over
 //! the first failure is not lost.
-//!
-//! The endpoint serves whoever can reach it, without authentication, and must never hold up or end the worker: there
-//! are at most [`CONNECTIONS`] connections, each with one request, a small head and [`CONNECTION_LIMIT`] to live; what
-//! exceeds that is dropped without an answer.
 
-use std::convert::Infallible;
-use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use bytes::Bytes;
-use http_body_util::Full;
-use hyper::body::Incoming;
-use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
-use hyper::service::service_fn;
-use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
 use metrics_exporter_prometheus::{
     Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder,
 };
 use reprieve_core::lifecycle::Phase;
 use reprieve_core::notice::{Fate, Source, WallMs};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 
 use crate::named::named;
 use crate::store::StoreErrorKind;
 
-/// Connections at a time; a scraper or two and a probe need three.
-pub const CONNECTIONS: usize = 16;
-/// The life of a connection, from accepting it to the last byte of the answer.
-pub const CONNECTION_LIMIT: Duration = Duration::from_secs(10);
-/// Bytes of a request's head; hyper's smallest allowed buffer.
-const HEAD_LIMIT: usize = 8 * 1024;
-/// Wait after a failed accept, which mostly means that file descriptors ran out.
-const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 /// Histogram samples pile up until somebody scrapes; this folds them when nobody does.
 const UPKEEP_PERIOD: Duration = Duration::from_secs(60);
 
@@ -99,6 +75,31 @@ named! {
         PassedOver = "passed_over",
         ColdStart = "cold_start",
         Failed = "failed",
+    }
+}
+
+named! {
+    /// Whether a checkpoint can be taken, and if not, why.
+    pub enum Checkpointable {
+        Yes = "yes",
+        Booting = "booting",
+        NoStore = "no_store",
+        /// Processes would be left out.
+        Orphans = "orphans",
+        /// The latest one failed.
+        Failed = "failed",
+        Over = "over",
+    }
+}
+
+named! {
+    /// Whether this worker owns the job.
+    pub enum Lease {
+        None = "none",
+        Held = "held",
+        /// Another worker owns it.
+        Lost = "lost",
+        Released = "released",
     }
 }
 
@@ -338,6 +339,44 @@ const LAST_SNAPSHOT_GENERATION: Metric = Metric {
     help: "The generation of the newest durable snapshot of the job; 0 while there is none.",
 };
 
+const WORK_AT_RISK: Metric = Metric {
+    name: "reprieve_work_at_risk_seconds",
+    kind: Kind::Gauge,
+    unit: Unit::Seconds,
+    labels: &[],
+    stability: Stability::Stable,
+    help: "How much work is lost if the machine goes this moment without a checkpoint: the age of the newest durable \
+           snapshot, or how long the worker has run without one. 0 when nothing runs.",
+};
+
+const CHECKPOINTABLE: Metric = Metric {
+    name: "reprieve_checkpointable",
+    kind: Kind::Gauge,
+    unit: Unit::Flag,
+    labels: &[label("verdict", Checkpointable::NAMES)],
+    stability: Stability::Stable,
+    help: "1 for what is true of the job: it can be checkpointed (yes), or why not, or that the latest checkpoint failed; 0 \
+           for the others.",
+};
+
+const DEADLINE_MARGIN: Metric = Metric {
+    name: "reprieve_deadline_margin_seconds",
+    kind: Kind::Histogram,
+    unit: Unit::Seconds,
+    labels: &[],
+    stability: Stability::Stable,
+    help: "What was left of the time to commit when the snapshot of an eviction was durable.",
+};
+
+const LEASE: Metric = Metric {
+    name: "reprieve_lease",
+    kind: Kind::Gauge,
+    unit: Unit::Flag,
+    labels: &[label("state", Lease::NAMES)],
+    stability: Stability::Stable,
+    help: "1 for whether this worker owns the job, 0 for the others.",
+};
+
 const RESTORES: Metric = Metric {
     name: "reprieve_restores_total",
     kind: Kind::Counter,
@@ -558,6 +597,10 @@ pub const TABLE: &[Metric] = &[
     SNAPSHOT_BYTES,
     LAST_SNAPSHOT_TIMESTAMP,
     LAST_SNAPSHOT_GENERATION,
+    WORK_AT_RISK,
+    CHECKPOINTABLE,
+    DEADLINE_MARGIN,
+    LEASE,
     RESTORES,
     RESTORE_PHASE,
     NOTICES,
@@ -616,6 +659,29 @@ pub fn last_snapshot(generation: u64, taken: SystemTime) {
     ::metrics::gauge!(LAST_SNAPSHOT_TIMESTAMP.name).set(since_epoch.as_secs_f64());
     // Exact up to 2^53 generations.
     ::metrics::gauge!(LAST_SNAPSHOT_GENERATION.name).set(generation as f64);
+}
+
+pub fn work_at_risk(age: Duration) {
+    ::metrics::gauge!(WORK_AT_RISK.name).set(age.as_secs_f64());
+}
+
+pub fn checkpointable(now: Checkpointable) {
+    for verdict in Checkpointable::ALL {
+        let value = if *verdict == now { 1.0 } else { 0.0 };
+        ::metrics::gauge!(CHECKPOINTABLE.name, "verdict" => verdict.as_str()).set(value);
+    }
+}
+
+pub fn lease(now: Lease) {
+    for state in Lease::ALL {
+        let value = if *state == now { 1.0 } else { 0.0 };
+        ::metrics::gauge!(LEASE.name, "state" => state.as_str()).set(value);
+    }
+}
+
+/// An eviction's snapshot was durable with this much time left.
+pub fn deadline_margin(left: Duration) {
+    ::metrics::histogram!(DEADLINE_MARGIN.name).record(left);
 }
 
 pub fn restore_ended(outcome: RestoreOutcome) {
@@ -707,12 +773,6 @@ pub fn zombies_reaped(processes: u64) {
 pub enum MetricsError {
     #[error("metrics are already recorded by another exporter")]
     AlreadyInstalled(#[source] ::metrics::SetRecorderError<PrometheusRecorder>),
-    #[error("cannot listen on {address} for metrics")]
-    Listen {
-        address: SocketAddr,
-        #[source]
-        source: std::io::Error,
-    },
 }
 
 /// What was recorded, ready to be served.
@@ -730,7 +790,7 @@ impl Exporter {
         Ok(exporter)
     }
 
-    fn build() -> (PrometheusRecorder, Self) {
+    pub(crate) fn build() -> (PrometheusRecorder, Self) {
         let builder = TABLE
             .iter()
             .filter(|metric| metric.kind == Kind::Histogram)
@@ -749,19 +809,14 @@ impl Exporter {
         self.handle.render()
     }
 
-    /// Serves from tasks of its own until the runtime ends, and returns the address it listens on.
-    pub async fn serve(self, address: SocketAddr) -> Result<SocketAddr, MetricsError> {
-        let listen_error = |source| MetricsError::Listen { address, source };
-        let listener = TcpListener::bind(address).await.map_err(listen_error)?;
-        let bound = listener.local_addr().map_err(listen_error)?;
+    /// Folds what piled up, from a task of its own until the runtime ends.
+    pub fn keep_up(&self) {
         tokio::spawn(upkeep(self.handle.clone()));
-        tokio::spawn(accept(listener, self, CONNECTION_LIMIT));
-        Ok(bound)
     }
 }
 
 /// Describes every metric and creates each series that can ever exist.
-fn begin_at_zero() {
+pub(crate) fn begin_at_zero() {
     for metric in TABLE {
         match metric.kind {
             Kind::Counter => ::metrics::describe_counter!(metric.name, metric.help),
@@ -809,74 +864,13 @@ async fn upkeep(handle: PrometheusHandle) {
     }
 }
 
-async fn accept(listener: TcpListener, exporter: Exporter, limit: Duration) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
-    loop {
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                // Full: dropping closes the connection, which tells the client sooner than silence.
-                if let Ok(place) = Arc::clone(&places).try_acquire_owned() {
-                    let exporter = exporter.clone();
-                    tokio::spawn(async move {
-                        // Whatever went wrong is the client's to notice; the worker has nothing to do about it.
-                        let _ = tokio::time::timeout(limit, converse(stream, exporter)).await;
-                        drop(place);
-                    });
-                }
-            }
-            Err(error) => {
-                tracing::warn!(%error, "a connection for metrics could not be accepted");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
-        }
-    }
-}
-
-async fn converse(stream: TcpStream, exporter: Exporter) -> hyper::Result<()> {
-    let service = service_fn(|request: Request<Incoming>| {
-        let response = answer(&exporter, request.method(), request.uri().path());
-        async move { Ok::<_, Infallible>(response) }
-    });
-    hyper::server::conn::http1::Builder::new()
-        .keep_alive(false)
-        .max_buf_size(HEAD_LIMIT)
-        .timer(TokioTimer::new())
-        .header_read_timeout(CONNECTION_LIMIT)
-        .serve_connection(TokioIo::new(stream), service)
-        .await
-}
-
-fn answer(exporter: &Exporter, method: &Method, path: &str) -> Response<Full<Bytes>> {
-    let plain = |status: StatusCode, body: String| {
-        let mut response = Response::new(Full::new(Bytes::from(body)));
-        *response.status_mut() = status;
-        response.headers_mut().insert(
-            CONTENT_TYPE,
-            HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"),
-        );
-        response
-    };
-    if !matches!(*method, Method::GET | Method::HEAD) {
-        let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n".into());
-        response
-            .headers_mut()
-            .insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
-        return response;
-    }
-    match path {
-        "/metrics" => plain(StatusCode::OK, exporter.render()),
-        "/healthz" => plain(StatusCode::OK, "ok\n".into()),
-        _ => plain(StatusCode::NOT_FOUND, "only /metrics and /healthz\n".into()),
-    }
-}
-
 /// The text of docs/metrics.md.
 pub fn document() -> String {
     let mut text = String::from(
         "# Metrics\n\n\
          Generated from the table in `worker/src/metrics.rs`; do not edit.\n\n\
-         `metrics-listen` sets the address that answers `GET /metrics` in Prometheus' text format, and `GET /healthz` \
-         with 200 while the supervisor runs. Labels have no values other than those listed. Counters and gauges exist \
+         `metrics-listen` sets the address that answers `GET /metrics` in Prometheus' text format, beside the \
+         [status page](status-page.md). Labels have no values other than those listed. Counters and gauges exist \
          from the start, at 0.\n\n\
          A stable metric keeps its name, labels and meaning within a major version; labels may gain values.\n\n\
          | Metric | Kind | Unit | Labels | Stability | Meaning |\n|---|---|---|---|---|---|\n",
@@ -912,7 +906,6 @@ pub fn document() -> String {
 mod tests {
     use super::*;
     use std::collections::HashSet;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     /// What is exported after `record` ran with every series at its start.
     fn exported(record: impl FnOnce()) -> String {
@@ -976,7 +969,7 @@ mod tests {
     #[test]
     fn recordings_arrive_under_the_names_of_the_table() {
         let at = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
-        let table: [(fn(), &str); 23] = [
+        let table: [(fn(), &str); 27] = [
             (
                 || deadline(DeadlineOutcome::Missed),
                 "reprieve_deadlines_total{outcome=\"missed\"} 1",
@@ -998,6 +991,19 @@ mod tests {
                 || source(Source::Sqs, true, Some(WallMs(1_500)), 2),
                 "reprieve_source_last_success_timestamp_seconds{source=\"sqs\"} 1.5",
             ),
+            (
+                || work_at_risk(Duration::from_secs(90)),
+                "reprieve_work_at_risk_seconds 90",
+            ),
+            (
+                || checkpointable(Checkpointable::Orphans),
+                "reprieve_checkpointable{verdict=\"orphans\"} 1",
+            ),
+            (
+                || deadline_margin(Duration::from_secs(20)),
+                "reprieve_deadline_margin_seconds_bucket{le=\"30\"} 1",
+            ),
+            (|| lease(Lease::Lost), "reprieve_lease{state=\"lost\"} 1"),
             (
                 || state(State::Running),
                 "reprieve_state{state=\"running\"} 1",
@@ -1104,133 +1110,5 @@ mod tests {
     #[test]
     fn document_is_generated() {
         crate::stored::assert_document("metrics.md", &document());
-    }
-
-    const LOCALHOST: SocketAddr =
-        SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
-
-    fn runtime() -> tokio::runtime::Runtime {
-        tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .expect("a runtime for one thread")
-    }
-
-    async fn ask(address: SocketAddr, request: &str) -> String {
-        let mut stream = TcpStream::connect(address)
-            .await
-            .expect("the endpoint listens");
-        stream
-            .write_all(request.as_bytes())
-            .await
-            .expect("the request is sent");
-        let mut answer = Vec::new();
-        // A connection that is dropped may end in a reset instead of an end.
-        let _ = stream.read_to_end(&mut answer).await;
-        String::from_utf8(answer).expect("the answer is text")
-    }
-
-    #[test]
-    fn endpoint_answers_by_method_and_path() {
-        let table = [
-            ("GET /metrics HTTP/1.1", "HTTP/1.1 200", "reprieve_state"),
-            (
-                "GET /metrics?x=1 HTTP/1.1",
-                "HTTP/1.1 200",
-                "reprieve_state",
-            ),
-            ("GET /healthz HTTP/1.1", "HTTP/1.1 200", "\r\n\r\nok\n"),
-            (
-                "HEAD /healthz HTTP/1.1",
-                "HTTP/1.1 200",
-                "content-length: 3\r\n",
-            ),
-            ("GET / HTTP/1.1", "HTTP/1.1 404", "only /metrics"),
-            ("POST /metrics HTTP/1.1", "HTTP/1.1 405", "allow: GET, HEAD"),
-            (
-                "DELETE /nowhere HTTP/1.1",
-                "HTTP/1.1 405",
-                "allow: GET, HEAD",
-            ),
-        ];
-        let (recorder, exporter) = Exporter::build();
-        ::metrics::with_local_recorder(&recorder, begin_at_zero);
-        runtime().block_on(async {
-            let address = exporter.serve(LOCALHOST).await.expect("a free port");
-            for (line, status, part) in table {
-                let answer = ask(address, &format!("{line}\r\nhost: x\r\n\r\n")).await;
-                assert!(answer.starts_with(status), "{line}: {answer}");
-                assert!(answer.contains(part), "{line}: {answer}");
-                assert!(answer.contains("connection: close"), "{line}: {answer}");
-            }
-            let head = ask(address, "HEAD /healthz HTTP/1.1\r\nhost: x\r\n\r\n").await;
-            assert!(head.ends_with("\r\n\r\n"), "{head}");
-        });
-    }
-
-    #[test]
-    fn a_head_that_is_too_large_is_refused() {
-        let (_, exporter) = Exporter::build();
-        runtime().block_on(async {
-            let address = exporter.serve(LOCALHOST).await.expect("a free port");
-            let long = "x".repeat(2 * HEAD_LIMIT);
-            let answer = ask(
-                address,
-                &format!("GET /metrics HTTP/1.1\r\nx: {long}\r\n\r\n"),
-            )
-            .await;
-            assert!(!answer.starts_with("HTTP/1.1 200"), "{answer}");
-            let answer = ask(address, "GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n").await;
-            assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
-        });
-    }
-
-    #[test]
-    fn silent_clients_lose_their_places_in_time() {
-        let (_, exporter) = Exporter::build();
-        runtime().block_on(async {
-            let limit = Duration::from_secs(1);
-            let listener = TcpListener::bind(LOCALHOST).await.expect("a free port");
-            let address = listener.local_addr().expect("a bound socket");
-            tokio::spawn(accept(listener, exporter, limit));
-            let mut silent = Vec::new();
-            for _ in 0..CONNECTIONS {
-                let mut stream = TcpStream::connect(address)
-                    .await
-                    .expect("the endpoint listens");
-                stream
-                    .write_all(b"GET /healthz HT")
-                    .await
-                    .expect("the first bytes");
-                silent.push(stream);
-            }
-            let request = "GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n";
-            assert_eq!(ask(address, request).await, "", "there is no place left");
-            for mut stream in silent {
-                let mut rest = Vec::new();
-                let _ = stream.read_to_end(&mut rest).await;
-            }
-            assert!(ask(address, request).await.starts_with("HTTP/1.1 200"));
-        });
-    }
-
-    #[test]
-    fn an_address_in_use_is_an_error() {
-        let (_, exporter) = Exporter::build();
-        runtime().block_on(async {
-            let address = exporter
-                .clone()
-                .serve(LOCALHOST)
-                .await
-                .expect("a free port");
-            let error = exporter
-                .serve(address)
-                .await
-                .expect_err("the port is taken");
-            assert_eq!(
-                error.to_string(),
-                format!("cannot listen on {address} for metrics")
-            );
-        });
     }
 }

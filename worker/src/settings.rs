@@ -804,7 +804,8 @@ pub const TABLE: &[Setting] = &[
         kind: Kind::ListenAddress,
         default: None,
         unset: "metrics are not served",
-        meaning: "The address and port that answer `GET /metrics` and `GET /healthz`.",
+        meaning: "The address and port of the status page, `/status`, `/readyz`, `/healthz` and `/metrics`: to be read by \
+                  whoever can reach it, and by nobody else than you mean.",
     },
     Setting {
         name: "log",

@@ -566,6 +566,8 @@ mod tests {
             plan: Some("nothing is to be expected".into()),
             deadline_ms: Some(90_000),
             to_safe_ms: Some(700),
+            protected: true,
+            unprotected_because: None,
             uptime_ms: 3_600_000,
         }))
     }

@@ -9,6 +9,8 @@
 //! version are refused rather than half understood; answers may gain fields. Who may connect is decided by the socket's
 //! permissions, what a request leads to by the supervisor.
 
+use std::time::Duration;
+
 use reprieve_core::notice::{Afterwards, Fate, Settled, WallMs};
 use reprieve_hooks::{Condition, Health};
 use serde::de::DeserializeOwned;
@@ -192,6 +194,12 @@ pub struct Status {
     /// What a checkpoint would take now, hardly ever more; none before the first one.
     #[serde(default)]
     pub to_safe_ms: Option<u64>,
+    /// Whether a checkpoint could be taken now, as far as is known.
+    #[serde(default)]
+    pub protected: bool,
+    /// If not: the verdict of the metric `reprieve_checkpointable`.
+    #[serde(default)]
+    pub unprotected_because: Option<String>,
     pub uptime_ms: u64,
 }
 
@@ -200,6 +208,20 @@ impl Status {
     pub fn to_json(&self) -> Value {
         let line = Answer::Status(Box::new(self.clone())).to_line();
         serde_json::from_str(&line).expect("our own line")
+    }
+
+    /// The app runs, and its work is not lost when the machine goes.
+    pub fn is_ready(&self) -> bool {
+        self.protected && matches!(self.state.as_str(), "running" | "checkpointing")
+    }
+
+    /// How much work is lost if the machine goes now.
+    pub fn at_risk(&self) -> Duration {
+        let ms = match self.state.as_str() {
+            "running" | "checkpointing" => self.last_snapshot_age_ms.unwrap_or(self.uptime_ms),
+            _ => 0,
+        };
+        Duration::from_millis(ms)
     }
 }
 
@@ -397,6 +419,8 @@ mod tests {
             plan: None,
             deadline_ms: None,
             to_safe_ms: Some(700),
+            protected: true,
+            unprotected_because: None,
             uptime_ms: 1,
         }
     }
@@ -486,7 +510,7 @@ mod tests {
             ),
             (
                 Answer::Status(Box::new(status())),
-                r#"{"v":1,"answer":"status","version":"0.1.0","state":"running","job":"nightly","store":null,"last_generation":3,"last_snapshot_age_ms":61000,"app_pid":17,"checkpoints_durable":2,"checkpoints_failed":1,"last_failure":"the store is full","resumed_from":null,"owner_epoch":null,"sources":[{"source":"sqs","condition":"working","reason":null,"remedy":null,"last_success_age_ms":2,"failures":0}],"plan":null,"deadline_ms":null,"to_safe_ms":700,"uptime_ms":1}"#,
+                r#"{"v":1,"answer":"status","version":"0.1.0","state":"running","job":"nightly","store":null,"last_generation":3,"last_snapshot_age_ms":61000,"app_pid":17,"checkpoints_durable":2,"checkpoints_failed":1,"last_failure":"the store is full","resumed_from":null,"owner_epoch":null,"sources":[{"source":"sqs","condition":"working","reason":null,"remedy":null,"last_success_age_ms":2,"failures":0}],"plan":null,"deadline_ms":null,"to_safe_ms":700,"protected":true,"unprotected_because":null,"uptime_ms":1}"#,
             ),
         ];
         for (answer, line) in answers {

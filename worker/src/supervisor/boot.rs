@@ -23,6 +23,7 @@ use crate::catalog::{self, Catalog, CatalogError, Found, Lease};
 use crate::engine::criu::Criu;
 use crate::failure::{ExitCode, Failure};
 use crate::host;
+use crate::journal::Journal;
 use crate::keys::MasterKey;
 use crate::metrics::{self, RestoreOutcome, SelfTest, StartedHow};
 use crate::pages::load::{self, Read, Unusable};
@@ -116,6 +117,7 @@ pub(crate) async fn boot(
     gate: Arc<Gate>,
     owned: Arc<OnceLock<Arc<Ownership>>>,
     presence: Arc<Presence>,
+    journal: Journal,
 ) -> Result<Booted, Failure> {
     let Some(address) = settings.store.clone() else {
         tracing::warn!("no store is set: the app runs without checkpoints");
@@ -137,7 +139,7 @@ pub(crate) async fn boot(
         let callouts = Callouts::new(&settings, Arc::clone(&reaper));
         callouts.call(Moment::BeforeRestore, &facts, None).await;
     }
-    let mut restorer = prepared.restorer(&reaper, &gate);
+    let mut restorer = prepared.restorer(&reaper, &gate, &journal);
     let resumed = match resume_from {
         From::Line(candidates) => resume(&restorer, &candidates, &settings).await?,
         From::Exactly(generation, request) => {
@@ -149,7 +151,7 @@ pub(crate) async fn boot(
             Some(resume_exactly(&restorer, &generation, &settings, &address).await?)
         }
     };
-    let protection = Some(prepared.protection(&settings, &reaper, ownership));
+    let protection = Some(prepared.protection(&settings, &reaper, ownership, journal));
     match resumed {
         Some(resumed) => Ok(running(resumed, protection)),
         None => start(&reaper, &gate, &argv, protection).await,
@@ -522,7 +524,7 @@ async fn prepare(settings: &Settings, address: &str, reaper: &Reaper) -> Result<
 }
 
 impl Prepared {
-    fn restorer(&self, reaper: &Arc<Reaper>, gate: &Arc<Gate>) -> Restorer {
+    fn restorer(&self, reaper: &Arc<Reaper>, gate: &Arc<Gate>, journal: &Journal) -> Restorer {
         Restorer {
             criu: self.criu.clone(),
             catalog: self.catalog.clone(),
@@ -531,6 +533,7 @@ impl Prepared {
             work: self.work.clone(),
             host: self.host.clone(),
             going_back: None,
+            journal: journal.clone(),
         }
     }
 
@@ -539,6 +542,7 @@ impl Prepared {
         settings: &Settings,
         reaper: &Arc<Reaper>,
         ownership: Arc<Ownership>,
+        journal: Journal,
     ) -> Protection {
         let for_parts = settings.memory_budget_bytes.saturating_sub(FIXED_BYTES) / PART as u64;
         let workers = std::thread::available_parallelism()
@@ -568,6 +572,7 @@ impl Prepared {
                 strangers: self.strangers,
                 base: Mutex::new(None),
                 seeds: Seeds::default(),
+                journal,
             }),
         }
     }
@@ -690,8 +695,17 @@ async fn resume(
     let mut reasons: Vec<String> = Vec::new();
     for candidate in candidates {
         let deadline = Instant::now() + settings.restore_timeout;
+        let journal = &restorer.journal;
+        journal.restore_begins(json!({ "snapshot": candidate.manifest }));
         match restorer.resume(candidate, deadline).await {
-            Ok(resumed) => return Ok(Some(resumed)),
+            Ok(resumed) => {
+                journal.restore_ended(
+                    RestoreOutcome::Resumed,
+                    Some(resumed.manifest.generation),
+                    None,
+                );
+                return Ok(Some(resumed));
+            }
             Err(error @ RestoreError::Lost(_)) => {
                 metrics::restore_ended(RestoreOutcome::Failed);
                 return Err(lost(settings, error));
@@ -708,6 +722,7 @@ async fn resume(
             Err(error) => {
                 metrics::restore_ended(RestoreOutcome::PassedOver);
                 let reason = with_causes(&error);
+                journal.restore_ended(RestoreOutcome::PassedOver, None, Some(&reason));
                 tracing::error!(
                     snapshot = candidate.manifest,
                     reason,

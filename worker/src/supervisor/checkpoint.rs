@@ -31,8 +31,9 @@ use crate::catalog::{self, Catalog, CatalogError};
 use crate::engine::criu::{self, Criu, CriuError, DumpOrder};
 use crate::engine::hook::{Asked, Hooks};
 use crate::host;
+use crate::journal::Journal;
 use crate::keys::MasterKey;
-use crate::metrics::{self, CheckpointPhase};
+use crate::metrics::CheckpointPhase;
 use crate::pages::capture::{Blocks, CaptureError, Captured, PageServer};
 use crate::pages::index::{File, Index};
 use crate::pages::known::{self, Assembled, Known};
@@ -175,6 +176,7 @@ pub(crate) struct Checkpointer {
     pub base: Mutex<Option<Candidate>>,
     /// What of the app's memory was stored since.
     pub seeds: Seeds,
+    pub journal: Journal,
 }
 
 /// One attempt: everything it has to give back.
@@ -360,13 +362,14 @@ async fn blocking<T: Send + 'static>(
 impl Attempt<'_> {
     async fn run(mut self, notice: Notice) -> Result<Report, CheckpointError> {
         steps::reached(Step::Begun);
+        let step = self.of.journal.checkpoint_step(CheckpointPhase::Prepare);
         self.of.refuse_orphans(self.subject)?;
         let known = self.look().await?;
         steps::reached(Step::Looked);
-        metrics::checkpoint_phase_lasted(CheckpointPhase::Prepare, self.begun.elapsed());
-        let dumping = Instant::now();
+        step.done();
+        let step = self.of.journal.checkpoint_step(CheckpointPhase::Dump);
         let frozen = self.freeze(&known).await?;
-        metrics::checkpoint_phase_lasted(CheckpointPhase::Dump, dumping.elapsed());
+        step.done();
         match notice.afterwards {
             Afterwards::Stop => self.store_and_stop(notice, frozen).await,
             Afterwards::Continue => self.thaw_and_store(notice, frozen).await,
@@ -651,7 +654,7 @@ impl Attempt<'_> {
             mut writer,
             known,
         } = transfer;
-        let begun = Instant::now();
+        let step = self.of.journal.checkpoint_step(CheckpointPhase::Drain);
         let stdin_ended = held.stdin_ended;
         let images = self.images.clone();
         let gathered = tokio::select! {
@@ -660,9 +663,9 @@ impl Attempt<'_> {
                 return Err(CheckpointError::Deadline { step: "the app's memory was being packed" });
             }
         };
-        metrics::checkpoint_phase_lasted(CheckpointPhase::Drain, begun.elapsed());
+        step.done();
         steps::reached(Step::Drained);
-        let begun = Instant::now();
+        let step = self.of.journal.checkpoint_step(CheckpointPhase::Upload);
         // A writer that failed closes the door on those before it, so its reason goes first.
         let stored = tokio::select! {
             stored = &mut writer.0 => stored.map_err(|_| CheckpointError::Panicked)??,
@@ -704,7 +707,7 @@ impl Attempt<'_> {
             ..sizes
         };
         parts.push(index);
-        metrics::checkpoint_phase_lasted(CheckpointPhase::Upload, begun.elapsed());
+        step.done();
         steps::reached(Step::Indexed);
         let head = &self.head;
         Ok(Manifest {
@@ -734,7 +737,7 @@ impl Attempt<'_> {
     }
 
     async fn commit(&mut self, manifest: &Manifest) -> Result<(), CheckpointError> {
-        let begun = Instant::now();
+        let step = self.of.journal.checkpoint_step(CheckpointPhase::Commit);
         let deadline = self.limits.borrow().committed_by;
         let (ownership, base) = (&self.of.ownership, self.of.base());
         let base = base.as_ref().map(|base| base.manifest.as_str());
@@ -744,7 +747,7 @@ impl Attempt<'_> {
         if let Some(newest) = head.generations.first() {
             self.of.build_upon(newest.into());
         }
-        metrics::checkpoint_phase_lasted(CheckpointPhase::Commit, begun.elapsed());
+        step.done();
         Ok(())
     }
 

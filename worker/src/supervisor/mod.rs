@@ -50,7 +50,8 @@ use crate::catalog::{self, CatalogError};
 use crate::control::protocol::{Durable, Outcome, SourceHealth, Status, Until, Waited};
 use crate::failure::{ExitCode, Failure};
 use crate::host;
-use crate::metrics::{self, CheckpointOutcome, DeadlineOutcome, NoticeKind};
+use crate::journal::Journal;
+use crate::metrics::{self, CheckpointOutcome, Checkpointable, DeadlineOutcome, Lease, NoticeKind};
 use crate::operate;
 use crate::pages::seed::Budgets;
 use crate::queue::Told;
@@ -195,6 +196,10 @@ pub struct Supervisor {
     durable: u64,
     failed: u64,
     last_failure: Option<String>,
+    /// What was in the way of the latest checkpoint.
+    obstacle: Option<Checkpointable>,
+    lease: Lease,
+    journal: Journal,
 }
 
 enum Happened {
@@ -247,7 +252,13 @@ impl Waiter {
 }
 
 impl Supervisor {
-    pub fn new(settings: Settings, argv: Vec<OsString>, reaper: Arc<Reaper>, clock: Clock) -> Self {
+    pub fn new(
+        settings: Settings,
+        argv: Vec<OsString>,
+        reaper: Arc<Reaper>,
+        clock: Clock,
+        journal: Journal,
+    ) -> Self {
         let policy = Policy {
             can_checkpoint: settings.store.is_some(),
             term_grace_ms: millis(settings.term_grace),
@@ -301,6 +312,9 @@ impl Supervisor {
             durable: 0,
             failed: 0,
             last_failure: None,
+            obstacle: None,
+            lease: Lease::None,
+            journal,
         }
     }
 
@@ -326,6 +340,7 @@ impl Supervisor {
             Arc::clone(&gate),
             Arc::clone(&self.owned),
             Arc::clone(&self.presence),
+            self.journal.clone(),
         );
         let mut boot = Some(tokio::spawn(boot));
         // Signals for an app that the boot has not handed over yet.
@@ -431,6 +446,26 @@ impl Supervisor {
             *known = told;
             news
         });
+        metrics::checkpointable(self.checkpointable());
+        metrics::lease(self.lease());
+        self.journal.tell(self.status());
+    }
+
+    /// Whether a checkpoint could be taken now.
+    fn checkpointable(&self) -> Checkpointable {
+        match self.life.phase() {
+            Phase::Over => Checkpointable::Over,
+            Phase::Booting => Checkpointable::Booting,
+            _ if self.protection.is_none() => Checkpointable::NoStore,
+            _ => self.obstacle.unwrap_or(Checkpointable::Yes),
+        }
+    }
+
+    fn lease(&self) -> Lease {
+        match self.lease {
+            Lease::None if self.owned.get().is_some() => Lease::Held,
+            known => known,
+        }
     }
 
     fn signalled(&mut self, signal: i32) -> Vec<Effect> {
@@ -444,6 +479,8 @@ impl Supervisor {
             OnSignal::Stop => libc::SIGTERM,
             OnSignal::Checkpoint => {
                 metrics::notice(Source::Signal, NoticeKind::Checkpoint);
+                self.journal
+                    .notice(Source::Signal, NoticeKind::Checkpoint, None, None);
                 tracing::info!(signal, "a signal asks for a checkpoint");
                 let deadline = self.deadline(None);
                 return self.wanted(
@@ -457,6 +494,9 @@ impl Supervisor {
         if signal == libc::SIGTERM && self.settings.store.is_some() {
             tracing::info!(grace = ?self.settings.term_grace, "SIGTERM: this host is to stop");
             metrics::notice(Source::Signal, NoticeKind::Terminate);
+            let grace = millis(self.settings.term_grace);
+            self.journal
+                .notice(Source::Signal, NoticeKind::Terminate, None, Some(grace));
             self.tell(
                 CallMoment::Notice,
                 json!({ "source": "signal", "fate": "terminate" }),
@@ -565,6 +605,8 @@ impl Supervisor {
                 answer,
             } => {
                 metrics::notice(Source::Control, NoticeKind::Checkpoint);
+                self.journal
+                    .notice(Source::Control, NoticeKind::Checkpoint, None, None);
                 let timeout = timeout.unwrap_or(self.settings.checkpoint_timeout);
                 let deadline = self.clock.now().plus_ms(millis(timeout));
                 self.wanted(
@@ -653,6 +695,8 @@ impl Supervisor {
                 let left_ms = at.map(|at| at.0.saturating_sub(wall.0));
                 if self.announced.as_ref() != Some(&announcement) {
                     metrics::notice(source, fate.into());
+                    let identity = Some(announcement.identity.as_str());
+                    self.journal.notice(source, fate.into(), identity, left_ms);
                     tracing::info!(
                         source = source.as_str(),
                         fate = fate.as_str(),
@@ -667,6 +711,9 @@ impl Supervisor {
             }
             Says::Withdrawn => {
                 metrics::notice(source, NoticeKind::Withdrawn);
+                let identity = Some(announcement.identity.as_str());
+                self.journal
+                    .notice(source, NoticeKind::Withdrawn, identity, None);
                 tracing::info!(
                     source = source.as_str(),
                     identity = announcement.identity,
@@ -694,6 +741,7 @@ impl Supervisor {
     fn ordered(&mut self, source: Source, asked: Asked) -> Vec<Effect> {
         let Asked { order, reply } = asked;
         metrics::notice(source, NoticeKind::Order);
+        self.journal.notice(source, NoticeKind::Order, None, None);
         match order {
             Order::Checkpoint {
                 afterwards,
@@ -716,6 +764,8 @@ impl Supervisor {
     }
 
     fn status(&self) -> Status {
+        let checkpointable = self.checkpointable();
+        let protected = checkpointable == Checkpointable::Yes;
         let age = |snapshot: LastSnapshot| host::wall_ms().saturating_sub(snapshot.taken_at_ms);
         let resumed_from = self.origin.and_then(Origin::snapshot);
         Status {
@@ -745,6 +795,8 @@ impl Supervisor {
                 .and_then(|going| going.deadline)
                 .map(|deadline| self.clock.now().ms_until(deadline)),
             to_safe_ms: self.life.promise().ms_to_safe(self.clock.now()),
+            protected,
+            unprotected_because: (!protected).then(|| checkpointable.as_str().to_owned()),
             uptime_ms: millis(self.clock.start.elapsed()),
         }
     }
@@ -787,7 +839,10 @@ impl Supervisor {
                     waiter.note();
                 }
             }
-            Effect::Decided(decision) => tell_decision(&decision),
+            Effect::Decided(decision) => {
+                self.journal.decided(&decision);
+                tell_decision(&decision);
+            }
             Effect::InDanger(decision) => {
                 metrics::deadline(DeadlineOutcome::InDanger);
                 tracing::warn!(
@@ -811,6 +866,7 @@ impl Supervisor {
             ),
             Effect::Missed { source, reason } => {
                 metrics::checkpoint_ended(source, CheckpointOutcome::Refused);
+                self.journal.missed(source, &reason);
                 metrics::deadline(DeadlineOutcome::Missed);
                 self.tell(CallMoment::Missed, json!({ "reason": reason }));
                 tracing::error!(
@@ -915,6 +971,12 @@ impl Supervisor {
             budget_ms = self.clock.now().ms_until(budget.committed_by),
             "checkpoint begins"
         );
+        self.journal.checkpoint_begins(json!({
+            "by": notice.trigger.as_str(),
+            "afterwards": notice.afterwards,
+            "why": decision.reason.as_str(),
+            "budget_ms": self.clock.now().ms_until(budget.committed_by),
+        }));
         let left = budget.stored_by.0.saturating_sub(self.clock.now().0);
         let limit = Duration::from_millis(left / HOOK_SHARE);
         let (callouts, facts) = (
@@ -981,6 +1043,7 @@ impl Supervisor {
             },
         };
         self.answer_watchers(|until| (until == Until::Checkpoint).then(|| ended.clone()));
+        self.note_result(notice.afterwards, outcome, result);
         let effects = self
             .life
             .handle(Event::CheckpointEnded(how), self.clock.now());
@@ -1061,6 +1124,43 @@ impl Supervisor {
         (Ended::Durable(measured), CheckpointOutcome::Durable)
     }
 
+    /// For those who look.
+    fn note_result(
+        &mut self,
+        afterwards: Afterwards,
+        outcome: CheckpointOutcome,
+        result: &Result<Report, CheckpointError>,
+    ) {
+        self.obstacle = match outcome {
+            CheckpointOutcome::Durable => None,
+            CheckpointOutcome::Refused => Some(Checkpointable::Orphans),
+            _ => Some(Checkpointable::Failed),
+        };
+        if outcome == CheckpointOutcome::Fenced {
+            self.lease = Lease::Lost;
+        }
+        let result = match result {
+            Ok(report) => {
+                self.journal.memory(report.sizes.memory, 0);
+                if afterwards == Afterwards::Stop {
+                    metrics::deadline_margin(report.left);
+                }
+                json!({
+                    "generation": report.generation,
+                    "frozen_ms": millis(report.frozen),
+                    "wall_ms": millis(report.wall),
+                    "left_ms": millis(report.left),
+                    "memory_bytes": report.sizes.memory,
+                    "zero_bytes": report.sizes.zero,
+                    "unchanged_bytes": report.sizes.unchanged,
+                    "stored_bytes": report.sizes.stored,
+                })
+            }
+            Err(error) => json!({ "problem": with_causes(error) }),
+        };
+        self.journal.checkpoint_ended(outcome, result);
+    }
+
     fn not_succeeded(&mut self, error: &CheckpointError) -> (Ended, CheckpointOutcome) {
         self.failed += 1;
         let reason = with_causes(error);
@@ -1125,6 +1225,7 @@ impl Supervisor {
         if let Some(sources) = sources {
             sources.end().await;
         }
+        self.tell_state();
         code
     }
 
@@ -1158,6 +1259,7 @@ impl Supervisor {
     }
 
     async fn finish_fenced(&mut self, signals: &mut Signals) -> u8 {
+        self.lease = Lease::Lost;
         if let Some(app) = &self.app {
             drop(sys::kill(-app.pid, libc::SIGKILL));
         }
@@ -1184,7 +1286,7 @@ impl Supervisor {
         }
     }
 
-    async fn say_goodbye(&self, finished: Option<Finished>) {
+    async fn say_goodbye(&mut self, finished: Option<Finished>) {
         steps::reached(Step::Over);
         let deadline = Instant::now() + GOODBYE_LIMIT;
         let released = async {
@@ -1193,6 +1295,9 @@ impl Supervisor {
             }
         };
         tokio::join!(released, self.presence.end(deadline));
+        if self.lease() == Lease::Held {
+            self.lease = Lease::Released;
+        }
         steps::reached(Step::Told);
     }
 

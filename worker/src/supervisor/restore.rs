@@ -17,7 +17,8 @@ use tokio::time::{Instant as TokioInstant, sleep, timeout, timeout_at};
 use crate::catalog::{self, Catalog, CatalogError};
 use crate::engine::criu::{self, Criu, CriuError, RestoreOrder};
 use crate::engine::hook::Hooks;
-use crate::metrics::{self, RestorePhase};
+use crate::journal::Journal;
+use crate::metrics::RestorePhase;
 use crate::pages::load::{self, Snapshot, Unusable};
 use crate::pages::serve::{ImageServer, ServeError};
 use crate::steps::{self, Step};
@@ -100,6 +101,7 @@ pub(crate) struct Restorer {
     pub gate: Arc<Gate>,
     pub work: PathBuf,
     pub host: HostFacts,
+    pub journal: Journal,
     /// What is stored about the restore before the app may run.
     pub going_back: Option<GoingBack>,
 }
@@ -120,15 +122,16 @@ impl Restorer {
         deadline: TokioInstant,
     ) -> Result<Resumed, RestoreError> {
         let begun = Instant::now();
+        let step = self.journal.restore_step(RestorePhase::Select);
         let snapshot = Arc::new(load::load(&self.catalog, candidate, &self.host, deadline).await?);
         let held = held(&snapshot, deadline).await?;
-        metrics::restore_phase_lasted(RestorePhase::Select, begun.elapsed());
+        step.done();
         steps::reached(Step::Selected);
         for attempt in 1.. {
-            let restoring = Instant::now();
+            let step = self.journal.restore_step(RestorePhase::Restore);
             match self.attempt(&snapshot, deadline).await {
                 Ok((watched, streams)) => {
-                    metrics::restore_phase_lasted(RestorePhase::Restore, restoring.elapsed());
+                    step.done();
                     steps::reached(Step::Restored);
                     let stdio = match streams.flow(held) {
                         Ok(stdio) => stdio,

@@ -138,6 +138,9 @@ async fn tend(checkpointer: Arc<Checkpointer>, root_pid: i32, plan: Plan) {
             Ok(None) => {}
             Ok(Some(report)) => {
                 tell(&report);
+                checkpointer
+                    .journal
+                    .memory(report.looked_at, report.unseeded);
                 told = None;
             }
             Err(error) => {

@@ -1,0 +1,321 @@
+//! What a worker shows of itself over HTTP: readiness, its status, the stream of events, and the page in a real browser.
+
+mod harness;
+mod job;
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpStream;
+
+use harness::{Browser, Exit, Host, LIMIT, project_path, wait_until};
+use job::{COUNTER, Store, checkpoint, checkpoint_ok, resumed, wait_for_log, wait_for_output};
+use serde_json::Value;
+
+/// On the network of the test, on a port of its own.
+fn shown(store: &Store, name: &str, app: &[&str]) -> Host {
+    store
+        .host_with(
+            name,
+            &["--metrics-listen", "127.0.0.1:0", "--sources", "none"],
+            app,
+        )
+        .share_net()
+        .start()
+}
+
+/// Where the host serves.
+#[track_caller]
+fn address(host: &Host) -> String {
+    let line = wait_for_log(host, "metrics and the status page are served");
+    let line: Value = serde_json::from_str(&line).expect("the log is JSON");
+    line["bound"].as_str().expect("it is an address").to_owned()
+}
+
+/// Status line, head and body of an answer.
+#[track_caller]
+fn get(address: &str, path: &str) -> (String, String) {
+    let mut stream = TcpStream::connect(address).expect("it listens");
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: {address}\r\n\r\n").expect("it reads");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("it answers");
+    let (head, body) = answer.split_once("\r\n\r\n").expect("it has a head");
+    (head.to_owned(), body.to_owned())
+}
+
+#[track_caller]
+fn status(address: &str) -> Value {
+    let (head, body) = get(address, "/status");
+    assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+    serde_json::from_str(&body).expect("it is JSON")
+}
+
+/// The stream of events, as it comes.
+struct Events(BufReader<TcpStream>);
+
+impl Events {
+    fn of(address: &str) -> Self {
+        let mut stream = TcpStream::connect(address).expect("it listens");
+        stream
+            .set_read_timeout(Some(LIMIT))
+            .expect("it is a socket");
+        write!(stream, "GET /events HTTP/1.1\r\nhost: {address}\r\n\r\n").expect("it reads");
+        Self(BufReader::new(stream))
+    }
+
+    /// The name of the next event, and what it says; nothing at the end.
+    #[track_caller]
+    fn next(&mut self) -> Option<(String, Value)> {
+        let mut name = String::new();
+        loop {
+            let mut line = String::new();
+            let read = self.0.read_line(&mut line).expect("it goes on");
+            if read == 0 {
+                return None;
+            }
+            // Chunks of HTTP stand between the lines, and say nothing here.
+            if let Some(event) = line.strip_prefix("event: ") {
+                event.trim_end().clone_into(&mut name);
+            } else if let Some(data) = line.strip_prefix("data: ") {
+                let data = serde_json::from_str(data).expect("it is JSON");
+                return Some((name, data));
+            }
+        }
+    }
+
+    /// The first event from here on of which this holds.
+    #[track_caller]
+    fn wait_for(&mut self, what: &str, holds: impl Fn(&Value) -> bool) -> Value {
+        loop {
+            let (_, event) = self
+                .next()
+                .unwrap_or_else(|| panic!("it ended before {what}"));
+            if holds(&event) {
+                return event;
+            }
+        }
+    }
+}
+
+fn newest<'a>(event: &'a Value, of: &str) -> &'a Value {
+    let runs = event["history"][of].as_array().expect("it is a list");
+    runs.last().unwrap_or(&Value::Null)
+}
+
+#[track_caller]
+fn assert_whole(run: &Value, steps: &[&str]) {
+    let taken = run["steps"].as_array().expect("it is a list");
+    let names: Vec<&str> = taken
+        .iter()
+        .filter_map(|step| step["step"].as_str())
+        .collect();
+    assert_eq!(names, steps, "{run}");
+    for step in taken {
+        assert_eq!(step["whole"], true, "{run}");
+        assert!(step["to_ms"].as_u64() >= step["from_ms"].as_u64(), "{run}");
+    }
+}
+
+const STEPS: [&str; 5] = ["prepare", "dump", "drain", "upload", "commit"];
+
+#[test]
+fn an_eviction_is_told_as_it_happens() {
+    let store = Store::new();
+    let host = shown(&store, "first", COUNTER);
+    wait_for_output(&host, "line 5");
+    let address = address(&host);
+    wait_until(LIMIT, "readiness", || {
+        get(&address, "/readyz").0.starts_with("HTTP/1.1 200 ")
+    });
+
+    let told = status(&address);
+    let asked = host.exec_ok(["reprieve", "status", "--json"]);
+    let asked: Value = serde_json::from_str(&asked).expect("it is JSON");
+    for (name, value) in asked.as_object().expect("it is an object") {
+        assert!(
+            !told[name].is_null() || value.is_null(),
+            "{name} is not in {told}"
+        );
+    }
+    assert_eq!(told["state"], "running");
+    assert_eq!(told["protected"], true);
+
+    let mut events = Events::of(&address);
+    checkpoint_ok(&host);
+    let event = events.wait_for("the checkpoint", |event| {
+        newest(event, "checkpoints")["outcome"] == "durable"
+    });
+    let run = newest(&event, "checkpoints");
+    assert_whole(run, &STEPS);
+    assert_eq!(run["by"], "control");
+    assert_eq!(run["afterwards"], "continue");
+    assert_eq!(event["last_generation"], run["generation"]);
+    assert!(
+        event["history"]["memory"]["total_bytes"].as_u64() > Some(0),
+        "{event}"
+    );
+    let (_, metrics) = get(&address, "/metrics");
+    for wanted in [
+        "reprieve_checkpointable{verdict=\"yes\"} 1",
+        "reprieve_lease{state=\"held\"} 1",
+        "reprieve_work_at_risk_seconds 0",
+    ] {
+        assert!(metrics.contains(wanted), "{wanted} is not in\n{metrics}");
+    }
+
+    host.signal(libc::SIGTERM);
+    events.wait_for("the freeze", |event| event["state"] == "checkpointing");
+    let mut last = None;
+    while let Some(event) = events.next() {
+        last = Some(event);
+    }
+    let (name, event) = last.expect("there is a last one");
+    assert_eq!(name, "over");
+    assert_eq!(event["state"], "over");
+    let run = newest(&event, "checkpoints");
+    assert_eq!(
+        (&run["outcome"], &run["afterwards"]),
+        (&"durable".into(), &"stop".into())
+    );
+    assert_whole(run, &STEPS);
+    assert_eq!(newest(&event, "notices")["kind"], "terminate");
+    assert_eq!(host.wait_exit(LIMIT), Exit::Code(75));
+    host.destroy();
+
+    let host = shown(&store, "second", COUNTER);
+    resumed(&host);
+    let told = status(&self::address(&host));
+    let run = newest(&told, "restores");
+    assert_eq!(run["outcome"], "resumed", "{told}");
+    assert_eq!(run["generation"], told["resumed_from"]);
+    assert_whole(run, &["select", "restore"]);
+}
+
+#[test]
+fn a_job_that_cannot_be_checkpointed_is_not_ready() {
+    let host = Host::builder("alone")
+        .reprieve(
+            ["--metrics-listen", "127.0.0.1:0", "--sources", "none"],
+            COUNTER.iter().copied(),
+        )
+        .share_net()
+        .start();
+    wait_for_output(&host, "line 5");
+    let (head, body) = get(&address(&host), "/readyz");
+    assert!(head.starts_with("HTTP/1.1 503 "), "{head}");
+    assert_eq!(body, "not ready: running, no_store\n");
+
+    let store = Store::new();
+    let host = shown(
+        &store,
+        "orphans",
+        &["bash", "-c", "(sleep 1000 &); sleep 1000"],
+    );
+    let address = address(&host);
+    wait_until(LIMIT, "readiness", || {
+        get(&address, "/readyz").0.starts_with("HTTP/1.1 200 ")
+    });
+    wait_until(LIMIT, "a refusal", || checkpoint(&host).code != 0);
+    assert_eq!(get(&address, "/readyz").1, "not ready: running, orphans\n");
+    let told = status(&address);
+    let run = newest(&told, "checkpoints");
+    assert_eq!(run["outcome"], "refused", "{told}");
+    assert_eq!(run["steps"][0]["whole"], false, "{told}");
+    let (_, metrics) = get(&address, "/metrics");
+    assert!(
+        metrics.contains("reprieve_checkpointable{verdict=\"orphans\"} 1"),
+        "{metrics}"
+    );
+}
+
+/// Notes each state that the page shows, and whether it counted down.
+const WATCH: &str = "window.seen = []; window.counted = [];
+    new MutationObserver(() => {
+        const state = document.querySelector('#states [aria-current]')?.dataset.state;
+        if (state && seen.at(-1) !== state) seen.push(state);
+        if (!document.getElementById('eviction').hidden) counted.push(document.getElementById('countdown').textContent);
+    }).observe(document.body, { subtree: true, childList: true, attributes: true, characterData: true }); true";
+
+#[test]
+fn people_see_an_eviction_in_a_browser() {
+    let store = Store::new();
+    let app = ["python3", "/apps/churn.py", "192", "--still"];
+    let host = shown(&store, "seen", &app);
+    wait_for_output(&host, "ready");
+    checkpoint_ok(&host);
+    let address = address(&host);
+    let pictures = project_path("target/status-page");
+
+    let mut browser = Browser::start();
+    browser.look_like(1200, 900, "light");
+    browser.open(&format!("http://{address}/"));
+    browser.wait_for_js(
+        "document.querySelector('#states [aria-current]')?.dataset.state === 'running'",
+    );
+    browser.wait_for_js("document.getElementById('link').textContent === 'live'");
+    for (part, text) in [
+        ("job", "job"),
+        ("store", "file:///snapshots"),
+        ("age-note", "old: generation 1"),
+        ("checkpoints", "durable"),
+        ("checkpoints", "upload"),
+        ("notices", "from control"),
+        ("restores", "None"),
+        ("counts", "1"),
+    ] {
+        let shown = browser.js(&format!("document.getElementById('{part}').textContent"));
+        let shown = shown.as_str().expect("it is text");
+        assert!(
+            shown.contains(text),
+            "{part} shows {shown:?}, and not {text:?}"
+        );
+    }
+    // By keyboard: the first stop leads past the head of the page.
+    browser.press("Tab");
+    assert_eq!(browser.js("document.activeElement.className"), "skip");
+    // For screen readers: a language, a heading for each part, and changes are read out.
+    assert_eq!(browser.js("document.documentElement.lang"), "en");
+    assert_eq!(
+        browser.js("[...document.querySelectorAll('section')].every(part => !part.hasAttribute('aria-labelledby') ? part.closest('noscript') : document.getElementById(part.getAttribute('aria-labelledby')))"),
+        true
+    );
+    browser.wait_for_js("document.getElementById('announce').textContent.includes('running')");
+    browser.js("document.activeElement.blur()");
+    browser.screenshot(&pictures.join("running-light.png"));
+    browser.look_like(390, 844, "dark");
+    assert_eq!(
+        browser.js("document.documentElement.scrollWidth <= window.innerWidth"),
+        true,
+        "it is wider than a phone"
+    );
+    browser.screenshot(&pictures.join("running-phone-dark.png"));
+    browser.look_like(1200, 900, "dark");
+
+    browser.js(WATCH);
+    host.signal(libc::SIGTERM);
+    browser.wait_for_js("document.getElementById('link').textContent.includes('has ended')");
+    let seen = browser.js("seen");
+    let seen = seen.as_array().expect("it is a list");
+    assert!(
+        seen.ends_with(&["checkpointing".into(), "over".into()]),
+        "{seen:?}"
+    );
+    let counted = browser.js("counted.length");
+    assert!(counted.as_u64() > Some(0), "nothing was counted down");
+    assert_eq!(
+        browser.js("document.getElementById('eviction').hidden"),
+        true
+    );
+    browser
+        .wait_for_js("document.getElementById('checkpoints').textContent.includes('generation 2')");
+    browser.screenshot(&pictures.join("over-dark.png"));
+    browser.screenshot(&pictures.join("over-dark.webp"));
+    assert_eq!(host.wait_exit(LIMIT), Exit::Code(75));
+    host.destroy();
+
+    let host = shown(&store, "again", &app);
+    resumed(&host);
+    browser.look_like(1200, 900, "light");
+    browser.open(&format!("http://{}/", self::address(&host)));
+    browser.wait_for_js("document.getElementById('restores').textContent.includes('generation 2')");
+    browser.screenshot(&pictures.join("resumed-light.png"));
+    assert_eq!(browser.complaints, Vec::<String>::new());
+}

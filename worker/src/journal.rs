@@ -1,0 +1,442 @@
+//! What happened lately, kept for those who look: notices, decisions, checkpoints and restores with their steps.
+//!
+//! Others write through the functions below, beside the metrics; the endpoint shows it, and after an eviction it goes into
+//! the store. Memory is bounded: of each kind the newest [`KEPT`] stay, and texts of others are cut. Writing never waits
+//! for readers, and nothing is decided by what stands here.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use reprieve_core::notice::Source;
+use reprieve_core::planner::Decision;
+use serde::Serialize;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+use crate::control::protocol::Status;
+use crate::host;
+use crate::metrics::{
+    self, CheckpointOutcome, CheckpointPhase, NoticeKind, RestoreOutcome, RestorePhase,
+};
+
+/// Of each kind; an eviction has a handful of each.
+const KEPT: usize = 24;
+/// Of a checkpoint's or a restore's steps; a restore that collides tries again.
+const STEPS_KEPT: usize = 16;
+/// Bytes of a text that is not ours.
+const TEXT_LIMIT: usize = 1024;
+
+/// What happened lately. Clones write to the same.
+#[derive(Clone, Debug)]
+pub struct Journal(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    history: Mutex<History>,
+    /// Counts what was written.
+    news: watch::Sender<u64>,
+    over: watch::Sender<bool>,
+}
+
+#[derive(Debug, Default)]
+struct History {
+    notices: VecDeque<Value>,
+    decisions: VecDeque<Value>,
+    checkpoints: VecDeque<Run>,
+    restores: VecDeque<Run>,
+    memory: Option<Memory>,
+    status: Option<(Status, Instant)>,
+}
+
+/// The job's memory when it was last looked at, by seeding or by a checkpoint.
+#[derive(Clone, Copy, Debug, Serialize)]
+struct Memory {
+    at_ms: u64,
+    total_bytes: u64,
+    /// Not in the store then.
+    unsafe_bytes: u64,
+}
+
+/// A checkpoint or a restore.
+#[derive(Clone, Debug, Serialize)]
+struct Run {
+    at_ms: u64,
+    #[serde(skip)]
+    begun: Instant,
+    #[serde(flatten)]
+    about: Value,
+    steps: Vec<Taken>,
+    /// None while it is under way.
+    outcome: Option<&'static str>,
+    #[serde(flatten)]
+    result: Value,
+}
+
+/// A step that was begun, in milliseconds since its checkpoint or restore began.
+#[derive(Clone, Debug, Serialize)]
+struct Taken {
+    step: &'static str,
+    from_ms: u64,
+    to_ms: Option<u64>,
+    /// Whether it came to its end.
+    whole: bool,
+}
+
+/// Which of the two a step belongs to.
+#[derive(Clone, Copy, Debug)]
+enum Of {
+    Checkpoint(CheckpointPhase),
+    Restore(RestorePhase),
+}
+
+/// A step under way. Dropped before [`Self::done`], it was cut short.
+#[derive(Debug)]
+pub struct Step {
+    journal: Journal,
+    of: Of,
+    since: Instant,
+    whole: bool,
+}
+
+impl Default for Journal {
+    fn default() -> Self {
+        Self(Arc::new(Inner {
+            history: Mutex::default(),
+            news: watch::Sender::new(0),
+            over: watch::Sender::new(false),
+        }))
+    }
+}
+
+impl Journal {
+    fn write(&self, change: impl FnOnce(&mut History)) {
+        change(&mut self.history());
+        self.0.news.send_modify(|count| *count += 1);
+    }
+
+    fn history(&self) -> MutexGuard<'_, History> {
+        let history = self.0.history.lock();
+        history.expect("no holder of this lock panics")
+    }
+
+    pub fn notice(
+        &self,
+        source: Source,
+        kind: NoticeKind,
+        identity: Option<&str>,
+        left_ms: Option<u64>,
+    ) {
+        let notice = json!({
+            "at_ms": host::wall_ms(),
+            "source": source.as_str(),
+            "kind": kind.as_str(),
+            "identity": identity.map(short),
+            "left_ms": left_ms,
+        });
+        self.write(|history| keep(&mut history.notices, notice));
+    }
+
+    /// What was decided, with its reason in words.
+    pub fn decided(&self, decided: &Decision) {
+        let mut decision = serde_json::to_value(decided).expect("decisions are plain values");
+        decision["why"] = decided.reason.as_str().into();
+        decision["at_ms"] = host::wall_ms().into();
+        self.write(|history| keep(&mut history.decisions, decision));
+    }
+
+    /// A deadline passed, or will, without a checkpoint.
+    pub fn missed(&self, source: Source, why: &str) {
+        let missed = json!({
+            "act": "missed",
+            "source": source.as_str(),
+            "why": why,
+            "at_ms": host::wall_ms(),
+        });
+        self.write(|history| keep(&mut history.decisions, missed));
+    }
+
+    /// From here on steps belong to this checkpoint.
+    pub fn checkpoint_begins(&self, about: Value) {
+        self.write(|history| keep(&mut history.checkpoints, Run::begin(about)));
+    }
+
+    pub fn checkpoint_ended(&self, outcome: CheckpointOutcome, result: Value) {
+        self.write(|history| end(&mut history.checkpoints, outcome.as_str(), result));
+    }
+
+    /// From here on steps belong to this restore.
+    pub fn restore_begins(&self, about: Value) {
+        self.write(|history| keep(&mut history.restores, Run::begin(about)));
+    }
+
+    pub fn restore_ended(
+        &self,
+        outcome: RestoreOutcome,
+        generation: Option<u64>,
+        problem: Option<&str>,
+    ) {
+        let result = json!({ "generation": generation, "problem": problem });
+        self.write(|history| end(&mut history.restores, outcome.as_str(), result));
+    }
+
+    pub fn checkpoint_step(&self, step: CheckpointPhase) -> Step {
+        self.step(Of::Checkpoint(step))
+    }
+
+    pub fn restore_step(&self, step: RestorePhase) -> Step {
+        self.step(Of::Restore(step))
+    }
+
+    fn step(&self, of: Of) -> Step {
+        self.write(|history| {
+            if let Some(run) = of.runs(history).back_mut()
+                && run.steps.len() < STEPS_KEPT
+            {
+                let from_ms = millis(run.begun.elapsed());
+                run.steps.push(Taken {
+                    step: of.name(),
+                    from_ms,
+                    to_ms: None,
+                    whole: false,
+                });
+            }
+        });
+        Step {
+            journal: self.clone(),
+            of,
+            since: Instant::now(),
+            whole: false,
+        }
+    }
+
+    /// Somebody looked at the job's memory.
+    pub fn memory(&self, total_bytes: u64, unsafe_bytes: u64) {
+        let memory = Memory {
+            at_ms: host::wall_ms(),
+            total_bytes,
+            unsafe_bytes,
+        };
+        self.write(|history| history.memory = Some(memory));
+    }
+
+    /// How things are now. Only what is more than the passing of time is news.
+    pub fn tell(&self, status: Status) {
+        let mut history = self.history();
+        let same = history
+            .status
+            .as_ref()
+            .is_some_and(|(known, _)| timeless(known) == timeless(&status));
+        history.status = Some((status, Instant::now()));
+        drop(history);
+        if !same {
+            self.0.news.send_modify(|count| *count += 1);
+        }
+    }
+
+    /// How things were when that was last told, with times as they are now.
+    pub fn told(&self) -> Option<Status> {
+        let history = self.history();
+        let (status, at) = history.status.as_ref()?;
+        let passed = millis(at.elapsed());
+        let later = |age: Option<u64>| age.map(|age| age + passed);
+        let mut now = status.clone();
+        now.uptime_ms += passed;
+        now.last_snapshot_age_ms = later(now.last_snapshot_age_ms);
+        now.deadline_ms = now.deadline_ms.map(|left| left.saturating_sub(passed));
+        for source in &mut now.sources {
+            source.last_success_age_ms = later(source.last_success_age_ms);
+        }
+        Some(now)
+    }
+
+    /// The whole of it, as an object.
+    pub fn to_json(&self) -> Value {
+        let history = self.history();
+        let runs = |runs: &VecDeque<Run>| runs.iter().map(Run::to_json).collect::<Vec<_>>();
+        json!({
+            "now_ms": host::wall_ms(),
+            "notices": history.notices,
+            "decisions": history.decisions,
+            "checkpoints": runs(&history.checkpoints),
+            "restores": runs(&history.restores),
+            "memory": history.memory,
+        })
+    }
+
+    /// Changes with everything that is written.
+    pub fn news(&self) -> watch::Receiver<u64> {
+        self.0.news.subscribe()
+    }
+
+    /// Nothing more will be written.
+    pub fn close(&self) {
+        self.0.over.send_replace(true);
+        self.0.news.send_modify(|count| *count += 1);
+    }
+
+    pub fn over(&self) -> watch::Receiver<bool> {
+        self.0.over.subscribe()
+    }
+}
+
+impl Run {
+    fn begin(about: Value) -> Self {
+        Self {
+            at_ms: host::wall_ms(),
+            begun: Instant::now(),
+            about,
+            steps: Vec::new(),
+            outcome: None,
+            result: json!({}),
+        }
+    }
+
+    fn to_json(&self) -> Value {
+        let mut value = serde_json::to_value(self).expect("runs are plain values");
+        if self.outcome.is_none() {
+            value["elapsed_ms"] = millis(self.begun.elapsed()).into();
+        }
+        value
+    }
+}
+
+impl Of {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Checkpoint(phase) => phase.as_str(),
+            Self::Restore(phase) => phase.as_str(),
+        }
+    }
+
+    fn runs(self, history: &mut History) -> &mut VecDeque<Run> {
+        match self {
+            Self::Checkpoint(_) => &mut history.checkpoints,
+            Self::Restore(_) => &mut history.restores,
+        }
+    }
+}
+
+impl Step {
+    /// It came to its end, which the metrics learn as well.
+    pub fn done(mut self) {
+        let lasted = self.since.elapsed();
+        match self.of {
+            Of::Checkpoint(phase) => metrics::checkpoint_phase_lasted(phase, lasted),
+            Of::Restore(phase) => metrics::restore_phase_lasted(phase, lasted),
+        }
+        self.whole = true;
+    }
+}
+
+impl Drop for Step {
+    fn drop(&mut self) {
+        let name = self.of.name();
+        self.journal.write(|history| {
+            if let Some(run) = self.of.runs(history).back_mut() {
+                let to_ms = millis(run.begun.elapsed());
+                let open = run.steps.iter_mut().rev();
+                for step in open.filter(|step| step.step == name && step.to_ms.is_none()) {
+                    (step.to_ms, step.whole) = (Some(to_ms), self.whole);
+                }
+            }
+        });
+    }
+}
+
+fn keep<T>(kept: &mut VecDeque<T>, newest: T) {
+    if kept.len() == KEPT {
+        kept.pop_front();
+    }
+    kept.push_back(newest);
+}
+
+fn end(runs: &mut VecDeque<Run>, outcome: &'static str, mut result: Value) {
+    if let Some(problem) = result["problem"].as_str().map(short) {
+        result["problem"] = problem.into();
+    }
+    if let Some(run) = runs.back_mut() {
+        (run.outcome, run.result) = (Some(outcome), result);
+    }
+}
+
+fn short(text: &str) -> String {
+    text[..text.floor_char_boundary(TEXT_LIMIT)].to_owned()
+}
+
+/// A status without what changes by itself.
+fn timeless(status: &Status) -> Status {
+    let mut still = status.clone();
+    still.uptime_ms = 0;
+    still.last_snapshot_age_ms = None;
+    still.to_safe_ms = None;
+    still.deadline_ms = still.deadline_ms.map(|_| 0);
+    for source in &mut still.sources {
+        source.last_success_age_ms = source.last_success_age_ms.map(|_| 0);
+    }
+    still
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_belong_to_the_newest_run_and_say_whether_they_were_cut_short() {
+        let journal = Journal::default();
+        journal.checkpoint_begins(json!({ "by": "signal" }));
+        journal.checkpoint_step(CheckpointPhase::Prepare).done();
+        let dump = journal.checkpoint_step(CheckpointPhase::Dump);
+        let seen = journal.to_json();
+        let run = &seen["checkpoints"][0];
+        assert_eq!(run["by"], "signal");
+        assert_eq!(run["outcome"], Value::Null);
+        assert!(run["elapsed_ms"].is_u64(), "{run}");
+        assert_eq!(run["steps"][0]["whole"], true);
+        assert_eq!(run["steps"][1]["to_ms"], Value::Null);
+        drop(dump);
+        journal.checkpoint_ended(
+            CheckpointOutcome::Failed,
+            json!({ "problem": "the store is full" }),
+        );
+        let seen = journal.to_json();
+        let run = &seen["checkpoints"][0];
+        assert!(run["steps"][1]["to_ms"].is_u64(), "{run}");
+        assert_eq!(run["steps"][1]["whole"], false);
+        assert_eq!(run["outcome"], "failed");
+        assert_eq!(run["problem"], "the store is full");
+        assert_eq!(run["elapsed_ms"], Value::Null);
+    }
+
+    #[test]
+    fn the_oldest_makes_room_and_texts_are_cut() {
+        let journal = Journal::default();
+        for left in 0..2 * KEPT as u64 {
+            journal.notice(
+                Source::Sqs,
+                NoticeKind::Terminate,
+                Some(&"ü".repeat(TEXT_LIMIT)),
+                Some(left),
+            );
+        }
+        let notices = journal.to_json()["notices"].take();
+        let notices = notices.as_array().expect("it is a list");
+        assert_eq!(notices.len(), KEPT);
+        assert_eq!(notices[0]["left_ms"], KEPT as u64);
+        let identity = notices[0]["identity"].as_str().expect("it is text");
+        assert!(identity.len() <= TEXT_LIMIT);
+    }
+
+    #[test]
+    fn every_writing_is_news() {
+        let journal = Journal::default();
+        let mut news = journal.news();
+        news.mark_unchanged();
+        journal.memory(4096, 0);
+        assert!(news.has_changed().expect("the journal lives"));
+    }
+}
