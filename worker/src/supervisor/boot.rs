@@ -45,6 +45,9 @@ use crate::supervisor::{pids, proc};
 /// itself (11 MiB) and the program.
 const FIXED_BYTES: u64 = 40 << 20;
 
+/// What a resume may fetch ahead, however small the budget: a few requests at once.
+const LEAST_AHEAD_BYTES: u64 = 16 << 20;
+
 /// Signs of life in a lease's term.
 pub(crate) const BEATS: u32 = 3;
 
@@ -122,7 +125,7 @@ pub(crate) async fn boot(
     let (candidates, ownership) = own(&prepared, &settings, &address, &presence.name()).await?;
     presence.tell(|worker| worker.epoch = Some(ownership.epoch));
     owned.set(Arc::clone(&ownership)).expect("a boot owns once");
-    let restorer = prepared.restorer(&reaper, &gate);
+    let restorer = prepared.restorer(&settings, &reaper, &gate);
     let resumed = resume(&restorer, &candidates, &settings).await?;
     let protection = Some(prepared.protection(&settings, &reaper, ownership));
     match resumed {
@@ -420,7 +423,8 @@ async fn prepare(settings: &Settings, address: &str, reaper: &Reaper) -> Result<
 }
 
 impl Prepared {
-    fn restorer(&self, reaper: &Arc<Reaper>, gate: &Arc<Gate>) -> Restorer {
+    fn restorer(&self, settings: &Settings, reaper: &Arc<Reaper>, gate: &Arc<Gate>) -> Restorer {
+        let ahead_bytes = settings.memory_budget_bytes.saturating_sub(FIXED_BYTES);
         Restorer {
             criu: self.criu.clone(),
             catalog: self.catalog.clone(),
@@ -428,6 +432,7 @@ impl Prepared {
             gate: Arc::clone(gate),
             work: self.work.clone(),
             host: self.host.clone(),
+            ahead_bytes: ahead_bytes.max(LEAST_AHEAD_BYTES),
         }
     }
 
