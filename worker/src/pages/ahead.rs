@@ -3,8 +3,8 @@
 //! The order in which an image needs its blocks is known beforehand. What is needed soon and lies side by side in a part
 //! is fetched in one request, verified, opened and unpacked by a task of its own, so that requests overlap with each other
 //! and with the unpacking of those before. How much may be fetched and not used yet is bounded for all images together by
-//! one [room](Ahead::new); an image that finds no room still gets the block it waits for, with its neighbours, and
-//! nothing beyond.
+//! one [room](Ahead::new); an image that finds no room still gets the block it waits for, and nothing beyond: CRIU reads
+//! the images of many processes at once, and must not wait for one that it does not read.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -98,8 +98,7 @@ impl Ahead {
         };
         self.look_ahead();
         if !self.held.contains_key(&number) {
-            let group = self.group(self.at);
-            self.start(&group, None);
+            self.start(&VecDeque::from([number]), None);
         }
         if let Some(Held::Coming(fetch)) = self.held.get(&number) {
             let fetch = *fetch;
@@ -259,8 +258,9 @@ mod tests {
         }
         let names = ["data/a/0".to_owned(), "data/a/1".to_owned()];
         for (name, part) in names.iter().zip(parts) {
-            let put = store.put(&format!("job/{name}"), part.into(), Condition::Always);
-            put.await.expect("it is stored");
+            let key = format!("job/{name}");
+            let put = store.put(&key, part.into(), Condition::Always).await;
+            put.expect("it is stored");
         }
         let manifest = manifest(&Head::new("job"), &names);
         let snapshot = Snapshot::for_tests(manifest, index, Arc::new(store.clone()), "job/");
