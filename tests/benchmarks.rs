@@ -6,9 +6,11 @@
 //! does at the time falls on all of them. Ratios can be compared between machines, times cannot.
 //!
 //! BENCH_ROUNDS (5), BENCH_MIB (2048), BENCH_JOBS (`half,dense,many,redis`) and BENCH_OPTIONS (more options for
-//! `reprieve run`) change what is measured; BENCH_BINARY measures another binary, and BENCH_SEEDING=off leaves out what only
+//! `reprieve run`; a key unless it is set) change what is measured; BENCH_BINARY measures another binary, and BENCH_SEEDING=off leaves out what only
 //! seeding can do.
 
+#[path = "bench/reader.rs"]
+mod bench_reader;
 #[path = "bench/s3.rs"]
 mod bench_s3;
 mod harness;
@@ -18,6 +20,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use bench_reader::Reader;
 use bench_s3::Server;
 use harness::{Host, Rootfs, wait_until};
 
@@ -181,6 +184,23 @@ fn peers(job: &Job, server: &Server, figures: &mut Figures) {
     figures.add(job.name, "tar+zstd", timed(&host, &pipeline));
     server.clear();
     shell(&host, "rm -rf /images/*");
+    // The same socket as an inherited pair: CRIU sends its pages to whoever is at the other end.
+    let reader = Reader::listen(&images.path().join("reader"));
+    let connected = "import os, socket; s = socket.socket(socket.AF_UNIX); s.connect('/images/reader'); \
+                     os.set_inheritable(s.fileno(), True); \
+                     os.execvp('sh', ['sh', '-c', os.environ['DUMP'] + ' --ps-socket %d' % s.fileno()])";
+    timed(
+        &host,
+        &format!("DUMP=\"{criu} --leave-running --page-server\" python3 -c \"{connected}\""),
+    );
+    assert!(reader.pages() > 0, "CRIU sent nothing");
+    let stats = std::fs::read(images.path().join("stats-dump")).expect("CRIU writes it");
+    figures.add(
+        job.name,
+        "criu, reader that hashes: frozen",
+        bench_reader::frozen(&stats),
+    );
+    shell(&host, "rm -rf /images/*");
     figures.add(job.name, "criu dump", timed(&host, criu));
     let restore =
         "criu restore -D /images -o restore.log --unprivileged --tcp-close --file-locks -d";
@@ -215,7 +235,7 @@ fn start(
         Place::Directory => "file:///store".to_owned(),
         Place::S3 => "s3://bucket/prefix".to_owned(),
     };
-    let options = setting("BENCH_OPTIONS", "");
+    let options = setting("BENCH_OPTIONS", "--key-file /store-key/key");
     let mut all = vec![
         "--store",
         &store,
@@ -237,12 +257,23 @@ fn start(
         .share_net()
         .env("AWS_ACCESS_KEY_ID", "benchmark")
         .env("AWS_SECRET_ACCESS_KEY", "benchmark")
-        .bind(directory, "/store");
+        .bind(directory, "/store")
+        .bind_read_only(key_directory(), "/store-key");
     if let Ok(binary) = std::env::var("BENCH_BINARY") {
         host = host.bind_read_only(PathBuf::from(binary), "/usr/local/bin/reprieve");
     }
     host.reprieve(all, job.app.iter().map(String::as_str))
         .start()
+}
+
+/// With a key in it, made once.
+fn key_directory() -> &'static std::path::Path {
+    static DIRECTORY: std::sync::LazyLock<tempfile::TempDir> = std::sync::LazyLock::new(|| {
+        let directory = in_memory();
+        std::fs::write(directory.path().join("key"), "b".repeat(64)).expect("there is room");
+        directory
+    });
+    DIRECTORY.path()
 }
 
 /// Nothing for a binary that cannot seed.
@@ -516,10 +547,18 @@ fn print(job: &Job, figures: &Figures) {
             ours("first wall"),
         );
         row(
-            &format!("{name}: frozen, seeded / unchanged"),
+            &format!(
+                "{name}: changed, stored / a twentieth of the memory, compressed to two thirds"
+            ),
+            "≤ 1.3",
+            ours("changed stored MiB"),
+            ours("first memory MiB").map(|memory| memory / 20.0 * 2.0 / 3.0),
+        );
+        row(
+            &format!("{name}: frozen, seeded / reader that hashes"),
             "≤ 1.3",
             ours("seeded frozen"),
-            ours("unchanged frozen"),
+            get("criu, reader that hashes: frozen"),
         );
         row(
             &format!("{name}: restore / criu restore"),

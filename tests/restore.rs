@@ -67,6 +67,17 @@ fn damage_to_any_object_of_the_newest_snapshot_leads_to_the_one_before_it() {
             damage(&mut bytes);
             fs::write(object, bytes).expect("the store can be written");
             let host = store.host("host", COUNTER).start();
+            if what == "last byte" && object.ends_with("000000") {
+                // Of the page hashes, which no restore reads: that is no reason to lose the newest snapshot.
+                assert_eq!(
+                    first_number(&host),
+                    second,
+                    "{what} of {}",
+                    object.display()
+                );
+                host.destroy();
+                continue;
+            }
             assert_eq!(first_number(&host), first, "{what} of {}", object.display());
             let told = wait_for_log(&host, "a snapshot is passed over");
             assert!(told.contains("reason"), "{told}");

@@ -1,20 +1,78 @@
 //! An S3 server in this process that keeps objects in memory and is faster than what it is to measure: the conditional
 //! writes and the calls that a worker makes, and nothing else. No signature is looked at.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
+use http_body_util::BodyExt;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
 
-type Objects = Mutex<BTreeMap<String, (u64, Bytes)>>;
+type Objects = Mutex<BTreeMap<String, (u64, Contents)>>;
+
+/// An object as it arrived, in pieces that are never copied; so it is given away again.
+#[derive(Clone, Default)]
+struct Contents(VecDeque<Bytes>);
+
+impl Contents {
+    fn len(&self) -> usize {
+        self.0.iter().map(Bytes::len).sum()
+    }
+
+    /// So many bytes from `first`.
+    fn slice(&self, first: usize, length: usize) -> Self {
+        let (mut skip, mut left) = (first, length);
+        let mut slice = VecDeque::new();
+        for piece in &self.0 {
+            if skip >= piece.len() {
+                skip -= piece.len();
+                continue;
+            }
+            let end = piece.len().min(skip.saturating_add(left));
+            left -= end - skip;
+            slice.push_back(piece.slice(skip..end));
+            skip = 0;
+            if left == 0 {
+                break;
+            }
+        }
+        Self(slice)
+    }
+}
+
+impl From<String> for Contents {
+    fn from(text: String) -> Self {
+        Self(VecDeque::from([text.into()]))
+    }
+}
+
+impl Body for Contents {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Poll::Ready(self.0.pop_front().map(|piece| Ok(Frame::data(piece))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.len() as u64)
+    }
+}
 
 /// A server with one bucket, whatever that is called.
 pub(crate) struct Server {
@@ -67,7 +125,7 @@ async fn accept(listener: TcpListener, objects: Arc<Objects>) {
 async fn answer(
     request: Request<Incoming>,
     objects: &Objects,
-) -> Result<Response<Full<Bytes>>, Infallible> {
+) -> Result<Response<Contents>, Infallible> {
     static WRITES: AtomicU64 = AtomicU64::new(1);
     let lock = || objects.lock().expect("nobody panics with it");
     let path = request.uri().path().trim_start_matches('/').to_owned();
@@ -83,9 +141,14 @@ async fn answer(
     Ok(match *request.method() {
         Method::GET if key.is_empty() => list(&lock(), request.uri().query().unwrap_or_default()),
         Method::PUT => {
-            let Ok(body) = request.into_body().collect().await else {
-                return Ok(plain(StatusCode::BAD_REQUEST));
-            };
+            let mut incoming = request.into_body();
+            let mut body = Contents::default();
+            while let Some(frame) = incoming.frame().await {
+                let Ok(frame) = frame else {
+                    return Ok(plain(StatusCode::BAD_REQUEST));
+                };
+                body.0.extend(frame.into_data());
+            }
             let mut objects = lock();
             let present = objects.get(&key).map(|(tag, _)| format!("\"{tag}\""));
             let refused = match condition {
@@ -97,7 +160,7 @@ async fn answer(
                 return Ok(error(StatusCode::PRECONDITION_FAILED, "PreconditionFailed"));
             }
             let tag = WRITES.fetch_add(1, Ordering::Relaxed);
-            objects.insert(key, (tag, body.to_bytes()));
+            objects.insert(key, (tag, body));
             tagged(StatusCode::OK, tag).expect("it is well formed")
         }
         Method::DELETE => {
@@ -108,7 +171,7 @@ async fn answer(
             (None, _) => error(StatusCode::NOT_FOUND, "NoSuchKey"),
             (Some((tag, bytes)), None) => {
                 let mut response = tagged(StatusCode::OK, tag).expect("it is well formed");
-                *response.body_mut() = Full::new(bytes);
+                *response.body_mut() = bytes;
                 response
             }
             (Some((tag, bytes)), Some(range)) => part(tag, &bytes, &range),
@@ -116,28 +179,28 @@ async fn answer(
     })
 }
 
-fn plain(status: StatusCode) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::default());
+fn plain(status: StatusCode) -> Response<Contents> {
+    let mut response = Response::new(Contents::default());
     *response.status_mut() = status;
     response
 }
 
-fn error(status: StatusCode, code: &str) -> Response<Full<Bytes>> {
+fn error(status: StatusCode, code: &str) -> Response<Contents> {
     let mut response = plain(status);
     let body = format!("<Error><Code>{code}</Code><Message>{code}</Message></Error>");
-    *response.body_mut() = Full::from(body);
+    *response.body_mut() = Contents::from(body);
     response
 }
 
-fn tagged(status: StatusCode, tag: u64) -> hyper::http::Result<Response<Full<Bytes>>> {
+fn tagged(status: StatusCode, tag: u64) -> hyper::http::Result<Response<Contents>> {
     Response::builder()
         .status(status)
         .header("etag", format!("\"{tag}\""))
-        .body(Full::default())
+        .body(Contents::default())
 }
 
 /// `bytes=FIRST-LAST`, as a worker asks.
-fn part(tag: u64, bytes: &Bytes, range: &str) -> Response<Full<Bytes>> {
+fn part(tag: u64, bytes: &Contents, range: &str) -> Response<Contents> {
     let numbers = range
         .strip_prefix("bytes=")
         .and_then(|range| range.split_once('-'));
@@ -155,11 +218,11 @@ fn part(tag: u64, bytes: &Bytes, range: &str) -> Response<Full<Bytes>> {
     response
         .headers_mut()
         .insert("content-range", range.parse().expect("it is well formed"));
-    *response.body_mut() = Full::new(bytes.slice(first..=last));
+    *response.body_mut() = bytes.slice(first, last - first + 1);
     response
 }
 
-fn list(objects: &BTreeMap<String, (u64, Bytes)>, query: &str) -> Response<Full<Bytes>> {
+fn list(objects: &BTreeMap<String, (u64, Contents)>, query: &str) -> Response<Contents> {
     let asked = |name: &str| {
         url::form_urlencoded::parse(query.as_bytes())
             .find(|(key, _)| key == name)
@@ -170,7 +233,7 @@ fn list(objects: &BTreeMap<String, (u64, Bytes)>, query: &str) -> Response<Full<
     let found = objects
         .iter()
         .filter(|(key, _)| key.starts_with(&prefix) && **key > after);
-    let entry = |(key, (tag, bytes)): (&String, &(u64, Bytes))| {
+    let entry = |(key, (tag, bytes)): (&String, &(u64, Contents))| {
         format!(
             "<Contents><Key>{key}</Key><Size>{}</Size><ETag>\"{tag}\"</ETag>\
              <LastModified>2026-01-01T00:00:00.000Z</LastModified></Contents>",
@@ -180,5 +243,5 @@ fn list(objects: &BTreeMap<String, (u64, Bytes)>, query: &str) -> Response<Full<
     let entries: String = found.map(entry).collect();
     let body =
         format!("<ListBucketResult><IsTruncated>false</IsTruncated>{entries}</ListBucketResult>");
-    Response::new(Full::from(body))
+    Response::new(Contents::from(body))
 }

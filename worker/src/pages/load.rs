@@ -28,10 +28,10 @@ use crate::store::{Store, StoreError, StoreErrorKind, retry};
 const CHECKS: usize = 16;
 
 /// Stored bytes that are fetched in one request, at most.
-const FETCH: u64 = 2 << 20;
+pub(crate) const FETCH: u64 = 2 << 20;
 
 /// Unpacked blocks that a reader keeps: enough for two workers' blocks to be read in turn.
-const KEPT: usize = 24;
+pub(crate) const KEPT: usize = 24;
 
 /// Why a snapshot is passed over.
 #[derive(Debug, thiserror::Error)]
@@ -268,6 +268,23 @@ async fn index(
 }
 
 impl Snapshot {
+    /// One that is not sealed.
+    #[cfg(test)]
+    pub(crate) fn for_tests(
+        manifest: Manifest,
+        index: Index,
+        store: Arc<dyn Store>,
+        root: &str,
+    ) -> Self {
+        Self {
+            manifest,
+            index,
+            keys: PartKeys::default(),
+            store,
+            root: root.to_owned(),
+        }
+    }
+
     /// The whole contents of one of the small images. Its size is bounded by what CRIU was allowed to put there.
     pub async fn file(&self, file: &File, deadline: Instant) -> Result<Vec<u8>, Unusable> {
         let mut blocks = Blocks::new(self, deadline);
@@ -276,6 +293,45 @@ impl Snapshot {
             contents.extend_from_slice(&blocks.get(number as usize).await?);
         }
         Ok(contents)
+    }
+
+    /// The verified, unpacked bytes of blocks that lie one behind the other in one part, by number: in one request.
+    pub(crate) async fn fetch(
+        &self,
+        wanted: &[usize],
+        deadline: Instant,
+    ) -> Result<Vec<(usize, Bytes)>, Unusable> {
+        let all = &self.index.blocks;
+        let (first, last) = (&all[wanted[0]], &all[wanted[wanted.len() - 1]]);
+        let part = &self.manifest.parts[first.part as usize];
+        let key = format!("{}{}", self.root, part.key);
+        let length = last.offset + u64::from(last.stored) - first.offset;
+        let bytes = retry::retry(deadline, "get_range", || {
+            self.store.get_range(&key, first.offset, length)
+        })
+        .await
+        .map_err(|error| match error.kind {
+            StoreErrorKind::NotFound => Unusable::Missing {
+                key: part.key.clone(),
+            },
+            _ => error.into(),
+        })?;
+        let mut unpacked = Vec::with_capacity(wanted.len());
+        for &number in wanted {
+            let block = &all[number];
+            let start = usize::try_from(block.offset - first.offset).expect("within one fetch");
+            let stored = &bytes[start..start + block.stored as usize];
+            let key = self.keys.of(block.part);
+            let raw = codec::unpack(block, stored, key).map_err(|source| Unusable::Block {
+                key: part.key.clone(),
+                offset: block.offset,
+                source,
+            })?;
+            unpacked.push((number, raw.into()));
+            // Whoever waits for CRIU or the store goes between.
+            tokio::task::yield_now().await;
+        }
+        Ok(unpacked)
     }
 
     /// The file of this name, if the snapshot has one.
@@ -319,33 +375,8 @@ impl<'a> Blocks<'a> {
 
     async fn fetch(&mut self, number: usize) -> Result<(), Unusable> {
         let wanted = self.neighbours(number);
-        let all = &self.snapshot.index.blocks;
-        let (first, last) = (&all[wanted[0]], &all[wanted[wanted.len() - 1]]);
-        let part = &self.snapshot.manifest.parts[first.part as usize];
-        let key = format!("{}{}", self.snapshot.root, part.key);
-        let length = last.offset + u64::from(last.stored) - first.offset;
-        let store = &self.snapshot.store;
-        let bytes = retry::retry(self.deadline, "get_range", || {
-            store.get_range(&key, first.offset, length)
-        })
-        .await
-        .map_err(|error| match error.kind {
-            StoreErrorKind::NotFound => Unusable::Missing {
-                key: part.key.clone(),
-            },
-            _ => error.into(),
-        })?;
-        for number in wanted {
-            let block = &all[number];
-            let start = usize::try_from(block.offset - first.offset).expect("within one fetch");
-            let stored = &bytes[start..start + block.stored as usize];
-            let key = self.snapshot.keys.of(block.part);
-            let raw = codec::unpack(block, stored, key).map_err(|source| Unusable::Block {
-                key: part.key.clone(),
-                offset: block.offset,
-                source,
-            })?;
-            self.keep(number, raw.into());
+        for (number, raw) in self.snapshot.fetch(&wanted, self.deadline).await? {
+            self.keep(number, raw);
         }
         Ok(())
     }

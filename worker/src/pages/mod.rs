@@ -8,13 +8,15 @@
 //!
 //!  the living app ──copies──▶ one niced thread ──parts──▶ store, known to the next dump      (seed)
 //!
-//!  store ──ranges──▶ feeder ──pages──▶ criu restore --stream
-//!                    open, verify, unpack (serve)
+//!  store ══ranges══▶ tasks ══blocks══▶ feeder ──pages──▶ criu restore --stream
+//!           several  open, verify, unpack        (serve)
+//!                    (ahead)
 //! ```
 //!
 //! The unit of comparison is the page, the unit of compression and of verification is the block of up to
 //! [`BLOCK_PAGES`] pages, the unit of storage is the part. docs/format.md describes the result for strangers.
 
+pub(crate) mod ahead;
 pub mod capture;
 pub mod codec;
 pub mod index;

@@ -4,12 +4,11 @@
 //! are slow, the task stops taking blocks, and everything before it waits in turn: that is how memory stays bounded.
 //! The first upload that fails for good ends the task, and whoever sends blocks finds the door closed.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use reprieve_core::document;
 use reprieve_core::manifest::{self, Part};
 use reprieve_core::pace::SMALLEST_PART;
 use tokio::sync::mpsc;
@@ -62,9 +61,14 @@ impl Destination {
         usize::try_from(wanted).map_or(PART, |wanted| wanted.max(1))
     }
 
-    /// Stores one object of the attempt under `data/ATTEMPT/NAME` and describes it.
-    pub(crate) async fn put(&self, name: &str, bytes: Bytes) -> Result<Part, StoreError> {
-        self.put_in_turn(name, bytes, &Turns::new(1)).await
+    /// Stores one object of the attempt under `data/ATTEMPT/NAME` and describes it, with the digest that its readers need.
+    pub(crate) async fn put(
+        &self,
+        name: &str,
+        bytes: Bytes,
+        digest: String,
+    ) -> Result<Part, StoreError> {
+        self.put_in_turn(name, bytes, digest, &Turns::new(1)).await
     }
 
     /// The same for one of many.
@@ -72,13 +76,14 @@ impl Destination {
         &self,
         name: &str,
         bytes: Bytes,
+        digest: String,
         turns: &Turns,
     ) -> Result<Part, StoreError> {
         let key = format!("{}{name}", manifest::data_prefix(&self.attempt));
         let part = Part {
             key,
             bytes: bytes.len() as u64,
-            digest: document::digest(&bytes),
+            digest,
         };
         let full = format!("{}{}", self.root, part.key);
         // Nobody else writes under this attempt, so repeating after a lost reply is harmless.
@@ -108,6 +113,7 @@ async fn place(
     mut blocks: mpsc::Receiver<Numbered>,
 ) -> Result<Stored, StoreError> {
     let mut stored = Stored::default();
+    let buffers = Buffers::default();
     let mut filling: Vec<u8> = Vec::new();
     let mut next_part: u32 = 0;
     // Part sizes may change as the store turns out to be fast or slow; the memory that they take together does not.
@@ -129,15 +135,15 @@ async fn place(
                     Some(block) => {
                         if filling.capacity() == 0 {
                             part = destination.part_bytes(memory);
-                            // One allocation per part, a block longer than needed rather than grown by doubling.
-                            filling.reserve_exact(part + BLOCK);
+                            // A block longer than needed rather than grown by doubling.
+                            filling = buffers.take(part + BLOCK);
                         }
                         stored.place(block, next_part, &mut filling);
                     }
                     None => open = false,
                 }
                 if filling.len() >= part || (!open && !filling.is_empty()) {
-                    let bytes = Bytes::from(std::mem::take(&mut filling));
+                    let bytes = buffers.lend(std::mem::take(&mut filling));
                     uploading += bytes.len();
                     uploads.push(upload(&destination, &tuning, &turns, next_part, bytes));
                     next_part += 1;
@@ -146,6 +152,46 @@ async fn place(
         }
     }
     Ok(stored)
+}
+
+/// Buffers of parts that were stored, to be filled again: to get new memory from the system, page by page, takes longer than
+/// to copy into it.
+#[derive(Clone, Debug, Default)]
+struct Buffers(Arc<Mutex<Vec<Vec<u8>>>>);
+
+impl Buffers {
+    fn take(&self, capacity: usize) -> Vec<u8> {
+        // One that is too small goes, so that there are never more of them than were in use at once.
+        match self.lock().pop() {
+            Some(buffer) if buffer.capacity() >= capacity => buffer,
+            _ => Vec::with_capacity(capacity),
+        }
+    }
+
+    /// The contents; when they are dropped, the buffer is back.
+    fn lend(&self, filled: Vec<u8>) -> Bytes {
+        Bytes::from_owner(Lent(filled, self.clone()))
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Vec<u8>>> {
+        self.0.lock().expect("no holder of this lock panics")
+    }
+}
+
+struct Lent(Vec<u8>, Buffers);
+
+impl AsRef<[u8]> for Lent {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        let mut buffer = std::mem::take(&mut self.0);
+        buffer.clear();
+        self.1.lock().push(buffer);
+    }
 }
 
 async fn upload(
@@ -157,7 +203,8 @@ async fn upload(
 ) -> Result<(u32, Part), StoreError> {
     let (begun, length) = (Instant::now(), bytes.len());
     let part = destination
-        .put_in_turn(&format!("{number:06}"), bytes, turns)
+        // Each of its blocks is verified by itself.
+        .put_in_turn(&format!("{number:06}"), bytes, String::new(), turns)
         .await?;
     tuning.uploaded(length, begun.elapsed());
     Ok((number, part))

@@ -412,7 +412,7 @@ impl<'a> Pass<'a> {
         let stop = &mut self.stop;
         let put = self.runtime.block_on(async {
             tokio::select! {
-                put = destination.put(&name, bytes) => Some(put),
+                put = destination.put(&name, bytes, String::new()) => Some(put),
                 _ = stop.wait_for(|stop| *stop) => None,
             }
         });

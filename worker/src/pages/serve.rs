@@ -22,12 +22,13 @@ use prost::Message;
 use tokio::io::AsyncWriteExt;
 use tokio::net::unix::pipe;
 use tokio::runtime::Handle;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use crate::pages::ahead::{self, Ahead};
 use crate::pages::index::{MemoryKind, Segment};
-use crate::pages::load::{Blocks, Snapshot, Unusable};
+use crate::pages::load::{Snapshot, Unusable};
 use crate::pages::{BLOCK, PAGE};
 
 /// The name of the socket that CRIU connects to, in its images directory (criu/img-streamer.c).
@@ -119,6 +120,8 @@ impl Drop for ImageServer {
 struct Shared {
     snapshot: Arc<Snapshot>,
     deadline: Instant,
+    /// For what is fetched and not handed over yet, of all images together.
+    room: Arc<Semaphore>,
     feeders: Mutex<JoinSet<Result<(), ServeError>>>,
     protocol: Mutex<Option<io::Error>>,
 }
@@ -126,12 +129,19 @@ struct Shared {
 impl ImageServer {
     /// Listens in CRIU's images directory. One thread answers requests until CRIU hangs up or the listener's directory
     /// is given up by [`Self::verdict`].
-    pub fn start(snapshot: Arc<Snapshot>, directory: &Path, deadline: Instant) -> io::Result<Self> {
+    /// Up to `ahead_bytes` are fetched before CRIU asks for them.
+    pub fn start(
+        snapshot: Arc<Snapshot>,
+        directory: &Path,
+        ahead_bytes: u64,
+        deadline: Instant,
+    ) -> io::Result<Self> {
         let socket = directory.join(SOCKET);
         let listener = UnixListener::bind(&socket)?;
         let shared = Arc::new(Shared {
             snapshot,
             deadline,
+            room: ahead::room(ahead_bytes),
             feeders: Mutex::new(JoinSet::new()),
             protocol: Mutex::new(None),
         });
@@ -302,11 +312,14 @@ async fn produce(
     pieces: mpsc::Sender<Bytes>,
 ) -> Result<(), Unusable> {
     let snapshot = &*shared.snapshot;
-    let mut blocks = Blocks::new(snapshot, shared.deadline);
+    let read = |needed| {
+        let (snapshot, room) = (Arc::clone(&shared.snapshot), Arc::clone(&shared.room));
+        Ahead::new(snapshot, needed, room, shared.deadline)
+    };
     match image {
         Image::File(number) => {
-            for &block in &snapshot.index.files[number].blocks {
-                let piece = blocks.get(block as usize).await?;
+            let mut blocks = read(snapshot.index.files[number].blocks.clone());
+            while let Some(piece) = blocks.next().await? {
                 if pieces.send(piece).await.is_err() {
                     break;
                 }
@@ -314,39 +327,53 @@ async fn produce(
         }
         Image::Pagemap(number) => drop(pieces.send(snapshot.pagemap(number).into()).await),
         Image::Pages(number) => {
-            for segment in &snapshot.index.memories[number].segments {
-                if !produce_segment(segment, &mut blocks, &pieces).await? {
-                    break;
-                }
-            }
+            let segments = &snapshot.index.memories[number].segments;
+            produce_pages(segments, read(needed(segments)), &pieces).await?;
         }
     }
     Ok(())
 }
 
-/// Whether somebody still takes the pieces.
-async fn produce_segment(
-    segment: &Segment,
-    blocks: &mut Blocks<'_>,
+/// The blocks of these segments in the order in which they are read, each once for as long as it is read from.
+fn needed(segments: &[Segment]) -> Vec<u32> {
+    let mut needed: Vec<u32> = segments
+        .iter()
+        .filter(|segment| segment.source > 0)
+        .map(|segment| segment.source - 1)
+        .collect();
+    needed.dedup();
+    needed
+}
+
+/// Ends early when nobody takes the pieces any more.
+async fn produce_pages(
+    segments: &[Segment],
+    mut blocks: Ahead,
     pieces: &mpsc::Sender<Bytes>,
-) -> Result<bool, Unusable> {
+) -> Result<(), Unusable> {
     static ZEROS: [u8; BLOCK] = [0; BLOCK];
-    let length = segment.pages as usize * PAGE;
-    let Some(number) = segment.block() else {
-        for at in (0..length).step_by(BLOCK) {
-            let piece = Bytes::from_static(&ZEROS[..BLOCK.min(length - at)]);
-            if pieces.send(piece).await.is_err() {
-                return Ok(false);
+    let mut current = (0, Bytes::new());
+    for segment in segments {
+        let length = segment.pages as usize * PAGE;
+        if segment.source == 0 {
+            for at in (0..length).step_by(BLOCK) {
+                let piece = Bytes::from_static(&ZEROS[..BLOCK.min(length - at)]);
+                if pieces.send(piece).await.is_err() {
+                    return Ok(());
+                }
             }
+            continue;
         }
-        return Ok(true);
-    };
-    let block = blocks.get(number).await?;
-    let start = segment.first as usize * PAGE;
-    Ok(pieces
-        .send(block.slice(start..start + length))
-        .await
-        .is_ok())
+        if segment.source != current.0 {
+            current = (segment.source, blocks.next().await?.unwrap_or_default());
+        }
+        let start = segment.first as usize * PAGE;
+        let piece = current.1.slice(start..start + length);
+        if pieces.send(piece).await.is_err() {
+            return Ok(());
+        }
+    }
+    Ok(())
 }
 
 impl Snapshot {

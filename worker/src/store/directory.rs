@@ -314,16 +314,12 @@ impl Call {
     }
 
     fn present_tag(&self) -> Result<Option<Tag>, StoreError> {
-        let (file, _) = match self.open() {
+        let (file, size) = match self.open() {
             Ok(opened) => opened,
             Err(e) if e.kind == StoreErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(e),
         };
-        let mut hasher = blake3::Hasher::new();
-        hasher
-            .update_reader(file)
-            .map_err(|e| self.failed(e, "cannot read what is there"))?;
-        Ok(Some(Tag(hasher.finalize().to_hex().to_string())))
+        Ok(Some(tag_of(&self.read(&file, 0, size)?)))
     }
 
     // ---- Writing
@@ -658,8 +654,15 @@ impl Call {
     }
 }
 
+/// Objects from this size on are data, which is never replaced under a condition: no more than a checksum is spent on them.
+const LARGE: usize = 1 << 20;
+
 fn tag_of(bytes: &[u8]) -> Tag {
-    Tag(blake3::hash(bytes).to_hex().to_string())
+    if bytes.len() < LARGE {
+        return Tag(blake3::hash(bytes).to_hex().to_string());
+    }
+    let checksum = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Nvme, bytes);
+    Tag(format!("{:x}-{checksum:016x}", bytes.len()))
 }
 
 /// A buffer, and where in it to begin so that `length` bytes are page-aligned: the kernel copies into those several

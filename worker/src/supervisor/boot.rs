@@ -50,6 +50,9 @@ use crate::supervisor::{pids, proc};
 /// itself (11 MiB) and the program.
 const FIXED_BYTES: u64 = 40 << 20;
 
+/// What a resume may fetch ahead, however small the budget: a few requests at once.
+const LEAST_AHEAD_BYTES: u64 = 16 << 20;
+
 /// Signs of life in a lease's term.
 pub(crate) const BEATS: u32 = 3;
 
@@ -139,7 +142,7 @@ pub(crate) async fn boot(
         let callouts = Callouts::new(&settings, Arc::clone(&reaper));
         callouts.call(Moment::BeforeRestore, &facts, None).await;
     }
-    let mut restorer = prepared.restorer(&reaper, &gate, &journal);
+    let mut restorer = prepared.restorer(&settings, &reaper, &gate, &journal);
     let resumed = match resume_from {
         From::Line(candidates) => resume(&restorer, &candidates, &settings).await?,
         From::Exactly(generation, request) => {
@@ -524,7 +527,14 @@ async fn prepare(settings: &Settings, address: &str, reaper: &Reaper) -> Result<
 }
 
 impl Prepared {
-    fn restorer(&self, reaper: &Arc<Reaper>, gate: &Arc<Gate>, journal: &Journal) -> Restorer {
+    fn restorer(
+        &self,
+        settings: &Settings,
+        reaper: &Arc<Reaper>,
+        gate: &Arc<Gate>,
+        journal: &Journal,
+    ) -> Restorer {
+        let ahead_bytes = settings.memory_budget_bytes.saturating_sub(FIXED_BYTES);
         Restorer {
             criu: self.criu.clone(),
             catalog: self.catalog.clone(),
@@ -534,6 +544,7 @@ impl Prepared {
             host: self.host.clone(),
             going_back: None,
             journal: journal.clone(),
+            ahead_bytes: ahead_bytes.max(LEAST_AHEAD_BYTES),
         }
     }
 

@@ -17,6 +17,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use nix::unistd::{Pid, getsid};
+use reprieve_core::document;
 use reprieve_core::head::Head;
 use reprieve_core::manifest::{AppFacts, HostFacts, Manifest, Sizes};
 use reprieve_core::notice::{Afterwards, Notice};
@@ -701,7 +702,11 @@ impl Attempt<'_> {
             bytes.map(|bytes| (bytes, parts))
         })
         .await??;
-        let index = self.destination().put("index", index.into()).await?;
+        let digest = document::digest(&index);
+        let index = self
+            .destination()
+            .put("index", index.into(), digest)
+            .await?;
         let sizes = Sizes {
             stored: sizes.stored + index.bytes,
             ..sizes

@@ -101,6 +101,8 @@ pub(crate) struct Restorer {
     pub gate: Arc<Gate>,
     pub work: PathBuf,
     pub host: HostFacts,
+    /// What may be fetched and not restored yet.
+    pub ahead_bytes: u64,
     pub journal: Journal,
     /// What is stored about the restore before the app may run.
     pub going_back: Option<GoingBack>,
@@ -191,7 +193,7 @@ impl Restorer {
             manifest::Stdio::Terminal { .. } => Kind::Terminal,
         };
         let (streams, ends) = Streams::open(kind)?;
-        let server = ImageServer::start(Arc::clone(snapshot), images, deadline)?;
+        let server = ImageServer::start(Arc::clone(snapshot), images, self.ahead_bytes, deadline)?;
         let hooks = Hooks::bind(images.join("hook.sock"))?;
         let order = RestoreOrder {
             images,

@@ -1,0 +1,332 @@
+//! Fetches an image's blocks before they are needed: several requests are on their way while one block is being read.
+//!
+//! The order in which an image needs its blocks is known beforehand. What is needed soon and lies side by side in a part
+//! is fetched in one request, verified, opened and unpacked by a task of its own, so that requests overlap with each other
+//! and with the unpacking of those before. How much may be fetched and not used yet is bounded for all images together by
+//! one [room](Ahead::new); an image that finds no room still gets the block it waits for, and nothing beyond: CRIU reads
+//! the images of many processes at once, and must not wait for one that it does not read.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use crate::pages::load::{FETCH, KEPT, Snapshot, Unusable};
+
+/// How far ahead is looked, in blocks that are needed.
+const WINDOW: usize = 1024;
+
+/// Of them, those that are fetched in the same request if they lie side by side.
+const NEAR: usize = 64;
+
+/// Room is counted in these.
+const KIB: u64 = 1024;
+
+/// A semaphore for so many bytes.
+pub(crate) fn room(bytes: u64) -> Arc<Semaphore> {
+    let kib = usize::try_from(bytes / KIB).unwrap_or(usize::MAX);
+    Arc::new(Semaphore::new(kib.min(Semaphore::MAX_PERMITS)))
+}
+
+/// The blocks of one image, in the order in which they are needed.
+pub(crate) struct Ahead {
+    snapshot: Arc<Snapshot>,
+    deadline: Instant,
+    room: Arc<Semaphore>,
+    needed: Vec<u32>,
+    /// The first of `needed` that was not asked for yet.
+    at: usize,
+    /// The first of `needed` that was not looked at yet.
+    looked: usize,
+    fetches: HashMap<usize, Fetch>,
+    /// Numbers the fetches.
+    begun: usize,
+    held: HashMap<u32, Held>,
+    /// Blocks that were used, oldest first. Neighbours are often read in turn.
+    used: VecDeque<u32>,
+}
+
+struct Fetch {
+    task: JoinHandle<Result<Vec<(usize, Bytes)>, Unusable>>,
+    room: Option<OwnedSemaphorePermit>,
+}
+
+enum Held {
+    /// By this fetch.
+    Coming(usize),
+    /// Its room is given back when it is used for the first time.
+    Here(Bytes, Option<OwnedSemaphorePermit>),
+}
+
+impl Drop for Ahead {
+    fn drop(&mut self) {
+        for fetch in self.fetches.values() {
+            fetch.task.abort();
+        }
+    }
+}
+
+impl Ahead {
+    /// `needed` are positions in the index, each of which is then asked for once and in this order.
+    pub(crate) fn new(
+        snapshot: Arc<Snapshot>,
+        needed: Vec<u32>,
+        room: Arc<Semaphore>,
+        deadline: Instant,
+    ) -> Self {
+        Self {
+            snapshot,
+            deadline,
+            room,
+            needed,
+            at: 0,
+            looked: 0,
+            fetches: HashMap::new(),
+            begun: 0,
+            held: HashMap::new(),
+            used: VecDeque::new(),
+        }
+    }
+
+    /// The verified, unpacked bytes of the next block; nothing behind the last one.
+    pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, Unusable> {
+        let Some(&number) = self.needed.get(self.at) else {
+            return Ok(None);
+        };
+        self.look_ahead();
+        if !self.held.contains_key(&number) {
+            self.start(&VecDeque::from([number]), None);
+        }
+        if let Some(Held::Coming(fetch)) = self.held.get(&number) {
+            let fetch = *fetch;
+            self.arrive(fetch).await?;
+        }
+        let bytes = self.use_up(number);
+        self.at += 1;
+        self.looked = self.looked.max(self.at);
+        self.look_ahead();
+        Ok(Some(bytes))
+    }
+
+    /// Begins fetches for as long as there is room.
+    fn look_ahead(&mut self) {
+        let end = self.needed.len().min(self.at + WINDOW);
+        while self.looked < end {
+            if self.held.contains_key(&self.needed[self.looked]) {
+                self.looked += 1;
+                continue;
+            }
+            let group = self.group(self.looked);
+            let room = group
+                .iter()
+                .map(|number| self.takes(*number))
+                .try_fold(0u32, u32::checked_add)
+                .and_then(|wanted| Arc::clone(&self.room).try_acquire_many_owned(wanted).ok());
+            let Some(room) = room else { break };
+            self.start(&group, Some(room));
+        }
+    }
+
+    /// The KiB that a block takes until it is used, as stored and unpacked.
+    fn takes(&self, number: u32) -> u32 {
+        let block = &self.snapshot.index.blocks[number as usize];
+        let bytes = u64::from(block.stored) + u64::from(block.raw);
+        u32::try_from(bytes.div_ceil(KIB)).expect("a block is small")
+    }
+
+    /// The block that is needed at this point, and those needed soon after it that lie beside it and are not held, in the
+    /// order of their place.
+    fn group(&self, from: usize) -> VecDeque<u32> {
+        let all = &self.snapshot.index.blocks;
+        let end_of = |number: u32| {
+            let block = &all[number as usize];
+            (block.part, block.offset + u64::from(block.stored))
+        };
+        let start_of = |number: u32| (all[number as usize].part, all[number as usize].offset);
+        let near = &self.needed[from..self.needed.len().min(from + NEAR)];
+        let near = near
+            .iter()
+            .filter(|number| !self.held.contains_key(number) && all[**number as usize].stored > 0);
+        let (mut by_start, mut by_end) = (HashMap::new(), HashMap::new());
+        for &number in near {
+            by_start.insert(start_of(number), number);
+            by_end.insert(end_of(number), number);
+        }
+        let number = self.needed[from];
+        let mut group = VecDeque::from([number]);
+        let mut length = u64::from(all[number as usize].stored);
+        loop {
+            let (first, last) = (group[0], group[group.len() - 1]);
+            let (next, before) = (by_start.get(&end_of(last)), by_end.get(&start_of(first)));
+            let (is_behind, found) = match (next, before) {
+                (Some(&next), _) => (true, next),
+                (None, Some(&before)) => (false, before),
+                (None, None) => return group,
+            };
+            length += u64::from(all[found as usize].stored);
+            // No two blocks overlap, unless somebody made them so.
+            if length > FETCH || group.contains(&found) {
+                return group;
+            }
+            match is_behind {
+                true => group.push_back(found),
+                false => group.push_front(found),
+            }
+        }
+    }
+
+    fn start(&mut self, group: &VecDeque<u32>, room: Option<OwnedSemaphorePermit>) {
+        let wanted: Vec<usize> = group.iter().map(|number| *number as usize).collect();
+        let (snapshot, deadline) = (Arc::clone(&self.snapshot), self.deadline);
+        let task = tokio::spawn(async move { snapshot.fetch(&wanted, deadline).await });
+        self.fetches.insert(self.begun, Fetch { task, room });
+        for &number in group {
+            self.held.insert(number, Held::Coming(self.begun));
+        }
+        self.begun += 1;
+    }
+
+    async fn arrive(&mut self, fetch: usize) -> Result<(), Unusable> {
+        let coming = self.fetches.get_mut(&fetch);
+        let coming = coming.expect("whoever asks for it is the only one that waits for it");
+        let fetched = (&mut coming.task).await;
+        let mut room = self.fetches.remove(&fetch).and_then(|fetch| fetch.room);
+        for (number, bytes) in fetched.expect("a fetch neither panics nor is cancelled")? {
+            let number = u32::try_from(number).expect("it came from 32 bits");
+            let takes = self.takes(number) as usize;
+            let own = room.as_mut().and_then(|room| room.split(takes));
+            self.held.insert(number, Held::Here(bytes, own));
+        }
+        Ok(())
+    }
+
+    fn use_up(&mut self, number: u32) -> Bytes {
+        let Some(Held::Here(bytes, room)) = self.held.get_mut(&number) else {
+            unreachable!("it has arrived");
+        };
+        drop(room.take());
+        let bytes = bytes.clone();
+        if !self.used.contains(&number) {
+            self.used.push_back(number);
+        }
+        if self.used.len() > KEPT {
+            let oldest = self.used.pop_front().expect("it is longer than KEPT");
+            self.held.remove(&oldest);
+        }
+        bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use futures::FutureExt;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::catalog::tests::manifest;
+    use crate::pages::BLOCK;
+    use crate::pages::codec::{Effort, Packer};
+    use crate::pages::index::Index;
+    use crate::store::unreliable::{Fault, Occurrence, Operation, Release, UnreliableStore};
+    use crate::store::{Condition, DirectoryStore, Store};
+    use reprieve_core::head::Head;
+
+    const BLOCKS: u32 = 40;
+
+    fn contents(number: u32) -> Vec<u8> {
+        vec![u8::try_from(number).expect("few blocks") + 1; BLOCK]
+    }
+
+    /// A snapshot of blocks in two parts, the even ones in the first.
+    async fn snapshot() -> (tempfile::TempDir, UnreliableStore, Arc<Snapshot>) {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let store = UnreliableStore::new(Arc::new(DirectoryStore::new(directory.path())));
+        let mut packer = Packer::new(Effort::None, None).expect("memory");
+        let (mut parts, mut index) = ([Vec::new(), Vec::new()], Index::default());
+        for number in 0..BLOCKS {
+            let packed = packer.pack(number, &contents(number)).expect("memory");
+            let part = &mut parts[number as usize % 2];
+            index
+                .blocks
+                .push(packed.placed(number % 2, part.len() as u64));
+            part.extend(packed.bytes);
+        }
+        let names = ["data/a/0".to_owned(), "data/a/1".to_owned()];
+        for (name, part) in names.iter().zip(parts) {
+            let key = format!("job/{name}");
+            let put = store.put(&key, part.into(), Condition::Always).await;
+            put.expect("it is stored");
+        }
+        let manifest = manifest(&Head::new("job"), &names);
+        let snapshot = Snapshot::for_tests(manifest, index, Arc::new(store.clone()), "job/");
+        (directory, store, Arc::new(snapshot))
+    }
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(60)
+    }
+
+    fn gets(store: &UnreliableStore) -> usize {
+        let calls = store.calls().into_iter();
+        calls
+            .filter(|call| call.operation == Operation::GetRange)
+            .count()
+    }
+
+    #[tokio::test]
+    async fn several_requests_are_on_their_way_while_the_first_hangs() {
+        let (_directory, store, snapshot) = snapshot().await;
+        let release = Release::default();
+        let hanging = Fault::Hanging(release.clone());
+        store.fail(
+            Operation::GetRange,
+            "job/data/a/0",
+            Occurrence::Nth(1),
+            hanging,
+        );
+        let room = room(16 << 20);
+        let mut blocks = Ahead::new(snapshot, (0..BLOCKS).collect(), Arc::clone(&room), soon());
+        {
+            let mut first = std::pin::pin!(blocks.next());
+            while gets(&store) < 3 {
+                assert!(first.as_mut().now_or_never().is_none(), "it hangs");
+                tokio::task::yield_now().await;
+            }
+            release.release();
+            assert_eq!(first.await.expect("sound").expect("a block"), contents(0));
+        }
+        for number in 1..BLOCKS {
+            let block = blocks.next().await.expect("sound").expect("a block");
+            assert_eq!(block, contents(number));
+        }
+        assert!(blocks.next().await.expect("sound").is_none());
+        assert_eq!(room.available_permits(), 16 << 10, "all room is given back");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+        #[test]
+        fn whatever_the_order_and_the_room_each_block_comes_in_its_turn(
+            needed in proptest::collection::vec(0..BLOCKS, 0..200), kib in 0u64..16_384,
+        ) {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            runtime.block_on(async {
+                let (_directory, _store, snapshot) = snapshot().await;
+                let room = room(kib * KIB);
+                let before = room.available_permits();
+                let mut blocks = Ahead::new(snapshot, needed.clone(), Arc::clone(&room), soon());
+                for &number in &needed {
+                    let block = blocks.next().await.expect("sound").expect("a block");
+                    assert_eq!(block, contents(number));
+                }
+                assert!(blocks.next().await.expect("sound").is_none());
+                assert_eq!(room.available_permits(), before, "all room is given back");
+            });
+        }
+    }
+}
