@@ -220,12 +220,12 @@ fn what_an_earlier_sweep_has_begun_with_goes_first_and_without_a_grace() {
         assert_eq!(plan.condemned, [""; 0]);
         plan.going().iter().map(|entry| entry.key.clone()).collect()
     };
-    let [of_left, of_dropped, _, of_manifest] = keys.clone();
+    let [of_left, of_dropped, _, of_manifest] = keys;
     let forgotten = [of_manifest, of_dropped];
     assert_eq!(going(&BTreeSet::new()), forgotten);
     let remembered = [of_left].into_iter().chain(forgotten);
     assert_eq!(
-        going(&BTreeSet::from([left.clone()])),
+        going(&BTreeSet::from([left])),
         remembered.collect::<Vec<_>>()
     );
 }
