@@ -54,7 +54,9 @@ use crate::metrics::{self, CheckpointOutcome, DeadlineOutcome, NoticeKind};
 use crate::operate;
 use crate::pages::seed::Budgets;
 use crate::queue::Told;
-use crate::settings::{self, OnCheckpointFailure, OnSignal, Period, Seed, Settings, SignalTarget};
+use crate::settings::{
+    self, OnCheckpointFailure, OnSignal, Period, QueueUse, Seed, Settings, SignalTarget,
+};
 use crate::sources::{self, News, Sources};
 use crate::supervisor::boot::{Booted, Gate, Origin, Protection};
 use crate::supervisor::checkpoint::{Limits, Subject};
@@ -260,8 +262,11 @@ impl Supervisor {
             worker: catalog::nonce(),
             job: settings.job.clone(),
             host: host::hostname(),
-            instance: None,
-            queue: None,
+            instance: settings.instance_id.clone(),
+            queue: match settings.queue {
+                QueueUse::Off => None,
+                _ => settings.queue_url.as_ref().map(ToString::to_string),
+            },
             state: Phase::Booting.as_str().to_owned(),
             epoch: None,
             started_ms: host::wall_ms(),
