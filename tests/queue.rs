@@ -736,4 +736,84 @@ fn all_sources_at_once_in_any_order_lead_to_one_final_checkpoint_each_time() {
     }
     // Nothing was done twice or not at all over twenty machines.
     assert_counts(&told, None);
+
+/// `reprieve send`, from this machine.
+fn send(store: Option<&Store>, arguments: &[&str]) -> (i32, String, String) {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_reprieve"));
+    command
+        .arg("send")
+        .args(arguments)
+        .env("AWS_ENDPOINT_URL", SERVER.url.as_str())
+        .env("AWS_REGION", "us-east-1")
+        .env("AWS_EC2_METADATA_DISABLED", "true")
+        .env("AWS_ACCESS_KEY_ID", "AKIDFORTESTS")
+        .env("AWS_SECRET_ACCESS_KEY", "a-secret-that-stays-one");
+    if let Some(store) = store {
+        let address = format!("file://{}", store.path().display());
+        command.args(["--store", &address]);
+    }
+    let output = command.output().expect("the binary was built");
+    (
+        output.status.code().expect("it ends by itself"),
+        String::from_utf8(output.stdout).expect("it is text"),
+        String::from_utf8(output.stderr).expect("it is text"),
+    )
+}
+
+#[test]
+fn a_worker_anywhere_is_told_and_asked_by_a_command() {
+    let store = Store::new();
+    let queues = Queues::new("send");
+    let host = host("far-away", &store, &queues.options("own"), COUNTER).start();
+    wait_for_output(&host, "line 3");
+    // An answer to somebody else stays for them.
+    let other = json!({"QueueUrl": queues.replies, "MessageBody": "not for us"});
+    SERVER.sqs("SendMessage", &other);
+    let replies = ["--wait", "--json", "--reply-queue", &queues.replies];
+    let told = |what: &[&str]| {
+        let (code, stdout, stderr) = send(Some(&store), &[what, &replies].concat());
+        assert_eq!(code, 0, "{what:?}: {stdout}{stderr}");
+        serde_json::from_str::<Value>(&stdout).expect("it is JSON")
+    };
+    // Its queue is known from its entry in the store.
+    let status = told(&["status", "--job", "job"]);
+    assert_eq!(status["queue"].as_str(), Some(queues.url.as_str()));
+    assert_eq!(status["reply"]["status"]["state"], "running", "{status}");
+    let durable = told(&[
+        "checkpoint",
+        "--leave-running",
+        "--tag",
+        "asked",
+        "--worker",
+        "far-away",
+    ]);
+    assert_eq!(durable["reply"]["outcome"], "durable", "{durable}");
+    assert_eq!(durable["reply"]["generation"], 1);
+    let (code, _, stderr) = send(Some(&store), &["status", "--worker", "nobody"]);
+    assert_eq!(code, 178, "{stderr}");
+    for (arguments, word) in [
+        (&["status"][..], "whom the command is for"),
+        (&["status", "--job", "job", "--wait"], "where answers go"),
+        (
+            &["stop", "--job", "job", "--leave-running"],
+            "about checkpoints",
+        ),
+    ] {
+        let (code, _, stderr) = send(Some(&store), arguments);
+        assert_eq!(code, 174, "{stderr}");
+        assert!(stderr.contains(word), "{stderr}");
+    }
+    // Given, it needs no store; nobody of this name reads it.
+    let mut to_nobody = vec!["status", "--job", "other", "--queue-url", &queues.url];
+    to_nobody.extend(["--timeout", "2s"]);
+    to_nobody.extend(replies);
+    let (code, _, stderr) = send(None, &to_nobody);
+    assert_eq!(code, 183, "{stderr}");
+    told(&["checkpoint", "--job", "job"]);
+    assert_eq!(host.wait_exit(LIMIT), Exit::Code(75));
+    let left = take_all(&queues.replies);
+    assert!(
+        left.iter().any(|message| message["Body"] == "not for us"),
+        "{left:?}"
+    );
 }

@@ -36,6 +36,7 @@ use crate::Ear;
 use crate::autoscaling::AutoScaling;
 use crate::events::{self, Event, Reading};
 
+pub mod post;
 pub mod queue;
 
 /// Messages that are worked on at the same time. Those that wait for the same checkpoint share it.

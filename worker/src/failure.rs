@@ -126,18 +126,19 @@ impl ExitCode {
             | Self::Fenced
             | Self::StoreUnfit => "run",
             Self::StoreUnreachable | Self::KeyRefused => {
-                "run, snapshots, show, inspect, diff, verify, extract, tag, untag, pin, unpin, prune, clone, ps"
+                "run, snapshots, show, inspect, diff, verify, extract, tag, untag, pin, unpin, prune, clone, ps, send"
             }
             Self::DamagedSnapshot => "show, inspect, diff, verify, extract, prune, clone",
             Self::NoSuchGeneration => {
                 "run, show, inspect, diff, verify, extract, tag, untag, pin, unpin, prune, clone"
             }
             Self::NotDone => {
-                "snapshots, show, inspect, diff, verify, extract, tag, untag, pin, unpin, prune, clone"
+                "snapshots, show, inspect, diff, verify, extract, tag, untag, pin, unpin, prune, clone, send"
             }
             Self::SettingsInvalid | Self::Internal => "all",
-            Self::CheckpointFailed | Self::TimedOut => "checkpoint, wait",
-            Self::NoSupervisor | Self::Refused => "checkpoint, status, wait",
+            Self::CheckpointFailed | Self::TimedOut => "checkpoint, wait, send",
+            Self::NoSupervisor => "checkpoint, status, wait",
+            Self::Refused => "checkpoint, status, wait, send",
             Self::Warnings | Self::Unfit => "doctor",
         }
     }

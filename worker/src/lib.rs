@@ -24,6 +24,7 @@ pub mod pages;
 mod place;
 pub mod queue;
 pub mod registry;
+pub mod send;
 pub mod settings;
 pub mod sources;
 pub mod steps;

@@ -80,6 +80,7 @@ fn invoke() -> Result<u8, Failure> {
         Invocation::Checkpoint(request) => request.carry_out(&mut io::stdout()).map(|()| 0),
         Invocation::Status(request) => request.carry_out(&mut io::stdout()).map(|()| 0),
         Invocation::Wait(request) => request.carry_out(&mut io::stdout()).map(|()| 0),
+        Invocation::Send(request) => on_runtime(request.carry_out(&mut io::stdout())),
         Invocation::Operate(request) => on_runtime(request.carry_out(&mut io::stdout())),
         Invocation::Doctor(request) => on_runtime(request.carry_out(&mut io::stdout())),
         Invocation::Print(text) => {

@@ -21,7 +21,7 @@ use crate::settings::{InstanceTags, QueueUse, Settings};
 use crate::store::s3;
 
 /// A queue of a job's own has this and the job's name.
-const PREFIX: &str = "reprieve-";
+pub(crate) const PREFIX: &str = "reprieve-";
 
 /// Hooks wait for 30 s at least; several heartbeats may be lost.
 const HEARTBEAT: Duration = Duration::from_secs(10);
@@ -157,7 +157,7 @@ async fn queue(settings: &Settings) -> Option<(Queue, Sharing)> {
 }
 
 /// A queue's URL says where it is; that counts more than where the machine is.
-fn region(queue: Option<&Url>) -> Option<String> {
+pub(crate) fn region(queue: Option<&Url>) -> Option<String> {
     let host = queue?.host_str()?;
     let mut words = host.split('.');
     (words.next() == Some("sqs")).then(|| words.next().map(str::to_owned))?

@@ -1255,6 +1255,8 @@ pub struct JobSettings {
     pub sweep_grace: Duration,
     /// How long reading one snapshot may take before its first byte is used.
     pub restore_timeout: Duration,
+    pub queue_url: Option<Url>,
+    pub reply_queue: Option<Url>,
 }
 
 /// What the client commands need to know.
@@ -1654,6 +1656,7 @@ impl JobSettings {
         "boot-timeout",
         "restore-timeout",
     ];
+    pub const MAIL: &[&str] = &["queue-url", "reply-queue"];
     pub const KEEPING: &[&str] = &[
         "keep-generations",
         "keep-hourly",
@@ -1671,12 +1674,16 @@ impl JobSettings {
     pub fn load_about(layers: &Layers<'_>, about: About) -> Result<Self, Faults> {
         let mut faults = Vec::new();
         let merged = collect(layers, &mut faults, |name| {
-            Self::PLACE.contains(&name) || Self::KEEPING.contains(&name)
+            Self::PLACE.contains(&name)
+                || Self::KEEPING.contains(&name)
+                || (about == About::Queue && Self::MAIL.contains(&name))
         });
         let (store, mut job) = (merged.text("store"), merged.text("job"));
-        if about == About::AnyJob {
+        if about != About::OneJob {
             job = Some(job.unwrap_or_default());
         }
+        let has_queue = merged.text("queue-url").is_some() && about == About::Queue;
+        let store = store.or_else(|| has_queue.then(String::new));
         for (name, value) in [("store", &store), ("job", &job)] {
             if value.is_none() && !faults.iter().any(|fault| fault.name == name) {
                 faults.push(not_given(name));
@@ -1705,6 +1712,8 @@ impl JobSettings {
             },
             sweep_grace: merged.need("sweep-grace", Checked::duration),
             restore_timeout: merged.need("restore-timeout", Checked::duration),
+            queue_url: merged.get("queue-url", Checked::url),
+            reply_queue: merged.get("reply-queue", Checked::url),
         })
     }
 }
@@ -1720,6 +1729,8 @@ pub enum About {
     OneJob,
     /// About all of them if none is given; its name is empty then.
     AnyJob,
+    /// About whoever reads a queue; where that is given, no store is needed either.
+    Queue,
 }
 
 fn not_given(name: &str) -> Fault {

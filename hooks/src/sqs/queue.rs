@@ -25,9 +25,9 @@ use tokio::sync::Mutex;
 use super::{BATCH, Mail, MailError, MailErrorKind, Message};
 
 /// How long a receive waits for a message, in seconds; the longest that SQS allows.
-const WAIT_S: i32 = 20;
-const RECEIVE_LIMIT: Duration = Duration::from_secs(WAIT_S as u64 + 10);
-const CALL_LIMIT: Duration = Duration::from_secs(10);
+pub(super) const WAIT_S: i32 = 20;
+pub(super) const RECEIVE_LIMIT: Duration = Duration::from_secs(WAIT_S as u64 + 10);
+pub(super) const CALL_LIMIT: Duration = Duration::from_secs(10);
 const CONNECT_LIMIT: Duration = Duration::from_secs(3);
 
 /// Commands wait for a day for a job that is not running anywhere, in seconds.
@@ -90,16 +90,8 @@ pub struct Queue {
 impl Queue {
     /// Asks nothing yet. A client with the SDK's retries would work past our limits; they are switched off here.
     pub fn new(shared: &aws_config::SdkConfig, options: Options) -> Self {
-        let limits = TimeoutConfig::builder()
-            .connect_timeout(CONNECT_LIMIT)
-            .operation_timeout(CALL_LIMIT)
-            .build();
-        let config = aws_sdk_sqs::config::Builder::from(shared)
-            .retry_config(aws_config::retry::RetryConfig::disabled())
-            .timeout_config(limits)
-            .build();
         Self {
-            client: Client::from_conf(config),
+            client: client(shared, CALL_LIMIT),
             options,
             found: Mutex::new(None),
         }
@@ -296,37 +288,57 @@ impl Queue {
             .all(|count| held.get(count).is_some_and(|held| held == "0")))
     }
 
-    /// In words, with what a person can do about it.
     fn error<E>(&self, action: &'static str, error: &SdkError<E, HttpResponse>) -> MailError
     where
         E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
     {
-        let (code, reason) = match error {
-            SdkError::ServiceError(refusal) => {
-                let code = refusal.err().code().unwrap_or_default();
-                let text = refusal.err().message().unwrap_or_default();
-                let text: String = text.chars().filter(|c| !c.is_control()).take(300).collect();
-                (code, format!("{action}: {code} {text}"))
-            }
-            SdkError::TimeoutError(_) => ("", format!("{action}: no answer in time")),
-            other => ("", format!("{action}: {}", innermost(other))),
-        };
-        let kind = kind_of(code);
-        MailError {
-            kind,
-            reason,
-            remedy: match kind {
-                MailErrorKind::Gone => {
-                    "name a queue that is there with --queue-url, or let the worker make one with --queue own"
-                }
-                MailErrorKind::Denied => {
-                    "give this worker credentials with the actions of infra/policy/worker.iam.json"
-                }
-                MailErrorKind::Throttled => "none is needed unless it lasts",
-                MailErrorKind::Lapsed => "raise --queue-lease",
-                MailErrorKind::Other => "check the queue's address, the region and the network",
-            },
+        said(action, error)
+    }
+}
+
+/// A client whose calls end within a limit, and which does not try again by itself.
+pub(super) fn client(shared: &aws_config::SdkConfig, limit: Duration) -> Client {
+    let limits = TimeoutConfig::builder()
+        .connect_timeout(CONNECT_LIMIT)
+        .operation_timeout(limit)
+        .build();
+    let config = aws_sdk_sqs::config::Builder::from(shared)
+        .retry_config(aws_config::retry::RetryConfig::disabled())
+        .timeout_config(limits)
+        .build();
+    Client::from_conf(config)
+}
+
+/// In words, with what a person can do about it.
+pub(super) fn said<E>(action: &'static str, error: &SdkError<E, HttpResponse>) -> MailError
+where
+    E: ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
+{
+    let (code, reason) = match error {
+        SdkError::ServiceError(refusal) => {
+            let code = refusal.err().code().unwrap_or_default();
+            let text = refusal.err().message().unwrap_or_default();
+            let text: String = text.chars().filter(|c| !c.is_control()).take(300).collect();
+            (code, format!("{action}: {code} {text}"))
         }
+        SdkError::TimeoutError(_) => ("", format!("{action}: no answer in time")),
+        other => ("", format!("{action}: {}", innermost(other))),
+    };
+    let kind = kind_of(code);
+    MailError {
+        kind,
+        reason,
+        remedy: match kind {
+            MailErrorKind::Gone => {
+                "name a queue that is there with --queue-url, or let the worker make one with --queue own"
+            }
+            MailErrorKind::Denied => {
+                "give this worker credentials with the actions of infra/policy/worker.iam.json"
+            }
+            MailErrorKind::Throttled => "none is needed unless it lasts",
+            MailErrorKind::Lapsed => "raise --queue-lease",
+            MailErrorKind::Other => "check the queue's address, the region and the network",
+        },
     }
 }
 

@@ -20,6 +20,16 @@ pub(super) struct All;
 #[derive(Debug)]
 pub(super) struct Place;
 
+/// Those that say where commands go, and answers come from.
+#[derive(Debug)]
+pub(super) struct Mail;
+
+impl Rows for Mail {
+    fn has(name: &str) -> bool {
+        JobSettings::MAIL.contains(&name)
+    }
+}
+
 /// Those that say what is kept of it.
 #[derive(Debug)]
 pub(super) struct Keeping;

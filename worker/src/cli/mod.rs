@@ -11,6 +11,7 @@ mod flags;
 mod manual;
 mod ps;
 mod run;
+mod send;
 mod snapshots;
 mod status;
 mod version;
@@ -38,6 +39,8 @@ pub enum Invocation {
     Status(StatusRequest),
     /// Wait until the supervisor is so far.
     Wait(WaitRequest),
+    /// Tell a worker something through its queue.
+    Send(Box<crate::send::Request>),
     /// List, look at or change a job's snapshots.
     Operate(Box<operate::Request>),
     /// Find out whether jobs can be checkpointed here.
@@ -72,6 +75,7 @@ enum Command {
     Checkpoint(checkpoint::Checkpoint),
     Status(status::Status),
     Wait(wait::Wait),
+    Send(send::Send),
     Snapshots(snapshots::Snapshots),
     Show(snapshots::Show),
     Inspect(snapshots::Inspect),
@@ -140,6 +144,7 @@ fn parse_with(
         Command::Checkpoint(checkpoint) => checkpoint.invocation(layers),
         Command::Status(status) => status.invocation(layers),
         Command::Wait(wait) => wait.invocation(layers),
+        Command::Send(send) => send.invocation(layers),
         Command::Snapshots(command) => command.invocation(layers),
         Command::Show(command) => command.invocation(layers),
         Command::Inspect(command) => command.invocation(layers),

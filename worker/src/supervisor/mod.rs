@@ -55,7 +55,9 @@ use crate::metrics::{self, CheckpointOutcome, Checkpointable, DeadlineOutcome, L
 use crate::operate;
 use crate::pages::seed::Budgets;
 use crate::queue::Told;
-use crate::settings::{self, OnCheckpointFailure, OnSignal, Period, Seed, Settings, SignalTarget};
+use crate::settings::{
+    self, OnCheckpointFailure, OnSignal, Period, QueueUse, Seed, Settings, SignalTarget,
+};
 use crate::sources::{self, News, Sources};
 use crate::steps::{self, Step};
 use crate::supervisor::boot::{Booted, Gate, Origin, Protection};
@@ -272,8 +274,11 @@ impl Supervisor {
             worker: catalog::nonce(),
             job: settings.job.clone(),
             host: host::hostname(),
-            instance: None,
-            queue: None,
+            instance: settings.instance_id.clone(),
+            queue: match settings.queue {
+                QueueUse::Off => None,
+                _ => settings.queue_url.as_ref().map(ToString::to_string),
+            },
             state: Phase::Booting.as_str().to_owned(),
             epoch: None,
             started_ms: host::wall_ms(),
