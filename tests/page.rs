@@ -4,7 +4,7 @@ mod harness;
 mod job;
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream, UdpSocket};
 
 use harness::{Browser, Exit, Host, LIMIT, project_path, wait_until};
 use job::{COUNTER, Store, checkpoint, checkpoint_ok, resumed, wait_for_log, wait_for_output};
@@ -224,6 +224,76 @@ fn a_job_that_cannot_be_checkpointed_is_not_ready() {
         metrics.contains("reprieve_checkpointable{verdict=\"orphans\"} 1"),
         "{metrics}"
     );
+}
+
+/// What a worker that is evicted without anybody to scrape it leaves behind.
+#[test]
+fn the_last_metrics_survive_the_eviction() {
+    let gateway = TcpListener::bind("127.0.0.1:0").expect("there are ports");
+    let statsd = UdpSocket::bind("127.0.0.1:0").expect("there are ports");
+    statsd
+        .set_read_timeout(Some(LIMIT))
+        .expect("it is a socket");
+    let address = |socket: std::io::Result<std::net::SocketAddr>| socket.expect("it is bound");
+    let url = format!("http://{}", address(gateway.local_addr()));
+    let pushed = std::thread::spawn(move || {
+        let (mut stream, _) = gateway.accept().expect("somebody comes");
+        let mut text = String::new();
+        let mut reader = BufReader::new(stream.try_clone().expect("it is a socket"));
+        let mut length = 0;
+        loop {
+            let mut line = String::new();
+            reader.read_line(&mut line).expect("it is sent whole");
+            if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+                length = value.trim().parse().expect("it is a number");
+            }
+            text.push_str(&line);
+            if line == "\r\n" {
+                break;
+            }
+        }
+        let mut body = vec![0; length];
+        reader.read_exact(&mut body).expect("it is sent whole");
+        write!(stream, "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").expect("it reads");
+        text + &String::from_utf8(body).expect("it is text")
+    });
+    let store = Store::new();
+    let to_statsd = address(statsd.local_addr()).to_string();
+    let options = [
+        "--sources",
+        "none",
+        "--push-gateway",
+        &url,
+        "--statsd",
+        &to_statsd,
+        "--emf",
+        "stderr",
+    ];
+    let host = store
+        .host_with("evicted", &options, COUNTER)
+        .share_net()
+        .start();
+    wait_for_output(&host, "line 5");
+    host.signal(libc::SIGTERM);
+    assert_eq!(host.wait_exit(LIMIT), Exit::Code(75));
+    let durable = "reprieve_checkpoints_total{trigger=\"signal\",outcome=\"durable\"} 1";
+    let pushed = pushed.join().expect("it was pushed");
+    assert!(
+        pushed.starts_with("PUT /metrics/job/reprieve/reprieve_job/job HTTP/1.1"),
+        "{pushed}"
+    );
+    assert!(pushed.contains(durable), "{pushed}");
+    let mut datagrams = String::new();
+    while !datagrams
+        .contains("reprieve_checkpoints_total:1|c|#reprieve_job:job,trigger:signal,outcome:durable")
+    {
+        let mut datagram = [0; 2048];
+        let length = statsd.recv(&mut datagram).expect("they come");
+        datagrams.push_str(std::str::from_utf8(&datagram[..length]).expect("it is text"));
+    }
+    let line = wait_for_log(&host, "CloudWatchMetrics");
+    let line: Value = serde_json::from_str(&line).expect("it is JSON");
+    assert_eq!(line["reprieve_checkpoints_total.signal.durable"], 1.0);
 }
 
 /// Notes each state that the page shows, and whether it counted down.

@@ -16,6 +16,7 @@ mod host;
 pub mod images;
 pub mod journal;
 pub mod keys;
+pub mod last_push;
 pub mod logging;
 pub mod metrics;
 mod named;

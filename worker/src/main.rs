@@ -12,6 +12,7 @@ use reprieve::endpoint::Endpoint;
 use reprieve::engine::hook;
 use reprieve::failure::{self, Failure};
 use reprieve::journal::Journal;
+use reprieve::last_push;
 use reprieve::logging::Logging;
 use reprieve::metrics::Exporter;
 use reprieve::queue;
@@ -145,7 +146,8 @@ async fn supervise(settings: Settings, app: AppCommand, clock: Clock) -> Result<
         Signals::receive().map_err(|error| before_ready("signals cannot be received", error))?;
     let journal = Journal::default();
     let (sender, requests) = mpsc::channel(REQUESTS);
-    let endpoint = serve_metrics(&settings, &journal, &sender).await?;
+    let exporter = record(&settings)?;
+    let endpoint = serve_metrics(&settings, exporter.as_ref(), &journal, &sender).await?;
     let callers = listen(&settings, sender);
     let sources = Sources::start(&settings);
     let argv = std::iter::once(app.program).chain(app.arguments).collect();
@@ -157,6 +159,9 @@ async fn supervise(settings: Settings, app: AppCommand, clock: Clock) -> Result<
     if matches!(ended, Ok(0)) && known.checkpointed_exit_code != 0 {
         queue::remove(&known).await;
     }
+    if let Some(exporter) = exporter {
+        last_push::push(&known, &exporter.render()).await;
+    }
     if let Some(endpoint) = endpoint {
         endpoint.say_goodbye(LAST_WORDS).await;
     }
@@ -167,12 +172,25 @@ async fn supervise(settings: Settings, app: AppCommand, clock: Clock) -> Result<
     ended
 }
 
+/// Metrics, if anybody is to see them.
+fn record(settings: &Settings) -> Result<Option<Exporter>, Failure> {
+    if settings.metrics_listen.is_none() && !last_push::is_wanted(settings) {
+        return Ok(None);
+    }
+    let failed = |error| {
+        let what = "metrics cannot be recorded";
+        Failure::new(failure::ExitCode::FailedBeforeReady, what).caused_by(error)
+    };
+    Exporter::install().map(Some).map_err(failed)
+}
+
 async fn serve_metrics(
     settings: &Settings,
+    exporter: Option<&Exporter>,
     journal: &Journal,
     supervisor: &mpsc::Sender<reprieve::supervisor::Request>,
 ) -> Result<Option<Endpoint>, Failure> {
-    let Some(address) = settings.metrics_listen else {
+    let (Some(address), Some(exporter)) = (settings.metrics_listen, exporter) else {
         return Ok(None);
     };
     let failed = || {
@@ -182,8 +200,7 @@ async fn serve_metrics(
         )
         .remedy("choose another address with --metrics-listen, or leave it out")
     };
-    let exporter = Exporter::install().map_err(|error| failed().caused_by(error))?;
-    let endpoint = Endpoint::new(exporter, journal.clone(), supervisor.clone());
+    let endpoint = Endpoint::new(exporter.clone(), journal.clone(), supervisor.clone());
     let bound = endpoint
         .serve(address)
         .await

@@ -808,6 +808,31 @@ pub const TABLE: &[Setting] = &[
                   whoever can reach it, and by nobody else than you mean.",
     },
     Setting {
+        name: "push-gateway",
+        section: OBSERVE,
+        kind: Kind::Endpoint,
+        default: None,
+        unset: "nothing is pushed there",
+        meaning: "A push gateway of Prometheus (`http://`) that gets the metrics when the worker ends, as the group \
+                  `job=\"reprieve\"`, `reprieve_job` the name of the job.",
+    },
+    Setting {
+        name: "statsd",
+        section: OBSERVE,
+        kind: Kind::ListenAddress,
+        default: None,
+        unset: "nothing is pushed there",
+        meaning: "Address and port of a StatsD server that reads tags, which gets the metrics when the worker ends.",
+    },
+    Setting {
+        name: "emf",
+        section: OBSERVE,
+        kind: Kind::Choice(Emf::NAMES),
+        default: Some("off"),
+        unset: "",
+        meaning: "Where the metrics are written when the worker ends, as a line in CloudWatch's embedded metric format.",
+    },
+    Setting {
         name: "log",
         section: OBSERVE,
         kind: Kind::LogFilter,
@@ -945,6 +970,11 @@ named! {
 named! {
     /// The form of what is posted.
     pub enum WebhookFormat { Json = "json", Sns = "sns", }
+}
+
+named! {
+    /// Where CloudWatch's embedded metric format goes.
+    pub enum Emf { Off = "off", Stdout = "stdout", Stderr = "stderr", }
 }
 
 /// How often checkpoints are taken that nobody asks for.
@@ -1105,6 +1135,9 @@ pub struct Settings {
     pub work_dir: Option<PathBuf>,
     pub control_socket: PathBuf,
     pub metrics_listen: Option<SocketAddr>,
+    pub push_gateway: Option<Url>,
+    pub statsd: Option<SocketAddr>,
+    pub emf: Emf,
     pub log: LogSettings,
     /// What is allowed but dangerous, to be logged once logging works.
     pub warnings: Vec<String>,
@@ -1461,6 +1494,9 @@ impl Settings {
             work_dir: merged.get("work-dir", Checked::path),
             control_socket: merged.need("control-socket", Checked::path),
             metrics_listen: merged.get("metrics-listen", Checked::address),
+            push_gateway: merged.get("push-gateway", Checked::url),
+            statsd: merged.get("statsd", Checked::address),
+            emf: merged.need("emf", Checked::choice(Emf::from_name)),
             log: LogSettings {
                 filter: merged.need("log", Checked::text),
                 format: merged.need("log-format", Checked::choice(LogFormat::from_name)),
@@ -2815,6 +2851,9 @@ mod tests {
                 work_dir: None,
                 control_socket: "/run/reprieve/control.sock".into(),
                 metrics_listen: None,
+                push_gateway: None,
+                statsd: None,
+                emf: Emf::Off,
                 log: LogSettings {
                     filter: "info".into(),
                     format: LogFormat::Auto,
@@ -2913,6 +2952,9 @@ mod tests {
         ("work-dir", "/scratch"),
         ("control-socket", "/tmp/c.sock"),
         ("metrics-listen", "[::]:9184"),
+        ("push-gateway", "http://127.0.0.1:9091"),
+        ("statsd", "127.0.0.1:8125"),
+        ("emf", "stderr"),
         ("log", "warn,reprieve::store=debug"),
         ("log-format", "human"),
     ];
@@ -3037,6 +3079,9 @@ mod tests {
             work_dir: Some("/scratch".into()),
             control_socket: "/tmp/c.sock".into(),
             metrics_listen: "[::]:9184".parse().ok(),
+            push_gateway: Url::parse("http://127.0.0.1:9091").ok(),
+            statsd: "127.0.0.1:8125".parse().ok(),
+            emf: Emf::Stderr,
             log: LogSettings {
                 filter: "warn,reprieve::store=debug".into(),
                 format: LogFormat::Human,
