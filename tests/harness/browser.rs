@@ -50,7 +50,7 @@ impl Browser {
             session: None,
             complaints: Vec::new(),
         };
-        let targets = browser.ask_within(START_LIMIT, "Target.getTargets", json!({}));
+        let targets = browser.ask_within(START_LIMIT, "Target.getTargets", &json!({}));
         let target = &targets["targetInfos"]
             .as_array()
             .expect("it is a list")
@@ -59,23 +59,23 @@ impl Browser {
             .expect("it begins with a page")["targetId"];
         let session = browser.ask(
             "Target.attachToTarget",
-            json!({ "targetId": target, "flatten": true }),
+            &json!({ "targetId": target, "flatten": true }),
         );
         browser.session = session["sessionId"].as_str().map(str::to_owned);
         for domain in ["Page", "Runtime", "Log"] {
-            browser.ask(&format!("{domain}.enable"), json!({}));
+            browser.ask(&format!("{domain}.enable"), &json!({}));
         }
         browser
     }
 
     /// Calls a method of the DevTools protocol.
     #[track_caller]
-    pub(crate) fn ask(&mut self, method: &str, parameters: Value) -> Value {
+    pub(crate) fn ask(&mut self, method: &str, parameters: &Value) -> Value {
         self.ask_within(LIMIT, method, parameters)
     }
 
     #[track_caller]
-    fn ask_within(&mut self, limit: Duration, method: &str, parameters: Value) -> Value {
+    fn ask_within(&mut self, limit: Duration, method: &str, parameters: &Value) -> Value {
         self.requests += 1;
         let mut request = json!({ "id": self.requests, "method": method, "params": parameters });
         if let Some(session) = &self.session {
@@ -112,7 +112,7 @@ impl Browser {
 
     #[track_caller]
     pub(crate) fn open(&mut self, url: &str) {
-        self.ask("Page.navigate", json!({ "url": url }));
+        self.ask("Page.navigate", &json!({ "url": url }));
         self.wait_for_js("document.readyState === 'complete'");
     }
 
@@ -121,7 +121,7 @@ impl Browser {
     pub(crate) fn js(&mut self, expression: &str) -> Value {
         let parameters =
             json!({ "expression": expression, "returnByValue": true, "awaitPromise": true });
-        let answer = self.ask("Runtime.evaluate", parameters);
+        let answer = self.ask("Runtime.evaluate", &parameters);
         assert!(
             answer["exceptionDetails"].is_null(),
             "{expression}: {answer}"
@@ -139,9 +139,9 @@ impl Browser {
     /// As a screen of this many CSS pixels in this colour scheme.
     pub(crate) fn look_like(&mut self, width: u32, height: u32, scheme: &str) {
         let screen = json!({ "width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600 });
-        self.ask("Emulation.setDeviceMetricsOverride", screen);
+        self.ask("Emulation.setDeviceMetricsOverride", &screen);
         let scheme = json!({ "features": [{ "name": "prefers-color-scheme", "value": scheme }] });
-        self.ask("Emulation.setEmulatedMedia", scheme);
+        self.ask("Emulation.setEmulatedMedia", &scheme);
     }
 
     /// The format follows from the name.
@@ -151,7 +151,7 @@ impl Browser {
         if format == "webp" {
             parameters["quality"] = 70.into();
         }
-        let taken = self.ask("Page.captureScreenshot", parameters);
+        let taken = self.ask("Page.captureScreenshot", &parameters);
         let image = taken["data"].as_str().expect("it is text");
         let image = aws_smithy_types::base64::decode(image).expect("it is base64");
         std::fs::create_dir_all(path.parent().expect("it is a file")).expect("target is writable");
@@ -161,7 +161,7 @@ impl Browser {
     pub(crate) fn press(&mut self, key: &str) {
         for kind in ["keyDown", "keyUp"] {
             let key = json!({ "type": kind, "key": key, "code": key, "windowsVirtualKeyCode": if key == "Tab" { 9 } else { 13 } });
-            self.ask("Input.dispatchKeyEvent", key);
+            self.ask("Input.dispatchKeyEvent", &key);
         }
     }
 }
