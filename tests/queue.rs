@@ -736,6 +736,7 @@ fn all_sources_at_once_in_any_order_lead_to_one_final_checkpoint_each_time() {
     }
     // Nothing was done twice or not at all over twenty machines.
     assert_counts(&told, None);
+}
 
 /// `reprieve send`, from this machine.
 fn send(store: Option<&Store>, arguments: &[&str]) -> (i32, String, String) {

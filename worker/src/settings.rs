@@ -1534,7 +1534,7 @@ impl Settings {
         if self.store.is_none() {
             return faults
                 .into_iter()
-                .chain(self.from_nowhere(merged))
+                .chain(self.contradicts_from(merged))
                 .collect();
         }
         let key_for_nothing = self.s3_objects.key.is_some()
@@ -1599,7 +1599,7 @@ impl Settings {
     }
 
     /// A start that were told where to go on from would begin from scratch.
-    fn from_nowhere(&self, merged: &Merged) -> Vec<Fault> {
+    fn contradicts_from(&self, merged: &Merged) -> Vec<Fault> {
         let fault = self.from.as_ref().map(|from| Fault {
             name: "from".into(),
             origin: merged.origin("from"),
