@@ -154,7 +154,7 @@ async fn supervise(settings: Settings, app: AppCommand, clock: Clock) -> Result<
     let known = settings.clone();
     let supervisor = Supervisor::new(settings, argv, Arc::new(Reaper::default()), clock, journal);
     let tags = tokio::spawn(queue::tag(known.clone(), supervisor.told()));
-    let ended = supervisor.run(signals, requests, sources).await;
+    let ended = Box::pin(supervisor.run(signals, requests, sources)).await;
     // A job that failed, or was stored, is run again: by whoever reads its queue then.
     if matches!(ended, Ok(0)) && known.checkpointed_exit_code != 0 {
         queue::remove(&known).await;
