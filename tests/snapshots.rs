@@ -762,7 +762,8 @@ fn a_job_goes_back_to_the_snapshot_that_was_asked_for_once_and_to_no_other() {
     let lost = from("4").start();
     assert_eq!(resumed_generation(&lost), 4);
     lost.destroy();
-    for host in [from("4").start(), store.host("host", COUNTER).start()] {
+    for builder in [from("4"), store.host("host", COUNTER)] {
+        let host = builder.start();
         assert_eq!(resumed_generation(&host), 4);
         host.destroy();
     }

@@ -50,6 +50,9 @@ pub(crate) enum Stdio {
     Closed,
 }
 
+/// A port of loopback where nothing can be.
+const NOBODY: &str = "http://127.0.0.1:1";
+
 /// An order for a host. Without any option: a Debian with an own loopback network, the worker at
 /// `/usr/local/bin/reprieve`, the test apps at `/apps`, no input, captured output.
 pub(crate) struct Builder {
@@ -80,7 +83,10 @@ impl Builder {
     }
 
     pub(crate) fn env(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
-        self.bundle.environment.push((name.into(), value.into()));
+        let name = name.into();
+        // Of two with one name a program sees either.
+        self.bundle.environment.retain(|(other, _)| *other != name);
+        self.bundle.environment.push((name, value.into()));
         self
     }
 
@@ -152,7 +158,10 @@ impl Builder {
     /// The container uses the network of the test, so that a server on the test's loopback can be reached.
     pub(crate) fn share_net(mut self) -> Self {
         self.bundle.own_network = false;
-        self
+        // The clouds' metadata services have addresses beyond the test's own; nobody listens here.
+        self.env("AWS_EC2_METADATA_SERVICE_ENDPOINT", NOBODY)
+            .env("GCE_METADATA_HOST", NOBODY.trim_start_matches("http://"))
+            .env("REPRIEVE_AZURE_METADATA_ENDPOINT", NOBODY)
     }
 
     /// Standard streams are one terminal of this size; what it shows is captured as stdout.

@@ -139,11 +139,15 @@ impl Episodes {
         heard
     }
 
-    /// SIGTERM, or what settings take for it. Whether it is news.
-    pub fn terminated(&mut self, deadline: Moment, now: Moment) -> bool {
+    /// SIGTERM, or what settings take for it. Whether it is news. One that is sent again while nothing is done about the
+    /// first, because that failed, begins a time of its own: whoever sends it does not end us before.
+    pub fn terminated(&mut self, deadline: Moment, now: Moment, is_done_about: bool) -> bool {
         let known = |claim: &&mut Claim| claim.source == Source::Signal;
         if let Some(claim) = self.claims.iter_mut().find(known) {
-            claim.deadline = claim.deadline.min(Some(deadline));
+            claim.deadline = match is_done_about {
+                true => claim.deadline.min(Some(deadline)),
+                false => Some(deadline),
+            };
             return false;
         }
         let related = self.claims.iter().find(|claim| claim.fate != Fate::AtRisk);

@@ -318,7 +318,8 @@ impl Lifecycle {
             return self.abort_boot(SIGTERM);
         }
         let deadline = now.plus_ms(self.policy.term_grace_ms);
-        if !self.episodes.terminated(deadline, now) {
+        let is_done_about = matches!(self.state, State::Checkpointing(_));
+        if !self.episodes.terminated(deadline, now, is_done_about) {
             // A second one means now: no pause after a failure.
             self.failures = 0;
         }
