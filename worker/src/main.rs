@@ -2,7 +2,7 @@
 
 use std::io;
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
 use reprieve::cli::{self, AppCommand, Invocation};
@@ -133,12 +133,20 @@ fn on_runtime(command: impl Future<Output = Result<(), Failure>>) -> Result<u8, 
 }
 
 fn runtime() -> io::Result<Runtime> {
-    tokio::runtime::Builder::new_multi_thread()
+    let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .max_blocking_threads(BLOCKING_THREADS)
         .thread_keep_alive(Duration::MAX)
         .enable_all()
-        .build()
+        .build()?;
+    // All of them now, while numbers are low: one that starts during a restore could take the app's for good.
+    let all = Arc::new(Barrier::new(BLOCKING_THREADS + 1));
+    for _ in 0..BLOCKING_THREADS {
+        let all = Arc::clone(&all);
+        runtime.spawn_blocking(move || all.wait());
+    }
+    all.wait();
+    Ok(runtime)
 }
 
 async fn supervise(settings: Settings, app: AppCommand, clock: Clock) -> Result<u8, Failure> {
