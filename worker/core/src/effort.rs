@@ -43,9 +43,9 @@ pub struct Facts {
     pub rates: [Rate; 3],
 }
 
-/// A level may take this much longer than the fastest one: a twentieth more, or a quarter of a second.
+/// A level may take this much longer than the fastest one: a twentieth more, or less than anybody notices.
 const SLOWER: f64 = 1.05;
-const SLOWER_BY_MS: f64 = 250.0;
+const SLOWER_BY_MS: f64 = 50.0;
 
 impl Facts {
     /// How long what is left takes at this level, in milliseconds.
@@ -104,7 +104,7 @@ mod tests {
             ("a fast network", facts(4096, 60_000, 3000.0), Level::Raw),
             ("a middling one", facts(4096, 60_000, 250.0), Level::Fast),
             ("a slow one", facts(4096, 600_000, 20.0), Level::Strong),
-            ("little to store", facts(64, 60_000, 3000.0), Level::Strong),
+            ("little to store", facts(16, 60_000, 3000.0), Level::Strong),
             ("a near deadline", facts(64, 50, 3000.0), Level::Raw),
             ("nothing can be met", facts(4096, 1, 3000.0), Level::Raw),
         ] {

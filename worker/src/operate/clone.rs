@@ -301,7 +301,8 @@ fn resealed(bytes: &Bytes, blocks: &[Block], from: &AttemptKey, to: &AttemptKey)
         let start = usize::try_from(block.offset).ok()?;
         let place = start..start.checked_add(block.stored as usize)?;
         let mut sealed = bytes.get(place.clone())?.to_vec();
-        from.open_block(block.number, &mut sealed).ok()?;
+        let length = from.open_block(block.number, &mut sealed).ok()?;
+        sealed.truncate(length);
         to.seal_block(block.number, &mut sealed);
         copy[place].copy_from_slice(&sealed);
     }

@@ -3,7 +3,7 @@
 //! A part is checked as a whole against the manifest, and each block in it against the index, so that a finding says which
 //! block is damaged and not only which object. A store that does not answer is no finding.
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
 use reprieve_core::document;
 use reprieve_core::manifest::{Manifest, Part};
@@ -220,7 +220,7 @@ fn check(part: &Part, bytes: &Bytes, blocks: &[Block], keys: &PartKeys) -> Vec<F
             .and_then(|range| bytes.get(range));
         let problem = match stored {
             None => Some("the block lies outside of the object".to_owned()),
-            Some(stored) => codec::unpack(block, stored, keys.of(block.part))
+            Some(stored) => codec::unpack(block, BytesMut::from(stored), keys.of(block.part))
                 .err()
                 .map(|damage| format!("the block is damaged: {damage}")),
         };

@@ -249,7 +249,9 @@ mod tests {
         let mut packer = Packer::new(Effort::None, None).expect("memory");
         let (mut parts, mut index) = ([Vec::new(), Vec::new()], Index::default());
         for number in 0..BLOCKS {
-            let packed = packer.pack(number, &contents(number)).expect("memory");
+            let packed = packer
+                .pack(number, &mut contents(number), Vec::new())
+                .expect("memory");
             let part = &mut parts[number as usize % 2];
             index
                 .blocks

@@ -16,16 +16,15 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
-use crate::pages::codec::{Packed, Packer};
+use crate::pages::codec::{self, Packed, Packer};
 use crate::pages::index::{File, Memory, MemoryKind, Segment};
 use crate::pages::known::{self, Known, PageHash};
-use crate::pages::parts::Numbered;
+use crate::pages::parts::{Buffers, Numbered};
 use crate::pages::seal::AttemptKey;
-use crate::pages::tuning::{self, Tuning};
+use crate::pages::tuning::{self, Spent, Stopwatch, Tuning};
 use crate::pages::{BLOCK, BLOCK_PAGES, PAGE};
 
 /// Buffers between the reader and the workers.
@@ -83,14 +82,17 @@ pub(crate) struct PageServer {
 pub(crate) struct Blocks {
     next: Arc<AtomicU32>,
     sender: mpsc::Sender<Numbered>,
+    spare: Buffers,
     tuning: Arc<Tuning>,
     key: Option<Arc<AttemptKey>>,
 }
 
 impl Blocks {
-    /// Numbers go on behind the first `known` ones, which are taken.
+    /// Numbers go on behind the first `known` ones, which are taken. Whoever receives the blocks gives their buffers to
+    /// `spare`.
     pub(crate) fn new(
         sender: mpsc::Sender<Numbered>,
+        spare: Buffers,
         tuning: Arc<Tuning>,
         key: Option<Arc<AttemptKey>>,
         known: usize,
@@ -99,6 +101,7 @@ impl Blocks {
         Self {
             next: Arc::new(AtomicU32::new(known)),
             sender,
+            spare,
             tuning,
             key,
         }
@@ -121,18 +124,18 @@ impl Blocks {
             size: 0,
             blocks: Vec::new(),
         };
-        let mut buffer = vec![0; BLOCK];
+        let mut block = self.spare.take(codec::room());
         loop {
-            let filled =
-                read_full(&mut contents, &mut buffer).map_err(|source| CaptureError::Image {
-                    name: name.to_owned(),
-                    source,
-                })?;
+            let read = contents.by_ref().take(BLOCK as u64).read_to_end(&mut block);
+            let filled = read.map_err(|source| CaptureError::Image {
+                name: name.to_owned(),
+                source,
+            })?;
             if filled == 0 {
                 return Ok(file);
             }
             let number = self.number();
-            let packed = packers.pack(number, &buffer[..filled], self);
+            let packed = packers.pack(number, &mut block, self);
             let packed = packed.map_err(CaptureError::Pack)?;
             self.sender
                 .blocking_send(Numbered { number, packed })
@@ -176,32 +179,19 @@ impl Blocks {
 struct Packers([Option<Packer>; 3]);
 
 impl Packers {
-    fn pack(&mut self, number: u32, block: &[u8], of: &Blocks) -> io::Result<Packed> {
+    /// Leaves the block's buffer empty.
+    fn pack(&mut self, number: u32, block: &mut Vec<u8>, of: &Blocks) -> io::Result<Packed> {
         let level = of.tuning.level_for(block);
         let packer = &mut self.0[level as usize];
         let packer = match packer {
             Some(packer) => packer,
             None => packer.insert(Packer::new(tuning::codec(level), of.key.clone())?),
         };
-        let begun = Instant::now();
-        let packed = packer.pack(number, block)?;
-        of.tuning
-            .packed(level, block.len(), packed.bytes.len(), begun.elapsed());
+        let begun = Stopwatch::start();
+        let packed = packer.pack(number, block, of.spare.take(codec::room()))?;
+        of.tuning.packed(level, &packed, begun.elapsed());
         Ok(packed)
     }
-}
-
-fn read_full(from: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
-    let mut filled = 0;
-    while filled < buffer.len() {
-        match from.read(&mut buffer[filled..]) {
-            Ok(0) => break,
-            Ok(count) => filled += count,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(filled)
 }
 
 impl PageServer {
@@ -494,7 +484,7 @@ struct Worker {
     blocks: Blocks,
     packers: Packers,
     /// Spent on blocks rather than on looking at pages.
-    elsewhere: Duration,
+    elsewhere: Spent,
     filled: Arc<Mutex<Receiver<Slab>>>,
     empty: SyncSender<Slab>,
     /// The block being filled, and its number.
@@ -512,11 +502,11 @@ impl Worker {
         empty: SyncSender<Slab>,
     ) -> Self {
         let number = blocks.number();
-        let block = Vec::with_capacity(BLOCK);
+        let block = blocks.spare.take(codec::room());
         Self {
             blocks,
             packers: Packers::default(),
-            elsewhere: Duration::ZERO,
+            elsewhere: Spent::default(),
             filled,
             empty,
             block,
@@ -534,10 +524,10 @@ impl Worker {
                 .expect("no holder of this lock panics")
                 .recv();
             let Ok(mut slab) = next else { break };
-            let begun = Instant::now();
-            self.elsewhere = Duration::ZERO;
+            let begun = Stopwatch::start();
+            self.elsewhere = Spent::default();
             self.look_at(&slab)?;
-            let took = begun.elapsed().saturating_sub(self.elsewhere);
+            let took = begun.elapsed() - self.elsewhere;
             self.blocks.tuning.looked_at(slab.pages * PAGE, took);
             slab.pages = 0;
             slab.spans.clear();
@@ -611,11 +601,10 @@ impl Worker {
             // Its number stays unused: a block of no bytes.
             return Ok(());
         }
-        let begun = Instant::now();
+        let begun = Stopwatch::start();
         let number = std::mem::replace(&mut self.number, self.blocks.number());
-        let packed = self.packers.pack(number, &self.block, &self.blocks);
+        let packed = self.packers.pack(number, &mut self.block, &self.blocks);
         let packed = packed.map_err(CaptureError::Pack)?;
-        self.block.clear();
         let sent = self
             .blocks
             .sender
@@ -727,26 +716,26 @@ mod tests {
         Ok(())
     }
 
-    fn collect(mut blocks: mpsc::Receiver<Numbered>) -> JoinHandle<BTreeMap<usize, Vec<u8>>> {
+    fn collect(mut blocks: mpsc::Receiver<Numbered>) -> JoinHandle<BTreeMap<usize, bytes::Bytes>> {
         std::thread::spawn(move || {
             let mut found = BTreeMap::new();
             while let Some(Numbered { number, packed }) = blocks.blocking_recv() {
                 let block = packed.placed(0, 0);
                 found.insert(
                     number as usize,
-                    unpack(&block, &packed.bytes, None).expect("just packed"),
+                    unpack(&block, packed.bytes[..].into(), None).expect("just packed"),
                 );
             }
             found
         })
     }
 
-    fn start() -> (PageServer, JoinHandle<BTreeMap<usize, Vec<u8>>>) {
+    fn start() -> (PageServer, JoinHandle<BTreeMap<usize, bytes::Bytes>>) {
         let (sender, receiver) = mpsc::channel(4);
         let known = Arc::new(Known::nothing([1; 32]));
         let level = Wanted::Always(Level::Strong);
         let tuning = Tuning::new(level, 3, 1, 0, tokio::time::Instant::now);
-        let blocks = Blocks::new(sender, Arc::new(tuning), None, 0);
+        let blocks = Blocks::new(sender, Buffers::default(), Arc::new(tuning), None, 0);
         let server = PageServer::start(&blocks, &known, 3).expect("threads");
         drop(blocks);
         (server, collect(receiver))

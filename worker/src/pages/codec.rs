@@ -1,8 +1,10 @@
 //! Packs blocks and unpacks them again, verified.
 
-use std::borrow::Cow;
 use std::io;
 use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use zstd::zstd_safe::compress_bound;
 
 use crate::pages::BLOCK;
 use crate::pages::index::{Block, Codec};
@@ -70,23 +72,35 @@ impl Packer {
     /// Packs up to [`BLOCK`] bytes as the block of this number, and seals them if there is a key. What does not get smaller
     /// by a sixteenth is stored as it is: unpacking it at the resume would cost more than reading it.
     ///
+    /// Nothing is copied and no memory is taken if it can be avoided, which costs as much as sealing: `raw` is empty
+    /// afterwards and has room for the next block, and `spare` is a buffer that is not needed elsewhere, best with [`room`]
+    /// for any block; one of the two is what was packed.
+    ///
     /// No number may be given twice in one attempt ([`crate::pages::seal`]).
     ///
     /// # Errors
     /// When the compressor fails, which for memory of this size means that it has none.
-    pub fn pack(&mut self, number: u32, raw: &[u8]) -> io::Result<Packed> {
+    pub fn pack(
+        &mut self,
+        number: u32,
+        raw: &mut Vec<u8>,
+        mut spare: Vec<u8>,
+    ) -> io::Result<Packed> {
         debug_assert!(raw.len() <= BLOCK, "a block is never larger than BLOCK");
-        let compressed = match &mut self.zstd {
-            Some(zstd) => Some(zstd.compress(raw)?),
-            None => None,
-        };
-        let (mut bytes, codec) = match compressed {
-            Some(bytes) if bytes.len() + raw.len() / 16 < raw.len() => (bytes, Codec::Zstd),
+        spare.clear();
+        let length = raw.len();
+        if let Some(zstd) = &mut self.zstd {
+            spare.reserve(compress_bound(length) + TAG);
+            zstd.compress_to_buffer(raw, &mut spare)?;
+        }
+        let (mut bytes, codec) = match self.zstd {
+            Some(_) if spare.len() + length / 16 < length => {
+                raw.clear();
+                (spare, Codec::Zstd)
+            }
             _ => {
-                // With room for the tag, so that sealing moves nothing.
-                let mut bytes = Vec::with_capacity(raw.len() + TAG);
-                bytes.extend_from_slice(raw);
-                (bytes, Codec::Raw)
+                spare.clear();
+                (std::mem::replace(raw, spare), Codec::Raw)
             }
         };
         let digest = match &self.key {
@@ -96,15 +110,19 @@ impl Packer {
             }
             None => blake3::hash(&bytes).as_bytes().to_vec(),
         };
-        let raw = u32::try_from(raw.len()).expect("a block is never larger than BLOCK");
         Ok(Packed {
             bytes,
-            raw,
+            raw: u32::try_from(length).expect("a block is never larger than BLOCK"),
             codec,
             digest,
             number,
         })
     }
+}
+
+/// The capacity of a buffer in which a block finds room, however it is packed and sealed.
+pub(crate) fn room() -> usize {
+    compress_bound(BLOCK) + TAG
 }
 
 /// Why a block's bytes are not what was stored.
@@ -122,22 +140,26 @@ pub enum Damage {
 
 /// Verifies a block's stored bytes, opens them with `key` if they are sealed, and unpacks them. What it takes is bounded by
 /// what the index says of the block, and that by the size of a block.
-pub fn unpack(block: &Block, stored: &[u8], key: Option<&AttemptKey>) -> Result<Vec<u8>, Damage> {
-    let stored = match key {
+pub fn unpack(
+    block: &Block,
+    mut stored: BytesMut,
+    key: Option<&AttemptKey>,
+) -> Result<Bytes, Damage> {
+    match key {
         Some(key) => {
-            let mut bytes = stored.to_vec();
-            key.open_block(block.number, &mut bytes)?;
-            Cow::Owned(bytes)
+            let length = key.open_block(block.number, &mut stored)?;
+            stored.truncate(length);
         }
-        None if blake3::hash(stored).as_bytes()[..] != block.digest[..] => {
+        None if blake3::hash(&stored).as_bytes()[..] != block.digest[..] => {
             return Err(Damage::Altered);
         }
-        None => Cow::Borrowed(stored),
-    };
+        None => {}
+    }
     let raw = match Codec::try_from(block.codec) {
-        Ok(Codec::Raw) => stored.into_owned(),
+        Ok(Codec::Raw) => stored.freeze(),
         Ok(Codec::Zstd) => zstd::bulk::decompress(&stored, (block.raw as usize).min(BLOCK))
-            .map_err(|_| Damage::Unpack)?,
+            .map_err(|_| Damage::Unpack)?
+            .into(),
         Err(_) => return Err(Damage::UnknownCodec(block.codec)),
     };
     if raw.len() == block.raw as usize {
@@ -168,11 +190,11 @@ mod tests {
         ] {
             let packed = Packer::new(Effort::Zstd(1), None)
                 .expect("memory")
-                .pack(0, &raw)
+                .pack(0, &mut raw.clone(), Vec::new())
                 .expect("pack");
             assert_eq!(packed.codec, codec);
             assert_eq!(
-                unpack(&packed.placed(0, 0), &packed.bytes, None).expect("sound"),
+                unpack(&packed.placed(0, 0), packed.bytes[..].into(), None).expect("sound"),
                 raw
             );
         }
@@ -198,10 +220,15 @@ mod tests {
         ];
         let packed: Vec<Packed> = (5..)
             .zip(&contents)
-            .map(|(number, raw)| packer.pack(number, raw).expect("pack"))
+            .map(|(number, raw)| {
+                packer
+                    .pack(number, &mut raw.clone(), Vec::new())
+                    .expect("pack")
+            })
             .collect();
-        let open =
-            |at: usize, stored: &[u8], key| unpack(&packed[at].placed(0, 0), stored, Some(key));
+        let open = |at: usize, stored: &[u8], key| {
+            unpack(&packed[at].placed(0, 0), stored.into(), Some(key))
+        };
         for (at, raw) in contents.iter().enumerate() {
             let stored = &packed[at].bytes;
             assert_eq!(open(at, stored, &*key).expect("sound"), *raw);
@@ -218,7 +245,7 @@ mod tests {
                 assert!(matches!(opened, Err(Damage::Broken(_))), "{what}");
             }
             // The seal may not be taken off either.
-            let unsealed = unpack(&packed[at].placed(0, 0), stored, None);
+            let unsealed = unpack(&packed[at].placed(0, 0), stored[..].into(), None);
             assert!(matches!(unsealed, Err(Damage::Altered)));
         }
     }
@@ -235,7 +262,7 @@ mod tests {
                 ..Block::default()
             };
             assert!(
-                matches!(unpack(&block, &bomb, None), Err(Damage::Unpack)),
+                matches!(unpack(&block, bomb[..].into(), None), Err(Damage::Unpack)),
                 "{raw}"
             );
         }
@@ -245,13 +272,13 @@ mod tests {
     fn no_flipped_byte_is_unpacked() {
         let packed = Packer::new(Effort::None, None)
             .expect("memory")
-            .pack(0, &noise(5000))
+            .pack(0, &mut noise(5000), Vec::new())
             .expect("pack");
         for at in [0, 1, 2500, 4999] {
             let mut bytes = packed.bytes.clone();
             bytes[at] ^= 1;
             assert!(matches!(
-                unpack(&packed.placed(0, 0), &bytes, None),
+                unpack(&packed.placed(0, 0), bytes[..].into(), None),
                 Err(Damage::Altered)
             ));
         }

@@ -316,11 +316,14 @@ impl Snapshot {
             },
             _ => error.into(),
         })?;
+        // Nobody else has what was fetched just now: each block is opened where it lies.
+        let mut rest = bytes
+            .try_into_mut()
+            .unwrap_or_else(|bytes| bytes[..].into());
         let mut unpacked = Vec::with_capacity(wanted.len());
         for &number in wanted {
             let block = &all[number];
-            let start = usize::try_from(block.offset - first.offset).expect("within one fetch");
-            let stored = &bytes[start..start + block.stored as usize];
+            let stored = rest.split_to(block.stored as usize);
             let key = self.keys.of(block.part);
             let raw = codec::unpack(block, stored, key).map_err(|source| Unusable::Block {
                 key: part.key.clone(),

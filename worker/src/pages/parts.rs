@@ -95,21 +95,27 @@ impl Destination {
     }
 }
 
-/// Starts the task. It ends when every sender is gone and everything is stored, or with the first failure.
+/// Starts the task. It ends when every sender is gone and everything is stored, or with the first failure. The buffers of
+/// blocks that were placed go to `spare`.
 pub(crate) fn start(
     destination: Destination,
     tuning: Arc<Tuning>,
+    spare: Buffers,
 ) -> (
     mpsc::Sender<Numbered>,
     JoinHandle<Result<Stored, StoreError>>,
 ) {
     let (sender, blocks) = mpsc::channel(QUEUE);
-    (sender, tokio::spawn(place(destination, tuning, blocks)))
+    (
+        sender,
+        tokio::spawn(place(destination, tuning, spare, blocks)),
+    )
 }
 
 async fn place(
     destination: Destination,
     tuning: Arc<Tuning>,
+    spare: Buffers,
     mut blocks: mpsc::Receiver<Numbered>,
 ) -> Result<Stored, StoreError> {
     let mut stored = Stored::default();
@@ -138,7 +144,7 @@ async fn place(
                             // A block longer than needed rather than grown by doubling.
                             filling = buffers.take(part + BLOCK);
                         }
-                        stored.place(block, next_part, &mut filling);
+                        spare.give(stored.place(block, next_part, &mut filling));
                     }
                     None => open = false,
                 }
@@ -154,13 +160,13 @@ async fn place(
     Ok(stored)
 }
 
-/// Buffers of parts that were stored, to be filled again: to get new memory from the system, page by page, takes longer than
+/// Buffers that were used, to be filled again: to get new memory from the system, page by page, takes longer than
 /// to copy into it.
 #[derive(Clone, Debug, Default)]
-struct Buffers(Arc<Mutex<Vec<Vec<u8>>>>);
+pub(crate) struct Buffers(Arc<Mutex<Vec<Vec<u8>>>>);
 
 impl Buffers {
-    fn take(&self, capacity: usize) -> Vec<u8> {
+    pub(crate) fn take(&self, capacity: usize) -> Vec<u8> {
         // One that is too small goes, so that there are never more of them than were in use at once.
         match self.lock().pop() {
             Some(buffer) if buffer.capacity() >= capacity => buffer,
@@ -171,6 +177,11 @@ impl Buffers {
     /// The contents; when they are dropped, the buffer is back.
     fn lend(&self, filled: Vec<u8>) -> Bytes {
         Bytes::from_owner(Lent(filled, self.clone()))
+    }
+
+    fn give(&self, mut used: Vec<u8>) {
+        used.clear();
+        self.lock().push(used);
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Vec<u8>>> {
@@ -188,9 +199,7 @@ impl AsRef<[u8]> for Lent {
 
 impl Drop for Lent {
     fn drop(&mut self) {
-        let mut buffer = std::mem::take(&mut self.0);
-        buffer.clear();
-        self.1.lock().push(buffer);
+        self.1.give(std::mem::take(&mut self.0));
     }
 }
 
@@ -228,7 +237,8 @@ impl Stored {
         Ok(bytes)
     }
 
-    fn place(&mut self, block: Numbered, part: u32, filling: &mut Vec<u8>) {
+    /// Gives the block's buffer back.
+    fn place(&mut self, block: Numbered, part: u32, filling: &mut Vec<u8>) -> Vec<u8> {
         let Numbered { number, packed } = block;
         let number = number as usize;
         if self.blocks.len() <= number {
@@ -236,5 +246,6 @@ impl Stored {
         }
         self.blocks[number] = packed.placed(part, filling.len() as u64);
         filling.extend_from_slice(&packed.bytes);
+        packed.bytes
     }
 }

@@ -78,8 +78,8 @@ impl AttemptKey {
         self.seal(What::Block, number, bytes);
     }
 
-    /// Opens a block in place.
-    pub fn open_block(&self, number: u32, bytes: &mut Vec<u8>) -> Result<(), Broken> {
+    /// Opens a block in place; what it held are the first bytes, as many as are returned.
+    pub fn open_block(&self, number: u32, bytes: &mut [u8]) -> Result<usize, Broken> {
         self.open(What::Block, number, bytes)
     }
 
@@ -90,7 +90,9 @@ impl AttemptKey {
 
     /// Opens the packed index in place.
     pub fn open_index(&self, bytes: &mut Vec<u8>) -> Result<(), Broken> {
-        self.open(What::Index, 0, bytes)
+        let length = self.open(What::Index, 0, bytes)?;
+        bytes.truncate(length);
+        Ok(())
     }
 
     fn seal(&self, what: What, number: u32, bytes: &mut Vec<u8>) {
@@ -99,13 +101,11 @@ impl AttemptKey {
             .expect("a block is far below the limit of the cipher");
     }
 
-    fn open(&self, what: What, number: u32, bytes: &mut Vec<u8>) -> Result<(), Broken> {
+    fn open(&self, what: What, number: u32, bytes: &mut [u8]) -> Result<usize, Broken> {
         let opened = self
             .aead
             .open_in_place(nonce(what, number), self.place(what, number), bytes);
-        let length = opened.map_err(|_| Broken)?.len();
-        bytes.truncate(length);
-        Ok(())
+        Ok(opened.map_err(|_| Broken)?.len())
     }
 
     /// Names of jobs and attempts have no NUL in them.
@@ -205,8 +205,8 @@ mod tests {
         let mut index = b"index".to_vec();
         ours.seal_index(&mut index);
         assert_eq!(ours.open_block(0, &mut index.clone()), Err(Broken));
-        ours.open_block(3, &mut sealed).expect("it is whole");
-        assert_eq!(sealed, b"the job's memory");
+        let length = ours.open_block(3, &mut sealed).expect("it is whole");
+        assert_eq!(&sealed[..length], b"the job's memory");
     }
 
     #[test]
@@ -244,8 +244,8 @@ mod tests {
             let key = key(JOB, FIRST);
             let mut sealed = bytes.clone();
             key.seal_block(number, &mut sealed);
-            prop_assert_eq!(key.open_block(number, &mut sealed), Ok(()));
-            prop_assert_eq!(sealed, bytes);
+            prop_assert_eq!(key.open_block(number, &mut sealed), Ok(bytes.len()));
+            prop_assert_eq!(&sealed[..bytes.len()], bytes);
         }
 
         #[test]

@@ -25,18 +25,18 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use nix::errno::Errno;
 use nix::sys::uio::{RemoteIoVec, process_vm_readv};
-use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::pages::capture::{Slab, is_zero};
-use crate::pages::codec::{Effort, Packer};
+use crate::pages::codec::{self, Effort, Packer};
 use crate::pages::index::{Block, MemoryKind};
 use crate::pages::known::{self, Known, KnownMemory, PageHash};
 use crate::pages::parts::{Destination, PART};
 use crate::pages::seal::AttemptKey;
+use crate::pages::tuning::processor_time;
 use crate::pages::{BLOCK, BLOCK_PAGES, PAGE};
 use crate::store::StoreError;
 
@@ -145,8 +145,9 @@ pub(crate) struct Pass<'a> {
     /// A part in the making: its bytes and its blocks, whose numbers go on behind the known ones.
     part: Vec<u8>,
     blocks: Vec<Block>,
-    /// A block in the making.
+    /// A block in the making, and a buffer for the packed one.
     block: Vec<u8>,
+    spare: Vec<u8>,
     /// What was found out about each process.
     found: Vec<(u64, Looked)>,
     report: Report,
@@ -164,11 +165,6 @@ struct Looked {
 struct Clocks {
     begun: Instant,
     cpu: Duration,
-}
-
-fn cpu_time() -> Duration {
-    // It cannot fail for one's own thread.
-    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
 }
 
 /// A reason to end the pass early.
@@ -201,7 +197,7 @@ impl<'a> Pass<'a> {
             packer: Packer::new(effort, key.clone()).map_err(SeedError::Pack)?,
             clocks: Clocks {
                 begun: Instant::now(),
-                cpu: cpu_time(),
+                cpu: processor_time(),
             },
             known,
             next_part,
@@ -214,7 +210,8 @@ impl<'a> Pass<'a> {
             stop,
             part: Vec::new(),
             blocks: Vec::new(),
-            block: Vec::with_capacity(BLOCK),
+            block: Vec::with_capacity(codec::room()),
+            spare: Vec::with_capacity(codec::room()),
             found: Vec::new(),
             report: Report {
                 ended: Ended::Whole,
@@ -380,9 +377,9 @@ impl<'a> Pass<'a> {
         *self.next_block = number
             .checked_add(1)
             .expect("a petabyte of blocks is more than any memory");
-        let packed = self.packer.pack(number, &self.block);
+        let spare = std::mem::take(&mut self.spare);
+        let packed = self.packer.pack(number, &mut self.block, spare);
         let packed = packed.map_err(|error| Stop::Failed(SeedError::Pack(error)))?;
-        self.block.clear();
         let part = u32::try_from(self.known.parts.len()).expect("parts are few");
         if self.part.capacity() == 0 {
             self.part.reserve_exact(PART + BLOCK);
@@ -390,6 +387,7 @@ impl<'a> Pass<'a> {
         self.blocks
             .push(packed.placed(part, self.part.len() as u64));
         self.part.extend_from_slice(&packed.bytes);
+        self.spare = packed.bytes;
         if self.part.len() >= PART {
             self.close_part()?;
         }
@@ -426,7 +424,7 @@ impl<'a> Pass<'a> {
 
     /// Waits until what was used so far is within the budgets, and listens whether to stop.
     fn keep_to_the_budget(&mut self, just_stored: u64) -> Result<(), Stop> {
-        let cpu = cpu_time().saturating_sub(self.clocks.cpu);
+        let cpu = processor_time().saturating_sub(self.clocks.cpu);
         let share = f64::from(self.budgets.cpu_percent.clamp(1, 100)) / 100.0;
         let mut due = cpu.div_f64(share);
         if just_stored > 0 {

@@ -3,15 +3,21 @@
 //! The choice itself is `reprieve_core::effort`; here are its facts: how fast pages are looked at and blocks are packed,
 //! by how much they shrink, how fast the store takes parts, and how much is still to come. A level that was not tried
 //! is known from the others by what is usual, and now and then a block is packed harder than the rest to find out.
+//!
+//! Packing is measured in processor time, and uploads are taken to be as fast as they would be if they had the
+//! processors to themselves: where packing has to share them, uploads seem slow because of it, and packing harder would
+//! make them no faster.
 
+use std::ops::{AddAssign, Sub};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use nix::time::{ClockId, clock_gettime};
 use reprieve_core::effort::{self, Facts, Level, Rate};
 use tokio::time::Instant;
 
-use crate::pages::codec::Effort;
+use crate::pages::codec::{Effort, Packed};
 
 /// One block in so many is packed to find out what that does.
 const PROBE: u64 = 32;
@@ -25,6 +31,11 @@ const USUAL: [(f64, f64); 3] = [(0.4, 1.0), (2.2, 0.4), (2.9, 0.37)];
 const USUAL_LOOK: f64 = 0.7;
 /// Bytes per second of one upload.
 const USUAL_UPLOAD: f64 = 100e6;
+/// Seconds of one processor to hand a GiB to a store (measured with TLS).
+const USUAL_SEND: f64 = 0.8;
+
+/// Uploads are never taken to be more than this many times as fast as they were seen to be.
+const MOST_CONTENDED: f64 = 8.0;
 
 const GIB: f64 = (1u64 << 30) as f64;
 
@@ -36,6 +47,53 @@ const SAMPLES: usize = 4096;
 pub(crate) enum Wanted {
     Always(Level),
     Fitting,
+}
+
+/// What something took of the calling thread: time that passed, and time that it had a processor for.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Spent {
+    pub wall: Duration,
+    pub processor: Duration,
+}
+
+impl AddAssign for Spent {
+    fn add_assign(&mut self, other: Self) {
+        self.wall += other.wall;
+        self.processor += other.processor;
+    }
+}
+
+impl Sub for Spent {
+    type Output = Self;
+
+    fn sub(self, other: Self) -> Self {
+        Self {
+            wall: self.wall.saturating_sub(other.wall),
+            processor: self.processor.saturating_sub(other.processor),
+        }
+    }
+}
+
+/// Measures one thread's work, on that thread.
+pub(crate) struct Stopwatch(Instant, Duration);
+
+impl Stopwatch {
+    pub(crate) fn start() -> Self {
+        Self(Instant::now(), processor_time())
+    }
+
+    pub(crate) fn elapsed(&self) -> Spent {
+        Spent {
+            wall: self.0.elapsed(),
+            processor: processor_time().saturating_sub(self.1),
+        }
+    }
+}
+
+/// Of the calling thread.
+pub(crate) fn processor_time() -> Duration {
+    // It cannot fail for one's own thread.
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
 }
 
 /// The facts of one checkpoint, shared by everybody who works on it.
@@ -68,6 +126,8 @@ struct Measured {
     random: u64,
     uploaded: Amount,
     packed: u64,
+    /// Looking and packing, together.
+    busy: Spent,
 }
 
 impl std::fmt::Debug for Tuning {
@@ -134,19 +194,26 @@ impl Tuning {
     }
 
     /// So much was looked at, in this time, not counting what was packed of it meanwhile.
-    pub(crate) fn looked_at(&self, bytes: usize, took: Duration) {
-        let looked_at = &mut self.lock().looked_at;
+    pub(crate) fn looked_at(&self, bytes: usize, took: Spent) {
+        let mut measured = self.lock();
+        measured.busy += took;
+        let looked_at = &mut measured.looked_at;
         looked_at.raw += bytes as u64;
-        looked_at.took += took;
+        looked_at.took += took.processor;
     }
 
-    pub(crate) fn packed(&self, level: Level, raw: usize, packed: usize, took: Duration) {
+    pub(crate) fn packed(&self, level: Level, packed: &Packed, took: Spent) {
+        self.made(level, packed.raw as usize, packed.bytes.len(), took);
+    }
+
+    fn made(&self, level: Level, raw: usize, packed: usize, took: Spent) {
         let mut measured = self.lock();
+        measured.busy += took;
         measured.packed += packed as u64;
         let tried = &mut measured.tried[level as usize];
         tried.raw += raw as u64;
         tried.packed += packed as u64;
-        tried.took += took;
+        tried.took += took.processor;
         if self.wanted == Wanted::Fitting && measured.blocks.is_multiple_of(CHOOSE) {
             self.choose(&measured);
         }
@@ -186,15 +253,17 @@ impl Tuning {
         let costs = costs(measured);
         let rates = costs.map(|(seconds, ratio)| {
             let pack = shrinkable * seconds + (1.0 - shrinkable) * costs[0].0;
+            let shrinks_to = 1.0 - shrinkable * (1.0 - ratio);
             Rate {
-                pack: self.workers * GIB / (look + pack),
-                shrinks_to: 1.0 - shrinkable * (1.0 - ratio),
+                // What is sent takes processors, too.
+                pack: self.workers * GIB / (look + pack + shrinks_to * USUAL_SEND),
+                shrinks_to,
             }
         });
         let Amount { packed, took, .. } = measured.uploaded;
         let one = match took.as_secs_f64() {
             0.0 => USUAL_UPLOAD,
-            seconds => packed as f64 / seconds,
+            seconds => packed as f64 / seconds * contention(measured.busy),
         };
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
         // far below 2^64, and not negative
@@ -209,7 +278,16 @@ impl Tuning {
     }
 }
 
-/// Seconds of one thread for a GiB.
+/// How many times longer everything takes than it would with the processors to itself.
+fn contention(busy: Spent) -> f64 {
+    let processor = busy.processor.as_secs_f64();
+    if processor == 0.0 {
+        return 1.0;
+    }
+    (busy.wall.as_secs_f64() / processor).clamp(1.0, MOST_CONTENDED)
+}
+
+/// Seconds of one processor for a GiB.
 fn per_gib(amount: Amount) -> Option<f64> {
     (amount.raw > 0).then(|| amount.took.as_secs_f64() * GIB / amount.raw as f64)
 }
@@ -275,18 +353,25 @@ mod tests {
     }
 
     /// Lets the clock show a job of text of which a half was stored at this upload rate, per upload.
-    fn half_done(tuning: &Tuning, upload_mib: u64) -> Level {
+    /// Everything takes `contention` times as long as its share of a processor.
+    fn half_done(tuning: &Tuning, upload_mib: u64, contention: u32) -> Level {
         let text = b"the same line again\n".repeat(256 * 1024 / 20);
-        let seconds = |gib: f64, bytes: usize| Duration::from_secs_f64(gib * bytes as f64 / GIB);
+        let seconds = |gib: f64, bytes: usize| {
+            let processor = Duration::from_secs_f64(gib * bytes as f64 / GIB);
+            Spent {
+                wall: processor * contention,
+                processor,
+            }
+        };
         for _ in 0..2048 {
             let level = tuning.level_for(&text);
             let (cost, ratio) = USUAL[level as usize];
             tuning.looked_at(MIB / 4, seconds(USUAL_LOOK, MIB / 4));
             #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
             let packed = (MIB as f64 / 4.0 * ratio) as usize;
-            tuning.packed(level, MIB / 4, packed, seconds(cost, MIB / 4));
+            tuning.made(level, MIB / 4, packed, seconds(cost, MIB / 4));
             let took = Duration::from_secs_f64(packed as f64 / (upload_mib as f64 * MIB as f64));
-            tuning.uploaded(packed, took);
+            tuning.uploaded(packed, took * contention);
         }
         tuning.level_for(&text)
     }
@@ -294,14 +379,21 @@ mod tests {
     #[test]
     fn a_fast_store_gets_it_raw_and_a_slow_one_compressed() {
         let hour = Duration::from_secs(3600);
-        assert_eq!(half_done(&tuning(16 << 30, hour), 1000), Level::Raw);
-        assert_eq!(half_done(&tuning(16 << 30, hour), 10), Level::Strong);
+        assert_eq!(half_done(&tuning(16 << 30, hour), 1000, 1), Level::Raw);
+        assert_eq!(half_done(&tuning(16 << 30, hour), 10, 1), Level::Strong);
     }
 
     #[test]
     fn little_that_is_left_is_compressed() {
         let hour = Duration::from_secs(3600);
-        assert_eq!(half_done(&tuning(600 << 20, hour), 1000), Level::Strong);
+        let little = tuning(520 << 20, hour);
+        assert_eq!(half_done(&little, 1000, 1), Level::Strong);
+    }
+
+    #[test]
+    fn uploads_that_wait_for_a_processor_do_not_make_packing_harder() {
+        let hour = Duration::from_secs(3600);
+        assert_eq!(half_done(&tuning(16 << 30, hour), 400, 4), Level::Raw);
     }
 
     #[test]

@@ -39,7 +39,7 @@ use crate::pages::capture::{Blocks, CaptureError, Captured, PageServer};
 use crate::pages::index::{File, Index};
 use crate::pages::known::{self, Assembled, Known};
 use crate::pages::load;
-use crate::pages::parts::{self, Destination, Stored};
+use crate::pages::parts::{self, Buffers, Destination, Stored};
 use crate::pages::seal::AttemptKey;
 use crate::pages::tuning::{Tuning, Wanted};
 use crate::steps::{self, Step};
@@ -460,9 +460,10 @@ impl Attempt<'_> {
     /// Dumps until CRIU asks whether to go on, with the app frozen.
     async fn freeze(&mut self, known: &Arc<Known>) -> Result<Frozen, CheckpointError> {
         let tuning = Arc::new(self.tuning());
-        let (sender, writer) = parts::start(self.destination(), Arc::clone(&tuning));
+        let spare = Buffers::default();
+        let (sender, writer) = parts::start(self.destination(), Arc::clone(&tuning), spare.clone());
         let mut writer = Writer(writer);
-        let blocks = Blocks::new(sender, tuning, self.key(), known.blocks.len());
+        let blocks = Blocks::new(sender, spare, tuning, self.key(), known.blocks.len());
         let mut server = PageServer::start(&blocks, known, self.of.workers)?;
         let hooks = Hooks::bind(self.images.join("hook.sock"))?;
         let socket = server.socket.take().expect("taken only here");
