@@ -95,7 +95,7 @@ fn invoke() -> Result<u8, Failure> {
 fn run(settings: Settings, app: AppCommand) -> Result<u8, Failure> {
     let clock = Clock::start();
     // Before the first thread: what they share with the job is memory.
-    sys::give_memory_back();
+    sys::bound_memory();
     sys::keep_descriptors_private().map_err(|error| {
         before_ready("inherited descriptors cannot be closed to the app", error)
     })?;

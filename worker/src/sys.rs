@@ -139,13 +139,25 @@ pub(crate) fn own(received: RawFd) -> OwnedFd {
     unsafe { OwnedFd::from_raw_fd(received) }
 }
 
-/// Has the allocator give large buffers back to the system when they are freed. Left to itself it raises the size from
-/// which it does so to that of the largest one it ever saw, and each thread's arena keeps its own.
-pub fn give_memory_back() {
+/// Has the allocator keep a few buffers as large as what a resume fetches, because new memory costs more than to copy into
+/// it, and give larger ones back to the system when they are freed. Left to itself it raises the size from which it does so
+/// to that of the largest one it ever saw, and each thread's arena keeps its own. [`give_memory_back`] returns what it
+/// keeps.
+pub fn bound_memory() {
+    const KEPT: libc::c_int = 24 << 20;
     // SAFETY: mallopt takes two integers. A refusal costs memory and nothing else.
     unsafe {
-        libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 20);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 4 << 20);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, KEPT);
         libc::mallopt(libc::M_ARENA_MAX, 2);
+    }
+}
+
+/// Gives what is not used back to the system: to be called when much was done and little comes.
+pub(crate) fn give_memory_back() {
+    // SAFETY: it takes an integer and touches only memory that nobody has.
+    unsafe {
+        libc::malloc_trim(0);
     }
 }
 

@@ -15,8 +15,9 @@ use super::inspect::word;
 use super::{Answer, Failure, Job, SCHEMA, Selector, text};
 use crate::images::MappingKind;
 use crate::pages::PAGE;
+use crate::pages::fingerprint::{PageHash, PageKey};
 use crate::pages::index::MemoryKind;
-use crate::pages::known::{self, PageHash};
+use crate::pages::known;
 use crate::pages::load::{Blocks, Unusable};
 
 /// Two snapshots compared.
@@ -121,7 +122,7 @@ pub(super) async fn diff(
         &after.snapshot.index.page_key,
     );
     // Hashes made with different keys say nothing about one another.
-    let key = (old != new).then(known::fresh_key).transpose();
+    let key = (old != new).then(|| PageKey::fresh(true)).transpose();
     let key = key.map_err(|error| {
         Failure::new(
             super::ExitCode::NotDone,
@@ -144,7 +145,7 @@ pub(super) async fn diff(
 async fn tables(
     job: &Job,
     anatomy: &Anatomy,
-    key: Option<&known::PageKey>,
+    key: Option<&PageKey>,
 ) -> Result<BTreeMap<(MemoryKind, u64), Table>, Unusable> {
     let snapshot = &anatomy.snapshot;
     let mut found = BTreeMap::new();
@@ -178,10 +179,10 @@ async fn read_hashes(
     job: &Job,
     anatomy: &Anatomy,
     number: usize,
-    key: Option<&known::PageKey>,
+    key: Option<&PageKey>,
 ) -> Result<Vec<PageHash>, Unusable> {
     let snapshot = &anatomy.snapshot;
-    let own = known::PageKey::try_from(&snapshot.index.page_key[..]).unwrap_or_default();
+    let own = PageKey::from_index(&snapshot.index.page_key).unwrap_or_default();
     let key = key.unwrap_or(&own);
     let mut blocks = Blocks::new(snapshot, Instant::now() + job.limit);
     let mut found = Vec::new();
@@ -193,7 +194,7 @@ async fn read_hashes(
         let bytes = blocks.get(block).await?;
         let first = segment.first as usize * PAGE;
         let pages = &bytes[first..first + segment.pages as usize * PAGE];
-        found.extend(pages.chunks(PAGE).map(|page| known::hash(key, page)));
+        found.extend(pages.chunks(PAGE).map(|page| key.hash(page)));
     }
     Ok(found)
 }

@@ -20,8 +20,9 @@ use std::thread::JoinHandle;
 use tokio::sync::mpsc;
 
 use crate::pages::codec::{self, Packed, Packer};
+use crate::pages::fingerprint::PageHash;
 use crate::pages::index::{File, Memory, MemoryKind, Segment};
-use crate::pages::known::{self, Known, PageHash};
+use crate::pages::known::Known;
 use crate::pages::parts::{Buffers, Numbered};
 use crate::pages::seal::AttemptKey;
 use crate::pages::tuning::{self, Spent, Stopwatch, Tuning};
@@ -560,7 +561,7 @@ impl Worker {
                 first: 0,
             }
         } else {
-            let now = known::hash(&self.known.key, page);
+            let now = self.known.key.hash(page);
             match self.known.find(span.memory, vaddr, &now) {
                 Some(segment) => segment,
                 None => self.store(page, vaddr, now),
@@ -675,6 +676,7 @@ mod tests {
     use reprieve_core::effort::Level;
 
     use crate::pages::codec::unpack;
+    use crate::pages::fingerprint::PageKey;
     use crate::pages::tuning::Wanted;
 
     fn header(command: u32, flags: u32, pages: u64, vaddr: u64, image: u64) -> Vec<u8> {
@@ -732,7 +734,7 @@ mod tests {
 
     fn start() -> (PageServer, JoinHandle<BTreeMap<usize, bytes::Bytes>>) {
         let (sender, receiver) = mpsc::channel(4);
-        let known = Arc::new(Known::nothing([1; 32]));
+        let known = Arc::new(Known::nothing(PageKey::Blake3([1; 32])));
         let level = Wanted::Always(Level::Strong);
         let tuning = Tuning::new(level, 3, 1, 0, tokio::time::Instant::now);
         let blocks = Blocks::new(sender, Buffers::default(), Arc::new(tuning), None, 0);

@@ -115,8 +115,8 @@ pub struct Index {
     pub files: Vec<File>,
     #[prost(message, repeated, tag = "3")]
     pub memories: Vec<Memory>,
-    /// The key of the page hashes in `reprieve-hashes-N`, N being a position in `memories`: for each page that is not
-    /// zero, in order, the first 12 bytes of its keyed BLAKE3.
+    /// The key of the page hashes in `reprieve-hashes-N`, N being a position in `memories`: twelve bytes for each page that
+    /// is not zero, in order.
     #[prost(bytes = "vec", tag = "4")]
     pub page_key: Vec<u8>,
 }

@@ -1,10 +1,8 @@
 //! What of an app's memory is in the store already: the pages of the snapshot before, with their hashes.
 //!
 //! A page is the same page when it belongs to the same memory image and has the same address. Whether it still holds the
-//! same bytes is told by a keyed hash of 96 bits: the key is random and secret, so that nobody who feeds data to the app
-//! can prepare two pages that look the same, and twelve bytes for 4 KiB keep the whole table in memory at 0.3 % of the
-//! app's size. References never chain: what is found here names the block that holds the bytes, whichever snapshot wrote
-//! it.
+//! same bytes is told by its [hash](crate::pages::fingerprint). References never chain: what is found here names the block
+//! that holds the bytes, whichever snapshot wrote it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
@@ -12,6 +10,7 @@ use std::ops::Range;
 use reprieve_core::manifest::{self, Part};
 
 use crate::pages::PAGE;
+use crate::pages::fingerprint::{PageHash, PageKey};
 use crate::pages::index::{Block, File, Index, Memory, MemoryKind, Segment};
 
 /// Our own images that hold the hashes of the memory image of this number.
@@ -20,31 +19,6 @@ const HASHES: &str = "reprieve-hashes-";
 /// Snapshots smaller than this are stored whole each time: there is little to gain, and each then stands alone, so that
 /// damage to one cannot reach the one before.
 const WORTH_IT: u64 = 32 << 20;
-
-/// The key of the page hashes of one job.
-pub(crate) type PageKey = [u8; 32];
-
-/// Enough of a keyed BLAKE3 to tell pages apart.
-pub(crate) type PageHash = [u8; 12];
-
-/// The hash of a page's bytes.
-pub(crate) fn hash(key: &PageKey, page: &[u8]) -> PageHash {
-    let whole = blake3::keyed_hash(key, page);
-    *whole
-        .as_bytes()
-        .first_chunk()
-        .expect("a whole hash is longer")
-}
-
-/// A key that nobody can guess.
-///
-/// # Errors
-/// When the kernel gives no random bytes.
-pub(crate) fn fresh_key() -> std::io::Result<PageKey> {
-    let mut key = PageKey::default();
-    std::io::Read::read_exact(&mut std::fs::File::open("/dev/urandom")?, &mut key)?;
-    Ok(key)
-}
 
 /// The pages of an earlier snapshot, by place.
 #[derive(Debug, Default)]
@@ -112,11 +86,7 @@ impl Known {
         hashes: Vec<Vec<u8>>,
         waste_factor: u32,
     ) -> Result<Self, KnownError> {
-        let key = index
-            .page_key
-            .as_slice()
-            .try_into()
-            .map_err(|_| KnownError::NoHashes)?;
+        let key = PageKey::from_index(&index.page_key).ok_or(KnownError::NoHashes)?;
         if hashes.len() != index.memories.len() {
             return Err(KnownError::NoHashes);
         }
@@ -657,7 +627,7 @@ mod tests {
             layers in proptest::collection::vec((layer(), proptest::option::of(0u64..200)), 1..5),
             stored in 0usize..4,
         ) {
-            let mut known = Known::nothing([1; 32]);
+            let mut known = Known::nothing(PageKey::Blake3([1; 32]));
             let mut model: BTreeMap<u64, Page> = BTreeMap::new();
             for (layer, unmapped_from) in layers {
                 let mapped = unmapped_from.map(|from| {

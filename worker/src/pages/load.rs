@@ -330,7 +330,7 @@ impl Snapshot {
                 offset: block.offset,
                 source,
             })?;
-            unpacked.push((number, raw.into()));
+            unpacked.push((number, raw));
             // Whoever waits for CRIU or the store goes between.
             tokio::task::yield_now().await;
         }

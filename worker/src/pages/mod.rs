@@ -19,6 +19,7 @@
 pub(crate) mod ahead;
 pub mod capture;
 pub mod codec;
+pub(crate) mod fingerprint;
 pub mod index;
 pub(crate) mod known;
 pub mod load;

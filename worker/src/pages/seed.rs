@@ -32,8 +32,9 @@ use tokio::time::timeout;
 
 use crate::pages::capture::{Slab, is_zero};
 use crate::pages::codec::{self, Effort, Packer};
+use crate::pages::fingerprint::PageHash;
 use crate::pages::index::{Block, MemoryKind};
-use crate::pages::known::{self, Known, KnownMemory, PageHash};
+use crate::pages::known::{Known, KnownMemory};
 use crate::pages::parts::{Destination, PART};
 use crate::pages::seal::AttemptKey;
 use crate::pages::tuning::processor_time;
@@ -315,7 +316,7 @@ impl<'a> Pass<'a> {
             return Ok(());
         }
         self.report.looked_at += PAGE as u64;
-        let now = known::hash(&self.known.key, page);
+        let now = self.known.key.hash(page);
         let (pid, _) = self.found.last().expect("a process is looked at");
         let before = self.known.seen((MemoryKind::Process, *pid), vaddr);
         match before {
@@ -530,6 +531,7 @@ fn copy(pid: i32, addresses: &[u64], slab: &mut Slab) -> Result<usize, Errno> {
 mod tests {
     use super::*;
     use crate::keys::MasterKey;
+    use crate::pages::fingerprint::PageKey;
 
     use crate::store::unreliable::{Fault, Occurrence, Operation};
     use crate::store::{DirectoryStore, StoreErrorKind, UnreliableStore};
@@ -560,11 +562,7 @@ mod tests {
                 u64::try_from(self.0).expect("positive"),
             );
             self.pages()
-                .filter(|(vaddr, page)| {
-                    known
-                        .find(memory, *vaddr, &known::hash(&known.key, page))
-                        .is_some()
-                })
+                .filter(|(vaddr, page)| known.find(memory, *vaddr, &known.key.hash(page)).is_some())
                 .count()
         }
     }
@@ -589,7 +587,10 @@ mod tests {
                     .build()
                     .expect("threads"),
                 stop: watch::Sender::new(false),
-                bed: Bed::new(Known::nothing([3; 32]), None),
+                bed: Bed::new(
+                    Known::nothing(PageKey::fresh(true).expect("random bytes")),
+                    None,
+                ),
             }
         }
 

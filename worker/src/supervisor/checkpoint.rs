@@ -36,6 +36,7 @@ use crate::journal::Journal;
 use crate::keys::MasterKey;
 use crate::metrics::CheckpointPhase;
 use crate::pages::capture::{Blocks, CaptureError, Captured, PageServer};
+use crate::pages::fingerprint::PageKey;
 use crate::pages::index::{File, Index};
 use crate::pages::known::{self, Assembled, Known};
 use crate::pages::load;
@@ -256,6 +257,7 @@ impl Checkpointer {
         };
         let result = attempt.run(notice).await;
         self.seeds.release();
+        sys::give_memory_back();
         keep_log(&self.work, &images, result.is_err());
         result
     }
@@ -301,6 +303,11 @@ impl Checkpointer {
         )?;
         known.keys = snapshot.manifest.keys;
         Ok(Some(known))
+    }
+
+    /// For the page hashes of a job of which nothing is known.
+    pub(crate) fn page_key(&self) -> io::Result<PageKey> {
+        PageKey::fresh(self.ownership.key.is_some())
     }
 
     /// What an attempt of this name seals with.
@@ -450,7 +457,7 @@ impl Attempt<'_> {
                 );
             }
         }
-        Ok(Arc::new(Known::nothing(known::fresh_key()?)))
+        Ok(Arc::new(Known::nothing(self.of.page_key()?)))
     }
 
     fn key(&self) -> Option<Arc<AttemptKey>> {
@@ -690,7 +697,7 @@ impl Attempt<'_> {
             blocks: Vec::new(),
             files,
             memories: captured.memories,
-            page_key: known.key.to_vec(),
+            page_key: known.key.to_index(),
         };
         let mut keys = known.keys.clone();
         if let Some(seal) = &self.seal {

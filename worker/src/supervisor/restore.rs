@@ -178,6 +178,7 @@ impl Restorer {
             ));
         }
         drop(std::fs::remove_dir_all(&images));
+        sys::give_memory_back();
         result
     }
 

@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::catalog::{self, CatalogError};
 use crate::metrics;
-use crate::pages::known::{self, Known};
+use crate::pages::known::Known;
 use crate::pages::parts::Destination;
 use crate::pages::seed::{Bed, Budgets, Ended, Pass, Report, SeedError};
 use crate::pages::tuning::{self, Wanted};
@@ -269,7 +269,7 @@ impl Checkpointer {
         };
         let mut known = match known {
             Some(known) => known,
-            None => Known::nothing(known::fresh_key().map_err(PassError::Random)?),
+            None => Known::nothing(self.page_key().map_err(PassError::Random)?),
         };
         let attempt = catalog::nonce();
         let seal = self.seal(&attempt).map_err(PassError::Random)?;
