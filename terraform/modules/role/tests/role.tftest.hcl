@@ -62,7 +62,7 @@ run "everything_is_confined_to_what_is_named" {
   # Those whose services know nothing narrower.
   assert {
     condition = toset(flatten([for s in jsondecode(output.policy).Statement : s.Action if contains(flatten([s.Resource]), "*")])) == toset([
-      "ec2:DescribeInstances", "ec2:DescribeTags", "ecr:GetAuthorizationToken",
+      "autoscaling:DescribeAutoScalingInstances", "ec2:DescribeInstances", "ec2:DescribeTags", "ecr:GetAuthorizationToken",
     ])
     error_message = "An action is allowed on everything."
   }
