@@ -86,12 +86,18 @@ impl Docker {
 
     /// `docker ARGUMENTS`, not yet started.
     pub(crate) fn command<S: AsRef<str>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
-        let [program, rest @ ..] = self.client();
-        let mut command = Command::new(program);
-        command.args(rest).arg("docker");
+        let mut command = self.on_machine("docker");
         for argument in arguments {
             command.arg(argument.as_ref());
         }
+        command
+    }
+
+    /// A program of the Debian that the engine runs on, not yet started. What it writes there goes with the engine.
+    pub(crate) fn on_machine(&self, program: &str) -> Command {
+        let [nsenter, rest @ ..] = self.client();
+        let mut command = Command::new(nsenter);
+        command.args(rest).arg(program);
         command
     }
 
