@@ -172,23 +172,31 @@ impl Docker {
     /// Starts a container with what the documents ask for, a name, a volume for snapshots and further options.
     #[track_caller]
     pub(crate) fn run(&'static self, name: &str, options: &[&str], image: &[&str]) -> Container {
-        let name = format!("{name}-{}", next());
         let documented = [
-            "run",
-            "--detach",
             "--cap-add=CHECKPOINT_RESTORE",
             "--cap-add=SYS_PTRACE",
             "--security-opt=seccomp=unconfined",
-            "--name",
-            &name,
         ];
+        self.run_with(name, &[&documented, options].concat(), image)
+    }
+
+    /// The same with nothing but these options.
+    #[track_caller]
+    pub(crate) fn run_with(
+        &'static self,
+        name: &str,
+        options: &[&str],
+        image: &[&str],
+    ) -> Container {
+        let name = format!("{name}-{}", next());
+        let start = ["run", "--detach", "--name", &name];
         let has_network = options.iter().any(|option| option.starts_with("--network"));
         let network: &[&str] = if has_network {
             &[]
         } else {
             &["--network=none"]
         };
-        self.ok(documented.iter().chain(network).chain(options).chain(image));
+        self.ok(start.iter().chain(network).chain(options).chain(image));
         Container { docker: self, name }
     }
 
