@@ -125,6 +125,25 @@ fn a_user_without_privileges_is_stored_and_resumed_and_gains_none() {
     );
 }
 
+/// AWS Batch and ECS can neither add single capabilities nor lift the seccomp filter.
+#[test]
+fn a_privileged_container_is_stored_and_resumed() {
+    let docker = Docker::get();
+    let volume = docker.volume();
+    let mut options = stored_in(&volume).to_vec();
+    options.push("--privileged".to_owned());
+    let run = |name: &str| docker.run_with(name, &words(&options), &image("reprieve", COUNT));
+    let first = run("privileged");
+    first.wait_for_line("line 5");
+    assert_eq!(first.stop(), 75, "{}", first.stderr());
+    let before = first.stdout();
+    drop(first);
+    let second = run("privileged");
+    let next = numbers(&before).len() + 3;
+    second.wait_for_line(&format!("line {next}"));
+    assert_goes_on(&before, &second.stdout());
+}
+
 /// What the manifests for Kubernetes grant, as their schema check (infra/local/test-kubernetes) says it is written.
 #[test]
 fn the_security_context_for_kubernetes_is_enough_and_nothing_in_it_is_too_much() {
