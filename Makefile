@@ -20,7 +20,7 @@ image: build ## The container image, as `reprieve`, with this machine's Docker (
 dist: build ## What a release consists of, in target/dist: tarball, Debian package, checksums (docs/packages.md)
 	@infra/packages/dist target/dist
 
-lint: ## Formatting, clippy without warnings, licences and sources of dependencies
+lint: ## Formatting, clippy without warnings, licences of dependencies, what manifests and modules say
 	@echo "lint: formatting"
 	@cargo fmt --all --check
 	@echo "lint: clippy, where warnings are errors"
@@ -29,6 +29,9 @@ lint: ## Formatting, clippy without warnings, licences and sources of dependenci
 	@infra/local/licences
 	@echo "lint: what Terraform's modules say of the worker, and their documents"
 	@infra/local/test-terraform documents contracts
+	@echo "lint: manifests for Kubernetes and Nomad"
+	@infra/local/test-kubernetes
+	@infra/local/test-nomad
 
 test: setup lint ## All that CI checks: setup, lint and every test, end to end on real hosts
 	@echo "test: unit tests, contracts and end-to-end tests"

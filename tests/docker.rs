@@ -125,6 +125,73 @@ fn a_user_without_privileges_is_stored_and_resumed_and_gains_none() {
     );
 }
 
+/// AWS Batch and ECS can neither add single capabilities nor lift the seccomp filter.
+#[test]
+fn a_privileged_container_is_stored_and_resumed() {
+    let docker = Docker::get();
+    let volume = docker.volume();
+    let mut options = stored_in(&volume).to_vec();
+    options.push("--privileged".to_owned());
+    let run = |name: &str| docker.run_with(name, &words(&options), &image("reprieve", COUNT));
+    let first = run("privileged");
+    first.wait_for_line("line 5");
+    assert_eq!(first.stop(), 75, "{}", first.stderr());
+    let before = first.stdout();
+    drop(first);
+    let second = run("privileged");
+    let next = numbers(&before).len() + 3;
+    second.wait_for_line(&format!("line {next}"));
+    assert_goes_on(&before, &second.stdout());
+}
+
+/// What the manifests for Kubernetes grant, as their schema check (infra/local/test-kubernetes) says it is written.
+#[test]
+fn the_security_context_for_kubernetes_is_enough_and_nothing_in_it_is_too_much() {
+    let manifest = fs::read_to_string(project_path("infra/kubernetes/base/job/job.yaml"))
+        .expect("it is there");
+    let (_, context) = manifest
+        .split_once("securityContext:")
+        .expect("the container has one");
+    let granted = ["CHECKPOINT_RESTORE", "SYS_PTRACE"];
+    assert!(context.contains(&format!("add: [{}]", granted.join(", "))));
+    assert!(context.contains("drop: [ALL]") && context.contains("type: Unconfined"));
+    assert!(context.contains("allowPrivilegeEscalation: false"));
+    let options = |granted: &[&str], volume: &str| {
+        let mut options = vec![
+            "--cap-drop=ALL".to_owned(),
+            "--security-opt=no-new-privileges".to_owned(),
+            "--security-opt=seccomp=unconfined".to_owned(),
+        ];
+        options.extend(granted.iter().map(|name| format!("--cap-add={name}")));
+        options.extend(stored_in(volume));
+        options
+    };
+    let docker = Docker::get();
+    let volume = docker.volume();
+    let run = |name: &str| {
+        let image = image("reprieve", COUNT);
+        docker.run_with(name, &words(&options(&granted, &volume)), &image)
+    };
+    let first = run("pod");
+    first.wait_for_line("line 5");
+    assert_eq!(first.stop(), 75, "{}", first.stderr());
+    let before = first.stdout();
+    drop(first);
+    let second = run("pod");
+    let next = numbers(&before).len() + 3;
+    second.wait_for_line(&format!("line {next}"));
+    assert_goes_on(&before, &second.stdout());
+    drop(second);
+    // Without the first the start is refused. The second is for where Yama restricts who may look into processes.
+    let refused = docker.run_with(
+        "pod",
+        &words(&options(&granted[1..], &volume)),
+        &image("reprieve", COUNT),
+    );
+    assert_eq!(refused.exit_code(), 170, "{}", refused.stderr());
+    assert!(refused.stderr().contains("CHECKPOINT_RESTORE"));
+}
+
 #[test]
 fn it_is_pid_1_without_an_init_and_reaps_and_passes_on_codes_and_signals() {
     let docker = Docker::get();

@@ -91,6 +91,40 @@ fn the_tarball_and_the_package_install_and_run() {
         "{both}"
     );
 
+    // Each command has its page, and each shell its completions, in both.
+    let commands =
+        run("reprieve --help | sed -n '/^Commands:/,/^Options:/s/^  \\([a-z]\\+\\) .*/\\1/p'");
+    assert!(commands.lines().count() > 15, "{commands}");
+    let unpacked = run(&format!(
+        "cd /opt/reprieve-{version}-x86_64-linux && find man completions -type f -size +0"
+    ));
+    for command in commands.lines().filter(|command| *command != "help") {
+        let page = format!("man/man1/reprieve-{command}.1");
+        assert!(unpacked.contains(&format!("{page}\n")), "{unpacked}");
+        assert!(both.contains(&format!("/usr/share/{page}.gz\n")), "{both}");
+    }
+    for (inside, outside) in [
+        ("man/man1/reprieve.1", "man/man1/reprieve.1.gz"),
+        (
+            "completions/reprieve",
+            "bash-completion/completions/reprieve",
+        ),
+        ("completions/_reprieve", "zsh/vendor-completions/_reprieve"),
+        (
+            "completions/reprieve.fish",
+            "fish/vendor_completions.d/reprieve.fish",
+        ),
+    ] {
+        assert!(unpacked.contains(&format!("{inside}\n")), "{unpacked}");
+        assert!(both.contains(&format!("/usr/share/{outside}\n")), "{both}");
+    }
+    // They are what they should be to who reads them.
+    // (Slim images leave out manuals, so the page is taken from the package.)
+    run(&format!(
+        "bash -n /usr/share/bash-completion/completions/reprieve; \
+         dpkg-deb --fsys-tarfile /{package} | tar -xO ./usr/share/man/man1/reprieve-run.1.gz | zcat | grep '^.TH reprieve-run 1'"
+    ));
+
     // The unit is one that systemd takes without a word; a misspelt key or value would be warned of.
     let verify = docker
         .command([

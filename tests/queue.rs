@@ -540,27 +540,12 @@ impl Scaling {
     }
 }
 
-fn tags_of(instance: &str) -> BTreeMap<String, String> {
-    let form = format!("Action=DescribeTags&Filter.1.Name=resource-id&Filter.1.Value.1={instance}");
-    let answer = SERVER.ec2(&form);
-    let between = |text: &str, name: &str| {
-        let (_, rest) = text.split_once(&format!("<{name}>"))?;
-        Some(rest.split_once(&format!("</{name}>"))?.0.to_owned())
-    };
-    let items = answer.split("<item>").skip(1);
-    items
-        .filter_map(|item| Some((between(item, "key")?, between(item, "value")?)))
-        .collect()
-}
-
 #[test]
 fn a_spot_warning_through_the_queue_is_a_durable_snapshot_and_lets_the_instance_go() {
     let store = Store::new();
     let queues = Queues::new("spot");
     let scaling = Scaling::start();
-    let made = SERVER.ec2("Action=RunInstances&ImageId=ami-12c6146b&MinCount=1&MaxCount=1");
-    let (_, rest) = made.split_once("<instanceId>").expect("there is one");
-    let instance = rest.split('<').next().expect("it has an end").to_owned();
+    let instance = SERVER.make_instance();
     let mut options = queues.options("own");
     let more = ["--instance-id", &instance, "--instance-tags", "on"];
     options.extend(more.map(str::to_owned));
@@ -569,7 +554,7 @@ fn a_spot_warning_through_the_queue_is_a_durable_snapshot_and_lets_the_instance_
         .start();
     wait_for_log(&first, "a source of notices works");
     wait_for(LIMIT, "the tag of a running job", || {
-        (tags_of(&instance).get("reprieve:job")? == "job").then_some(())
+        (SERVER.tags_of(&instance).get("reprieve:job")? == "job").then_some(())
     });
     let event = |source: &str, kind: &str, detail: Value| {
         json!({"version": "0", "id": "e", "source": source, "detail-type": kind, "time": from_now(0), "detail": detail})
@@ -603,7 +588,7 @@ fn a_spot_warning_through_the_queue_is_a_durable_snapshot_and_lets_the_instance_
     assert!(last.contains("Action=CompleteLifecycleAction"), "{calls:?}");
     assert!(last.contains("LifecycleActionResult=CONTINUE"), "{last}");
     assert!(last.contains("LifecycleActionToken=token-1"), "{last}");
-    let tags = tags_of(&instance);
+    let tags = SERVER.tags_of(&instance);
     assert_eq!(tags["reprieve:state"], "over", "{tags:?}");
     // The warning alone leaves time to make the job safe first; with the lifecycle action there is none.
     let log = first.stderr().lines();

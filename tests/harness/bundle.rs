@@ -38,6 +38,8 @@ pub(crate) enum Rootfs {
     Nothing,
     /// Debian with what the benchmarks compare with, made when it is first asked for.
     Bench,
+    /// Debian with Slurm, made when it is first asked for.
+    Slurm,
 }
 
 impl Rootfs {
@@ -48,6 +50,7 @@ impl Rootfs {
             Self::Busybox => "empty",
             Self::Nothing => "nothing",
             Self::Bench => "bench",
+            Self::Slurm => "slurm",
         }
     }
 }

@@ -86,12 +86,18 @@ impl Docker {
 
     /// `docker ARGUMENTS`, not yet started.
     pub(crate) fn command<S: AsRef<str>>(&self, arguments: impl IntoIterator<Item = S>) -> Command {
-        let [program, rest @ ..] = self.client();
-        let mut command = Command::new(program);
-        command.args(rest).arg("docker");
+        let mut command = self.on_machine("docker");
         for argument in arguments {
             command.arg(argument.as_ref());
         }
+        command
+    }
+
+    /// A program of the Debian that the engine runs on, not yet started. What it writes there goes with the engine.
+    pub(crate) fn on_machine(&self, program: &str) -> Command {
+        let [nsenter, rest @ ..] = self.client();
+        let mut command = Command::new(nsenter);
+        command.args(rest).arg(program);
         command
     }
 
@@ -166,23 +172,31 @@ impl Docker {
     /// Starts a container with what the documents ask for, a name, a volume for snapshots and further options.
     #[track_caller]
     pub(crate) fn run(&'static self, name: &str, options: &[&str], image: &[&str]) -> Container {
-        let name = format!("{name}-{}", next());
         let documented = [
-            "run",
-            "--detach",
             "--cap-add=CHECKPOINT_RESTORE",
             "--cap-add=SYS_PTRACE",
             "--security-opt=seccomp=unconfined",
-            "--name",
-            &name,
         ];
+        self.run_with(name, &[&documented, options].concat(), image)
+    }
+
+    /// The same with nothing but these options.
+    #[track_caller]
+    pub(crate) fn run_with(
+        &'static self,
+        name: &str,
+        options: &[&str],
+        image: &[&str],
+    ) -> Container {
+        let name = format!("{name}-{}", next());
+        let start = ["run", "--detach", "--name", &name];
         let has_network = options.iter().any(|option| option.starts_with("--network"));
         let network: &[&str] = if has_network {
             &[]
         } else {
             &["--network=none"]
         };
-        self.ok(documented.iter().chain(network).chain(options).chain(image));
+        self.ok(start.iter().chain(network).chain(options).chain(image));
         Container { docker: self, name }
     }
 

@@ -1,5 +1,6 @@
 //! A look-alike of AWS on a port of its own: the real HTTP, the real conditional writes, gone with the test.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
@@ -8,8 +9,10 @@ use super::project_path;
 
 /// The server of `infra/local/aws-lookalike`. It ends when this is dropped, and with this program at the latest.
 pub(crate) struct Lookalike {
-    child: Child,
+    /// None for one that somebody else started.
+    child: Option<Child>,
     pub(crate) url: String,
+    region: String,
 }
 
 impl Lookalike {
@@ -26,12 +29,22 @@ impl Lookalike {
         match line.trim_end().strip_prefix("ready ") {
             Some(url) => Self {
                 url: url.to_owned(),
-                child,
+                child: Some(child),
+                region: "us-east-1".to_owned(),
             },
             None => panic!(
                 "{} ended without getting ready, see its messages",
                 script.display()
             ),
+        }
+    }
+
+    /// One that somebody else started and ends, with what is in this region.
+    pub(crate) fn at(url: &str, region: &str) -> Self {
+        Self {
+            child: None,
+            url: url.to_owned(),
+            region: region.to_owned(),
         }
     }
 
@@ -98,6 +111,34 @@ impl Lookalike {
         String::from_utf8(answer).expect("XML is text")
     }
 
+    /// Starts an instance and returns its id.
+    pub(crate) fn make_instance(&self) -> String {
+        let made = self.ec2("Action=RunInstances&ImageId=ami-12c6146b&MinCount=1&MaxCount=1");
+        between(&made, "instanceId").expect("there is one")
+    }
+
+    /// The tags of an instance.
+    pub(crate) fn tags_of(&self, instance: &str) -> BTreeMap<String, String> {
+        let filter = "Action=DescribeTags&Filter.1.Name=resource-id&Filter.1.Value.1";
+        let answer = self.ec2(&format!("{filter}={instance}"));
+        let items = answer.split("<item>").skip(1);
+        items
+            .filter_map(|item| Some((between(item, "key")?, between(item, "value")?)))
+            .collect()
+    }
+
+    /// Gives EventBridge an event, as the service `source` would.
+    pub(crate) fn put_event(&self, source: &str, kind: &str, detail: &serde_json::Value) {
+        let entry =
+            serde_json::json!({"Source": source, "DetailType": kind, "Detail": detail.to_string()});
+        let request = serde_json::json!({ "Entries": [entry] });
+        let head =
+            "X-Amz-Target: AWSEvents.PutEvents\r\nContent-Type: application/x-amz-json-1.1\r\n";
+        let answer = self.send("POST", "/", "events", head, &request.to_string());
+        let answer: serde_json::Value = serde_json::from_slice(&answer).expect("it is JSON");
+        assert_eq!(answer["FailedEntryCount"], 0, "{answer}");
+    }
+
     /// The body of the answer to a request that must succeed.
     fn ask(&self, method: &str, path: &str) -> Vec<u8> {
         self.send(method, path, "s3", "", "")
@@ -109,9 +150,10 @@ impl Lookalike {
         // Any credentials are taken, but without any the objects are private.
         let head = format!(
             "{method} {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {}\r\nConnection: close\r\n{more}\
-             Authorization: AWS4-HMAC-SHA256 Credential=a/20260101/us-east-1/{service}/aws4_request, \
+             Authorization: AWS4-HMAC-SHA256 Credential=a/20260101/{}/{service}/aws4_request, \
              SignedHeaders=host, Signature=0\r\n\r\n{body}",
-            body.len()
+            body.len(),
+            self.region
         );
         stream.write_all(head.as_bytes()).expect("it reads");
         let mut answer = Vec::new();
@@ -131,7 +173,15 @@ impl Lookalike {
 impl Drop for Lookalike {
     fn drop(&mut self) {
         // Only our own child; it keeps nothing that a kill could break.
-        self.child.kill().expect("it is ours");
-        self.child.wait().expect("it was killed");
+        if let Some(child) = &mut self.child {
+            child.kill().expect("it is ours");
+            child.wait().expect("it was killed");
+        }
     }
+}
+
+/// The text of the first element of this name.
+fn between(text: &str, name: &str) -> Option<String> {
+    let (_, rest) = text.split_once(&format!("<{name}>"))?;
+    Some(rest.split_once(&format!("</{name}>"))?.0.to_owned())
 }

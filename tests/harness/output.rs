@@ -31,7 +31,7 @@ impl Output {
 
     /// Takes in everything `source` has until its end. A terminal ends with an error (EIO), which is an end like any
     /// other here.
-    pub(super) fn capture(mut source: impl Read + Send + 'static) -> Self {
+    pub(crate) fn capture(mut source: impl Read + Send + 'static) -> Self {
         let output = Self::default();
         let writer = output.clone();
         std::thread::spawn(move || {

@@ -74,9 +74,10 @@ impl Workshop {
 
 fn set_up() -> HashMap<String, PathBuf> {
     let script = project_path("infra/local/setup");
-    // The benchmarks' own root takes longer to make and nothing else needs it.
+    // These roots take longer to make and nothing else needs them.
     let what = match env!("CARGO_CRATE_NAME") {
         "benchmarks" => "--bench-paths",
+        "slurm" => "--slurm-paths",
         _ => "--paths",
     };
     let output = Command::new(&script)

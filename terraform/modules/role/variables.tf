@@ -34,6 +34,17 @@ variable "prefix" {
   }
 }
 
+variable "registry_prefix" {
+  description = "Where the store keeps its list of live workers, if the worker may enter itself: `jobs/~workers/` for the store s3://…/jobs. `reprieve ps` shows what is there, and nothing else depends on it. Whoever may write there may alter the entries of other jobs' workers."
+  type        = string
+  default     = null
+
+  validation {
+    condition     = var.registry_prefix == null || can(regex("(^|/)~workers/$", var.registry_prefix))
+    error_message = "registry_prefix ends with ~workers/."
+  }
+}
+
 variable "bucket_kms_key_arn" {
   description = "The KMS key that the bucket is encrypted with, if it is (output of the module `bucket`)."
   type        = string

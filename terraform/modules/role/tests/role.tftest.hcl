@@ -44,6 +44,31 @@ run "a_worker_reaches_its_snapshots_and_nothing_else" {
   }
 }
 
+run "an_entry_among_the_workers_is_written_and_not_read" {
+  command = plan
+
+  variables {
+    registry_prefix = "jobs/~workers/"
+  }
+
+  assert {
+    condition = one([for s in jsondecode(output.policy).Statement : s.Action if s.Resource[0] == "arn:aws:s3:::snapshots/jobs/~workers/*"]) == [
+      "s3:DeleteObject", "s3:PutObject",
+    ]
+    error_message = "The worker cannot enter itself, or may do more there."
+  }
+}
+
+run "a_registry_elsewhere_is_refused" {
+  command = plan
+
+  variables {
+    registry_prefix = "jobs/"
+  }
+
+  expect_failures = [var.registry_prefix]
+}
+
 run "everything_is_confined_to_what_is_named" {
   command = plan
 
@@ -62,7 +87,7 @@ run "everything_is_confined_to_what_is_named" {
   # Those whose services know nothing narrower.
   assert {
     condition = toset(flatten([for s in jsondecode(output.policy).Statement : s.Action if contains(flatten([s.Resource]), "*")])) == toset([
-      "ec2:DescribeInstances", "ec2:DescribeTags", "ecr:GetAuthorizationToken",
+      "autoscaling:DescribeAutoScalingInstances", "ec2:DescribeInstances", "ec2:DescribeTags", "ecr:GetAuthorizationToken",
     ])
     error_message = "An action is allowed on everything."
   }
