@@ -1093,6 +1093,14 @@ impl Supervisor {
         );
         self.last_answer = Some(Outcome::Durable(Durable {
             generation: report.generation,
+        metrics::snapshot_bytes(
+            metrics::BytesKind::New,
+            report
+                .sizes
+                .memory
+                .saturating_sub(report.sizes.zero)
+                .saturating_sub(report.sizes.unchanged),
+        );
             bytes_stored: report.sizes.stored,
             bytes_logical: report.sizes.memory + report.sizes.images,
             frozen_ms: millis(report.frozen),
