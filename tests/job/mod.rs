@@ -48,7 +48,7 @@ impl Store {
             .reprieve(all, app.iter().copied())
     }
 
-    /// Every object of the job, but for those by which a sweep that happens to run learns the time.
+    /// Every object of the job, but for those by which a sweep that happens to run learns the time, and reports.
     pub(crate) fn objects(&self) -> Vec<PathBuf> {
         let mut found = Vec::new();
         let mut directories = vec![self.path().join("job")];
@@ -56,7 +56,9 @@ impl Store {
             for entry in fs::read_dir(directory).expect("the store can be read") {
                 let path = entry.expect("the store can be read").path();
                 match path.is_dir() {
-                    true if path.ends_with("job/clock") || path.ends_with("job/probe") => {}
+                    true if ["clock", "probe", "reports"]
+                        .iter()
+                        .any(|name| path.ends_with(format!("job/{name}"))) => {}
                     true => directories.push(path),
                     false => found.push(path),
                 }

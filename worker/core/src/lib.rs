@@ -18,6 +18,7 @@ pub mod pace;
 pub mod planner;
 pub mod promise;
 pub mod retention;
+pub mod report;
 pub mod rollback;
 pub mod selection;
 #[cfg(test)]

@@ -14,6 +14,7 @@ mod list;
 mod mark;
 mod prune;
 mod ps;
+mod reports;
 mod show;
 mod text;
 mod verify;
@@ -30,6 +31,7 @@ pub use anatomy::Values;
 use reprieve_core::head::{Generation, Head};
 use reprieve_core::manifest::{self, Manifest, Part};
 use reprieve_core::selection::{Candidate, Contents};
+use reprieve_core::report;
 use serde::Serialize;
 use tokio::time::Instant;
 
@@ -70,6 +72,8 @@ pub enum Action {
     Clone(Source),
     Ps(Refresh),
 }
+    Reports,
+    Report(WhichReport, Detail),
 
 /// The snapshot that a new job begins with.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,6 +83,21 @@ pub struct Source {
 }
 
 /// How often an answer is given.
+/// One of a job's reports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum WhichReport {
+    Newest,
+    Named(report::Name),
+}
+
+/// How much of a report is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Detail {
+    Whole,
+    /// CRIU's log and nothing else.
+    Log,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refresh {
     Once,
@@ -160,6 +179,17 @@ impl FromStr for Selector {
 impl FromStr for Source {
     type Err = NameError;
 
+impl FromStr for WhichReport {
+    type Err = report::NotAName;
+
+    fn from_str(text: &str) -> Result<Self, report::NotAName> {
+        match text {
+            NEWEST => Ok(Self::Newest),
+            name => name.parse().map(Self::Named),
+        }
+    }
+}
+
     fn from_str(text: &str) -> Result<Self, NameError> {
         let (job, which) = text.split_once('/').ok_or(NameError::Source)?;
         if !settings::is_job_name(job) {
@@ -235,6 +265,10 @@ impl Request {
                 print(out, format, &answer);
                 drop(out.flush());
                 tokio::time::sleep(interval).await;
+            Action::Reports => print(out, format, &reports::list(&job).await?),
+            Action::Report(which, detail) => {
+                print(out, format, &reports::report(&job, &which, detail).await?);
+            }
             },
         }
         Ok(())
@@ -454,6 +488,11 @@ impl Job {
             error @ CatalogError::Head { .. } => {
                 not_done(format!("the snapshots of job {} cannot be read", self.name))
                     .caused_by(error)
+            error @ CatalogError::Report { .. } => {
+                not_done(format!("a report of job {} cannot be read", self.name))
+                    .caused_by(error)
+                    .remedy("`reprieve reports` lists the others")
+            }
                     .remedy("run the version of Reprieve that wrote them")
             }
             error => not_done(format!(

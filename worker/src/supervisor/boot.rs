@@ -584,6 +584,7 @@ impl Prepared {
                 base: Mutex::new(None),
                 seeds: Seeds::default(),
                 journal,
+                complaint: Mutex::default(),
             }),
         }
     }
