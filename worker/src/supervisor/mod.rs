@@ -984,12 +984,6 @@ impl Supervisor {
             housekeeping.stop();
         }
         self.reports.hold();
-        tracing::info!(
-            trigger = notice.trigger.as_str(),
-            afterwards = ?notice.afterwards,
-            budget_ms = self.clock.now().ms_until(budget.committed_by),
-            "checkpoint begins"
-        );
         self.journal.checkpoint_begins(json!({
             "by": notice.trigger.as_str(),
             "afterwards": notice.afterwards,
@@ -1011,6 +1005,12 @@ impl Supervisor {
             Arc::clone(&self.callouts),
             Arc::clone(&thawed),
             facts.clone(),
+        tracing::info!(
+            trigger = notice.trigger.as_str(),
+            afterwards = ?notice.afterwards,
+            budget_ms = self.clock.now().ms_until(budget.committed_by),
+            "checkpoint begins"
+        );
         );
         let after_thaw = tokio::spawn(async move {
             told.notified().await;
@@ -1306,6 +1306,9 @@ impl Supervisor {
 
     async fn finish_checkpointed(&mut self, signals: &mut Signals) -> u8 {
         self.await_app(signals).await;
+        if let Some(recorder) = self.journal.recorder() {
+            self.last_words.push(tokio::spawn(recorder.up_to_date()));
+        }
         self.await_last_words(signals).await;
         self.end_others(Duration::ZERO, signals).await;
         if let Some(stdio) = self.app.take().and_then(|app| Arc::into_inner(app.stdio)) {
