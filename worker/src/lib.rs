@@ -36,3 +36,4 @@ pub mod supervisor;
 pub mod sweeper;
 pub mod sys;
 pub mod traces;
+mod web;

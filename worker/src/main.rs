@@ -84,7 +84,13 @@ fn invoke() -> Result<u8, Failure> {
         Invocation::Status(request) => request.carry_out(&mut io::stdout()).map(|()| 0),
         Invocation::Wait(request) => request.carry_out(&mut io::stdout()).map(|()| 0),
         Invocation::Send(request) => on_runtime(request.carry_out(&mut io::stdout())),
-        Invocation::Operate(request) => on_runtime(request.carry_out(&mut io::stdout())),
+        Invocation::Operate(request) => {
+            if request.waits_for_signals() {
+                signals::block_all()
+                    .map_err(|error| before_ready("signals cannot be blocked", error))?;
+            }
+            on_runtime(request.carry_out(&mut io::stdout()))
+        }
         Invocation::Doctor(request) => on_runtime(request.carry_out(&mut io::stdout())),
         Invocation::Print(text) => {
             // Whoever asked and does not read has nothing to be told.
@@ -179,15 +185,15 @@ async fn supervise(
     if matches!(ended, Ok(0)) && known.checkpointed_exit_code != 0 {
         queue::remove(&known).await;
     }
+    journal.end_trace();
+    if let Some(sending) = sending {
+        sending.finish(LAST_WORDS).await;
+    }
     if let Some(exporter) = exporter {
         last_push::push(&known, &exporter.render()).await;
     }
     if let Some(endpoint) = endpoint {
         endpoint.say_goodbye(LAST_WORDS).await;
-    }
-    journal.end_trace();
-    if let Some(sending) = sending {
-        sending.finish(LAST_WORDS).await;
     }
     drop(timeout(LAST_TAGS, tags).await);
     if let Some(callers) = callers {

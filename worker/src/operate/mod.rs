@@ -15,6 +15,7 @@ mod mark;
 mod prune;
 mod ps;
 mod reports;
+mod serve;
 mod show;
 mod text;
 mod verify;
@@ -22,6 +23,7 @@ mod verify;
 use std::collections::HashMap;
 use std::fmt;
 use std::io::Write;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -30,8 +32,8 @@ use std::time::Duration;
 pub use anatomy::Values;
 use reprieve_core::head::{Generation, Head};
 use reprieve_core::manifest::{self, Manifest, Part};
-use reprieve_core::selection::{Candidate, Contents};
 use reprieve_core::report;
+use reprieve_core::selection::{Candidate, Contents};
 use serde::Serialize;
 use tokio::time::Instant;
 
@@ -71,9 +73,9 @@ pub enum Action {
     Prune(Prune),
     Clone(Source),
     Ps(Refresh),
-}
     Reports,
     Report(WhichReport, Detail),
+}
 
 /// The snapshot that a new job begins with.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,7 +84,6 @@ pub struct Source {
     pub which: Selector,
 }
 
-/// How often an answer is given.
 /// One of a job's reports.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum WhichReport {
@@ -98,11 +99,14 @@ pub enum Detail {
     Log,
 }
 
+/// How often an answer is given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refresh {
     Once,
     /// Until somebody ends it.
     Every(Duration),
+    /// To browsers, until somebody ends it.
+    Served(SocketAddr),
 }
 
 /// Which snapshots are verified.
@@ -176,9 +180,6 @@ impl FromStr for Selector {
     }
 }
 
-impl FromStr for Source {
-    type Err = NameError;
-
 impl FromStr for WhichReport {
     type Err = report::NotAName;
 
@@ -189,6 +190,9 @@ impl FromStr for WhichReport {
         }
     }
 }
+
+impl FromStr for Source {
+    type Err = NameError;
 
     fn from_str(text: &str) -> Result<Self, NameError> {
         let (job, which) = text.split_once('/').ok_or(NameError::Source)?;
@@ -224,6 +228,11 @@ trait Answer: Serialize {
 }
 
 impl Request {
+    /// Whether it goes on until a signal ends it; then signals have to be blocked before it is carried out.
+    pub fn waits_for_signals(&self) -> bool {
+        matches!(self.action, Action::Ps(Refresh::Served(_)))
+    }
+
     /// Carries the command out and prints its answer to `out`.
     pub async fn carry_out(self, out: &mut impl Write) -> Result<(), Failure> {
         let format = self.format;
@@ -257,7 +266,12 @@ impl Request {
                 print(out, format, &prune::prune(&job, &self.settings, how).await?);
             }
             Action::Clone(source) => print(out, format, &clone::clone(&job, &source).await?),
+            Action::Reports => print(out, format, &reports::list(&job).await?),
+            Action::Report(which, detail) => {
+                print(out, format, &reports::report(&job, &which, detail).await?);
+            }
             Action::Ps(Refresh::Once) => print(out, format, &ps::ps(&job).await?),
+            Action::Ps(Refresh::Served(address)) => serve::serve(job, address, out).await?,
             Action::Ps(Refresh::Every(interval)) => loop {
                 let answer = ps::ps(&job).await?;
                 // Begun anew at the top, with whatever was below it gone.
@@ -265,10 +279,6 @@ impl Request {
                 print(out, format, &answer);
                 drop(out.flush());
                 tokio::time::sleep(interval).await;
-            Action::Reports => print(out, format, &reports::list(&job).await?),
-            Action::Report(which, detail) => {
-                print(out, format, &reports::report(&job, &which, detail).await?);
-            }
             },
         }
         Ok(())
@@ -479,6 +489,11 @@ impl Job {
                 refused_keys(&self.name, error)
             }
             CatalogError::NoHead(None) => self.no_snapshots(),
+            error @ CatalogError::Report { .. } => {
+                not_done(format!("a report of job {} cannot be read", self.name))
+                    .caused_by(error)
+                    .remedy("`reprieve reports` lists the others")
+            }
             CatalogError::NoHead(Some(damage)) => not_done(format!(
                 "the head of job {} is damaged",
                 self.name
@@ -488,11 +503,6 @@ impl Job {
             error @ CatalogError::Head { .. } => {
                 not_done(format!("the snapshots of job {} cannot be read", self.name))
                     .caused_by(error)
-            error @ CatalogError::Report { .. } => {
-                not_done(format!("a report of job {} cannot be read", self.name))
-                    .caused_by(error)
-                    .remedy("`reprieve reports` lists the others")
-            }
                     .remedy("run the version of Reprieve that wrote them")
             }
             error => not_done(format!(
