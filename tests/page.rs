@@ -8,8 +8,10 @@ use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::process::{Child, Command, Stdio};
 
 use harness::{Browser, Exit, Host, LIMIT, project_path, wait_until};
-use job::{COUNTER, Store, checkpoint, checkpoint_ok, resumed, wait_for_log, wait_for_output};
-use serde_json::Value;
+use job::{
+    COUNTER, Store, checkpoint, checkpoint_ok, notice, resumed, wait_for_log, wait_for_output,
+};
+use serde_json::{Value, json};
 
 /// On the network of the test, on a port of its own.
 fn shown(store: &Store, name: &str, app: &[&str]) -> Host {
@@ -468,6 +470,13 @@ fn people_watch_a_whole_store_in_a_browser() {
     browser.wait_for_js(&state("blue", "running"));
     browser.wait_for_js("document.getElementById('running').textContent === '2'");
     browser.wait_for_js("document.getElementById('announce').textContent.includes('2 running')");
+
+    // An end that is announced, far enough away that nothing else happens.
+    let line = json!({ "v": 1, "request": "notice", "fate": "maintenance", "in_ms": 86_400_000, "identity": "far" });
+    notice(&blue, &line);
+    browser.wait_for_js(
+        "document.querySelector('[data-job=blue] [data-end]')?.textContent === '24 h'",
+    );
 
     // Filters.
     let shown =

@@ -150,3 +150,13 @@ pub(crate) fn checkpoint_ok(host: &Host) {
     let ran = checkpoint(host);
     assert_eq!(ran.code, 0, "{}{}", ran.stdout, ran.stderr);
 }
+
+/// Tells the supervisor through its socket, as a script on the machine may.
+#[track_caller]
+pub(crate) fn notice(host: &Host, line: &serde_json::Value) {
+    let program = "import socket,sys\ns = socket.socket(socket.AF_UNIX)\n\
+                   s.connect('/run/reprieve/control.sock')\ns.sendall(sys.argv[1].encode() + b'\\n')\n\
+                   print(s.recv(65536).decode())";
+    let answer = host.exec_ok(["python3", "-c", program, &line.to_string()]);
+    assert!(answer.contains("noted"), "{answer}");
+}

@@ -80,6 +80,9 @@ const OUTPUT_LIMIT: Duration = Duration::from_secs(10);
 /// How long saying goodbye to the store may take.
 const GOODBYE_LIMIT: Duration = Duration::from_secs(3);
 
+/// An announced end that moves by less is told as it was.
+const DEADLINE_MOVES_MS: u64 = 2_000;
+
 /// How long reports may take that are not stored yet at the end.
 const REPORT_LIMIT: Duration = Duration::from_secs(2);
 
@@ -290,6 +293,7 @@ impl Supervisor {
             epoch: None,
             started_ms: host::wall_ms(),
             last_snapshot: None,
+            deadline_ms: None,
             version: env!("CARGO_PKG_VERSION").to_owned(),
         });
         let callouts = Arc::new(Callouts::new(&settings, Arc::clone(&reaper)));
@@ -442,7 +446,18 @@ impl Supervisor {
     fn tell_state(&self) {
         let phase = self.life.phase();
         metrics::state(phase.into());
+        let announced = self.life.going().and_then(|going| going.deadline);
+        let ends_at_ms =
+            announced.map(|deadline| host::wall_ms() + self.clock.now().ms_until(deadline));
         self.presence.tell(|worker| {
+            // Two clocks are read, a moment apart: that alone is no news.
+            let is_news = match (worker.deadline_ms, ends_at_ms) {
+                (Some(known), Some(now)) => known.abs_diff(now) > DEADLINE_MOVES_MS,
+                (known, now) => known != now,
+            };
+            if is_news {
+                worker.deadline_ms = ends_at_ms;
+            }
             worker.state = phase.as_str().to_owned();
             worker.last_snapshot = self.last_snapshot.map(|snapshot| worker::Snapshot {
                 generation: snapshot.generation,
@@ -990,6 +1005,12 @@ impl Supervisor {
             "why": decision.reason.as_str(),
             "budget_ms": self.clock.now().ms_until(budget.committed_by),
         }));
+        tracing::info!(
+            trigger = notice.trigger.as_str(),
+            afterwards = ?notice.afterwards,
+            budget_ms = self.clock.now().ms_until(budget.committed_by),
+            "checkpoint begins"
+        );
         let left = budget.stored_by.0.saturating_sub(self.clock.now().0);
         let limit = Duration::from_millis(left / HOOK_SHARE);
         let (callouts, facts) = (
@@ -1005,12 +1026,6 @@ impl Supervisor {
             Arc::clone(&self.callouts),
             Arc::clone(&thawed),
             facts.clone(),
-        tracing::info!(
-            trigger = notice.trigger.as_str(),
-            afterwards = ?notice.afterwards,
-            budget_ms = self.clock.now().ms_until(budget.committed_by),
-            "checkpoint begins"
-        );
         );
         let after_thaw = tokio::spawn(async move {
             told.notified().await;
