@@ -516,6 +516,7 @@ fn people_watch_a_whole_store_in_a_browser() {
     browser.wait_for_js("document.querySelector('tr.more').textContent.includes('evicted')");
     let pictures = project_path("target/status-page");
     browser.screenshot(&pictures.join("store-light.png"));
+    browser.screenshot(&pictures.join("store-light.webp"));
     browser.look_like(390, 844, "dark");
     assert_eq!(
         browser.js("document.documentElement.scrollWidth <= window.innerWidth"),

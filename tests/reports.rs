@@ -180,7 +180,7 @@ fn a_report_that_the_store_does_not_take_is_in_no_checkpoints_way() {
     wait_for_output(&host, "holding");
     assert_eq!(checkpoint(&host).code, 180);
     wait_until(LIMIT, "the report hangs", || {
-        proxy.log().iter().any(|request| is_report(request))
+        proxy.log().iter().any(is_report)
     });
     host.exec_ok(["touch", "/tmp/let-go"]);
     wait_for_output(&host, "let go");
