@@ -11,20 +11,10 @@ use std::time::Duration;
 
 use harness::{Exit, Host, LIMIT, wait_until};
 use job::{
-    COUNTER, Store, assert_counts, checkpoint, checkpoint_ok, resumed, wait_for_log,
+    COUNTER, Store, assert_counts, checkpoint, checkpoint_ok, notice, resumed, wait_for_log,
     wait_for_output,
 };
 use serde_json::{Value, json};
-
-/// Tells the supervisor through its socket, as a script on the machine may.
-#[track_caller]
-fn notice(host: &Host, line: &Value) {
-    let program = "import socket,sys\ns = socket.socket(socket.AF_UNIX)\n\
-                   s.connect('/run/reprieve/control.sock')\ns.sendall(sys.argv[1].encode() + b'\\n')\n\
-                   print(s.recv(65536).decode())";
-    let answer = host.exec_ok(["python3", "-c", program, &line.to_string()]);
-    assert!(answer.contains("noted"), "{answer}");
-}
 
 fn lines(host: &Host, message: &str) -> Vec<Value> {
     let lines = host.stderr().lines();

@@ -3,7 +3,7 @@
 mod harness;
 mod job;
 
-use harness::{Host, Ran};
+use harness::{Host, Lab, Lookalike, Ran};
 use job::{COUNTER, Store, assert_counts, wait_for_output};
 use serde_json::Value;
 
@@ -43,6 +43,8 @@ fn a_container_as_documented_is_well_and_its_job_is_not_disturbed() {
         "work directory",
         "store",
         "clock",
+        "keys",
+        "notices",
         "rehearsal",
     ] {
         assert_eq!(finding(&answer, check)["level"], "ok", "{answer}");
@@ -142,4 +144,97 @@ fn what_is_wrong_is_named_with_its_remedy() {
     let (ran, answer) = examine(&host, &["--store", "file:///not-mounted", "--no-rehearsal"]);
     assert_eq!(ran.code, 185, "{answer}");
     assert_eq!(finding(&answer, "store")["level"], "fatal", "{answer}");
+}
+
+/// Every finding of this check.
+fn findings<'a>(answer: &'a Value, check: &str) -> Vec<&'a Value> {
+    let all = answer["findings"].as_array().expect("it is a list");
+    all.iter().filter(|one| one["check"] == check).collect()
+}
+
+#[test]
+fn what_is_outside_of_the_container_is_asked_as_well() {
+    let server = Lookalike::start();
+    server.make_bucket("bucket");
+    let queue = server.make_queue("commands");
+    let lab = Lab::start();
+    let metadata = format!("http://{}", lab.authority());
+    let host = Host::builder("host")
+        .share_net()
+        .env("AWS_ENDPOINT_URL", server.url.as_str())
+        .env("AWS_REGION", "us-east-1")
+        .env("AWS_EC2_METADATA_DISABLED", "true")
+        .reprieve(Vec::<&str>::new(), COUNTER.iter().copied())
+        .start();
+    wait_for_output(&host, "line 3");
+    let options = [
+        "--no-rehearsal",
+        "--store",
+        "s3://bucket",
+        "--s3-endpoint",
+        &server.url,
+        "--job",
+        "job",
+        "--sources",
+        "ec2-metadata,sqs",
+        "--ec2-metadata-endpoint",
+        &metadata,
+        "--queue",
+        "shared",
+    ];
+    let asked = |variables: &[&str], more: &[&str]| {
+        let words = [
+            &["env"],
+            variables,
+            &["reprieve", "doctor", "--json"],
+            &options,
+            more,
+        ];
+        let ran = host.exec(words.concat());
+        let answer: Value = serde_json::from_str(&ran.stdout)
+            .unwrap_or_else(|error| panic!("{error}: {}{}", ran.stdout, ran.stderr));
+        (ran.code, answer)
+    };
+    let lasting = [
+        "AWS_ACCESS_KEY_ID=AKIDFORTESTS",
+        "AWS_SECRET_ACCESS_KEY=a-secret-that-stays-one",
+    ];
+    let (code, answer) = asked(&lasting, &["--queue-url", &queue]);
+    for check in ["credentials", "store", "clock", "keys", "notices", "queue"] {
+        assert_eq!(finding(&answer, check)["level"], "ok", "{answer}");
+    }
+    assert_eq!(code, 0, "{answer}");
+    let notices = findings(&answer, "notices");
+    assert_eq!(notices.len(), 1, "{answer}");
+    assert_eq!(notices[0]["found"], "ec2_metadata works");
+    let shown = answer.to_string();
+    assert!(
+        !shown.contains("AKIDFORTESTS") && !shown.contains("stays-one"),
+        "{shown}"
+    );
+
+    // Temporary ones of which nobody tells the end, and a queue that is not there.
+    let temporary = [&lasting[..], &["AWS_SESSION_TOKEN=a-token"]].concat();
+    let gone = queue.replace("commands", "nowhere");
+    let (code, answer) = asked(&temporary, &["--queue-url", &gone]);
+    assert_eq!(
+        finding(&answer, "credentials")["level"],
+        "warning",
+        "{answer}"
+    );
+    assert_eq!(finding(&answer, "queue")["level"], "fatal", "{answer}");
+    assert_eq!(code, 185, "{answer}");
+
+    // None at all, and a key that is none.
+    let bad = ["--queue-url", &queue, "--key-file", "/dev/null"];
+    let (code, answer) = asked(&[], &bad);
+    assert_eq!(
+        finding(&answer, "credentials")["level"],
+        "fatal",
+        "{answer}"
+    );
+    assert_eq!(code, 185, "{answer}");
+    let (code, answer) = asked(&lasting, &bad);
+    assert_eq!(finding(&answer, "keys")["level"], "fatal", "{answer}");
+    assert_eq!(code, 185, "{answer}");
 }

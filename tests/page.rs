@@ -5,10 +5,13 @@ mod job;
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::process::{Child, Command, Stdio};
 
 use harness::{Browser, Exit, Host, LIMIT, project_path, wait_until};
-use job::{COUNTER, Store, checkpoint, checkpoint_ok, resumed, wait_for_log, wait_for_output};
-use serde_json::Value;
+use job::{
+    COUNTER, Store, checkpoint, checkpoint_ok, notice, resumed, wait_for_log, wait_for_output,
+};
+use serde_json::{Value, json};
 
 /// On the network of the test, on a port of its own.
 fn shown(store: &Store, name: &str, app: &[&str]) -> Host {
@@ -388,4 +391,184 @@ fn people_see_an_eviction_in_a_browser() {
     browser.wait_for_js("document.getElementById('restores').textContent.includes('generation 2')");
     browser.screenshot(&pictures.join("resumed-light.png"));
     assert_eq!(browser.complaints, Vec::<String>::new());
+}
+
+/// `reprieve ps --serve` on a port of its own, ended with the value.
+struct Served {
+    process: Child,
+    address: String,
+}
+
+impl Served {
+    fn of(store: &Store) -> Self {
+        let mut process = Command::new(env!("CARGO_BIN_EXE_reprieve"))
+            .args(["ps", "--serve", "127.0.0.1:0", "--store"])
+            .arg(format!("file://{}", store.path().display()))
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the binary was built");
+        let mut line = String::new();
+        let stdout = process.stdout.as_mut().expect("it is a pipe");
+        BufReader::new(stdout)
+            .read_line(&mut line)
+            .expect("it says where it is");
+        let address = line
+            .strip_prefix("http://")
+            .and_then(|rest| rest.strip_suffix("/ shows the store\n"));
+        let address = address.unwrap_or_else(|| panic!("{line:?} is no address"));
+        Self {
+            address: address.to_owned(),
+            process,
+        }
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        // After its end this does nothing.
+        drop(self.process.kill());
+        drop(self.process.wait());
+    }
+}
+
+/// A host that runs a job of this name.
+fn working(store: &Store, job: &str) -> Host {
+    let options = [
+        "--store",
+        "file:///snapshots",
+        "--job",
+        job,
+        "--term-grace",
+        "60s",
+    ];
+    let more = ["--on-other-owner", "take-over", "--sources", "none"];
+    Host::builder(&format!("host-of-{job}"))
+        .bind(store.path(), "/snapshots")
+        .reprieve([&options[..], &more[..]].concat(), COUNTER.iter().copied())
+        .start()
+}
+
+#[test]
+fn people_watch_a_whole_store_in_a_browser() {
+    let store = Store::new();
+    let mut served = Served::of(&store);
+    let mut browser = Browser::start();
+    browser.look_like(1200, 900, "light");
+    browser.open(&format!("http://{}/", served.address));
+    browser.wait_for_js("document.getElementById('none').textContent.includes('no jobs')");
+
+    let (red, blue) = (working(&store, "red"), working(&store, "blue"));
+    for host in [&red, &blue] {
+        wait_for_output(host, "line 5");
+    }
+    checkpoint_ok(&red);
+    // By itself: the page is not loaded again.
+    let state = |job: &str, state: &str| {
+        format!("document.querySelector('[data-job={job}] .tag')?.textContent === '{state}'")
+    };
+    browser.wait_for_js(&state("red", "running"));
+    browser.wait_for_js(&state("blue", "running"));
+    browser.wait_for_js("document.getElementById('running').textContent === '2'");
+    browser.wait_for_js("document.getElementById('announce').textContent.includes('2 running')");
+
+    // An end that is announced, far enough away that nothing else happens.
+    let line = json!({ "v": 1, "request": "notice", "fate": "maintenance", "in_ms": 86_400_000, "identity": "far" });
+    notice(&blue, &line);
+    browser.wait_for_js(
+        "document.querySelector('[data-job=blue] [data-end]')?.textContent === '24 h'",
+    );
+
+    // Filters.
+    let shown =
+        "[...document.querySelectorAll('#rows [data-job]')].map(row => row.dataset.job).join()";
+    assert_eq!(browser.js(shown), "blue,red");
+    let set = |id: &str, value: &str| {
+        format!(
+            "{{ const field = document.getElementById('{id}'); field.value = '{value}'; field.dispatchEvent(new Event('input')); }} true"
+        )
+    };
+    browser.js(&set("word", "host-of-r"));
+    assert_eq!(browser.js(shown), "red");
+    browser.js(&set("word", "nowhere"));
+    assert_eq!(
+        browser.js("document.getElementById('none').textContent"),
+        "None fits the filter."
+    );
+    browser.js(&set("word", ""));
+    browser.js(&set("state", "running"));
+    assert_eq!(browser.js(shown), "blue,red");
+
+    // Drill-down by keyboard, which lives on as the job does.
+    browser.js("document.querySelector('[data-job=red] button').focus()");
+    browser.press("Enter");
+    browser.wait_for_js("document.querySelector('tr.more')?.textContent.includes('valid')");
+    assert_eq!(
+        browser.js("document.activeElement.getAttribute('aria-expanded')"),
+        "true"
+    );
+    red.signal(libc::SIGTERM);
+    assert_eq!(red.wait_exit(LIMIT), Exit::Code(75));
+    browser.js(&set("state", ""));
+    browser.wait_for_js(&state("red", "stopped"));
+    browser.wait_for_js(
+        "document.querySelector('tr.more a')?.getAttribute('href').startsWith('jobs/red/reports/')",
+    );
+    browser.wait_for_js("document.querySelector('tr.more').textContent.includes('evicted')");
+    let pictures = project_path("target/status-page");
+    browser.screenshot(&pictures.join("store-light.png"));
+    browser.screenshot(&pictures.join("store-light.webp"));
+    browser.look_like(390, 844, "dark");
+    assert_eq!(
+        browser.js("document.documentElement.scrollWidth <= window.innerWidth"),
+        true,
+        "it is wider than a phone"
+    );
+    browser.screenshot(&pictures.join("store-phone-dark.png"));
+    let report = browser.js("document.querySelector('tr.more a').getAttribute('href')");
+    let report = format!("/{}", report.as_str().expect("it is text"));
+    let (head, body) = get(&served.address, &report);
+    assert!(
+        head.starts_with("HTTP/1.1 200 ") && body.contains("checkpoint durable"),
+        "{body}"
+    );
+
+    // A machine that is gone without a word: its entry is, its claim is not.
+    blue.destroy();
+    std::fs::remove_dir_all(store.path().join("~workers")).expect("it can be removed");
+    browser.wait_for_js(&state("blue", "lost"));
+    browser.js("document.getElementById('only-trouble').click()");
+    assert_eq!(browser.js(shown), "blue");
+    assert_eq!(browser.complaints, Vec::<String>::new());
+
+    // Nothing else is told, and nothing is taken.
+    for path in [
+        "/jobs/..%2fred",
+        "/jobs/../red",
+        "/jobs/red/HEAD",
+        "/jobs/red/reports/newest",
+        "/status",
+    ] {
+        assert!(
+            get(&served.address, path).0.starts_with("HTTP/1.1 404 "),
+            "{path}"
+        );
+    }
+    let mut stream = TcpStream::connect(&served.address).expect("it listens");
+    write!(
+        stream,
+        "POST /ps HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n"
+    )
+    .expect("it reads");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("it answers");
+    assert!(answer.starts_with("HTTP/1.1 405 "), "{answer}");
+    let (_, told) = get(&served.address, "/ps");
+    let told: Value = serde_json::from_str(&told).expect("it is JSON");
+    assert_eq!(told["jobs"].as_array().map(Vec::len), Some(2), "{told}");
+
+    let pid = i32::try_from(served.process.id()).expect("it is a number");
+    // SAFETY: it takes no pointers, and the process is a child of ours that was not waited for.
+    assert_eq!(unsafe { libc::kill(pid, libc::SIGTERM) }, 0);
+    let ended = served.process.wait().expect("it is our child");
+    assert_eq!(ended.code(), Some(0));
 }

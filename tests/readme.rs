@@ -17,6 +17,7 @@ use reprieve::control::protocol;
 use reprieve::failure::ExitCode;
 use reprieve::metrics;
 use reprieve::settings::Environment;
+use reprieve_core::capacity;
 
 /// Every document, by its path in the project.
 fn documents() -> BTreeMap<PathBuf, String> {
@@ -186,6 +187,45 @@ fn the_documented_container_has_what_the_test_hosts_have() {
 }
 
 #[test]
+fn getting_started_shows_what_runs() {
+    let text = document("docs/getting-started.md");
+    let docker = blocks(&document("docs/docker.md"), "run as written").remove(0);
+    assert_eq!(blocks(&text, "the same as in docker.md"), [docker]);
+
+    let pod = blocks(&text, "checked: settings, capabilities and grace").remove(0);
+    let value_of = |name: &str| -> String {
+        let (_, rest) = pod.split_once(name).expect(name);
+        let mut words = rest.split(|c: char| !c.is_ascii_alphanumeric());
+        words
+            .find(|word| !word.is_empty())
+            .unwrap_or_default()
+            .to_owned()
+    };
+    let variables = pod.lines().filter_map(|line| {
+        let (name, value) = line
+            .trim()
+            .strip_prefix("- { name: ")?
+            .split_once(", value: \"")?;
+        Some(format!("{name}={}", value.trim_end_matches("\" }")))
+    });
+    let words = ["reprieve", "run", "--", "app"].map(str::to_owned);
+    let line: Vec<String> = variables.chain(words).collect();
+    assert_eq!(line.len(), 3 + 4, "{line:?}");
+    let Invocation::Run(settings, _) = parsed(&line) else {
+        panic!("it is a run")
+    };
+    assert_eq!(
+        value_of("terminationGracePeriodSeconds"),
+        settings.term_grace.as_secs().to_string(),
+        "both sides' grace is the same"
+    );
+    let (_, added) = pod.split_once("add: [").expect("it adds capabilities");
+    let added = added.split(']').next().unwrap_or_default().replace('"', "");
+    assert_eq!(added, "CHECKPOINT_RESTORE, SYS_PTRACE");
+    assert_eq!(value_of("seccompProfile: { type"), "Unconfined");
+}
+
+#[test]
 fn documented_exit_codes_exist_with_their_meaning() {
     let readme = document("README.md");
     let (_, table) = readme.split_once("### Exit codes").expect("the section");
@@ -258,6 +298,51 @@ fn documented_metrics_and_flags_exist() {
             );
         }
     }
+}
+
+/// The table of docs/capacity.md, by the formula that stands above it.
+fn capacity_table() -> String {
+    const MIB: f64 = (1 << 20) as f64;
+    let mut table = String::from(
+        "| Network, Gbit/s | 30 s, all new | 30 s, a tenth new | 120 s, all new | 120 s, a tenth new |\n|---|---|---|---|---|\n",
+    );
+    for gigabits in [0.5, 1.0, 2.5, 5.0, 10.0, 25.0] {
+        let cell = |notice_ms, new| {
+            let facts = capacity::Facts {
+                notice_ms,
+                margin_ms: 1_000,
+                look: 800.0 * MIB,
+                upload: gigabits * 1e9 / 8.0,
+                new,
+                shrinks_to: 1.0,
+            };
+            let largest = capacity::largest(&facts).expect("there is time");
+            format!("{:.1}", largest / 1024.0 / MIB)
+        };
+        let cells = [(30_000, 1.0), (30_000, 0.1), (120_000, 1.0), (120_000, 0.1)]
+            .map(|(notice_ms, new)| cell(notice_ms, new));
+        table += &format!("| {gigabits} | {} |\n", cells.join(" | "));
+    }
+    table
+}
+
+#[test]
+fn the_table_of_what_fits_is_the_formulas() {
+    const BEGIN: &str = "<!-- computed by tests/readme.rs -->\n";
+    const END: &str = "<!-- end -->";
+    let text = document("docs/capacity.md");
+    let (before, rest) = text.split_once(BEGIN).expect("the table has a place");
+    let (table, after) = rest.split_once(END).expect("the table has an end");
+    let computed = format!("\n{}\n", capacity_table());
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        let text = format!("{before}{BEGIN}{computed}{END}{after}");
+        fs::write(project_path("docs/capacity.md"), text).expect("the document can be written");
+        return;
+    }
+    assert_eq!(
+        table, computed,
+        "run: UPDATE_DOCS=1 cargo test -p reprieve --test readme the_table"
+    );
 }
 
 #[test]

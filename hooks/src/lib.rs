@@ -56,6 +56,43 @@ pub struct Health {
     pub last_success: Option<WallMs>,
     /// Tries in a row that failed.
     pub failures: u32,
+    pub counts: Counts,
+}
+
+/// What a source did since it was made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Times that it asked and was answered.
+    pub answered: u64,
+    /// Times that it asked in vain.
+    pub failed: u64,
+    /// Messages by what became of them, in the order of [`Message::ALL`].
+    pub messages: [u64; Message::ALL.len()],
+}
+
+/// What became of a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Message {
+    /// A command, carried out or refused.
+    Command,
+    /// Something that is to happen to the machine.
+    Event,
+    /// Nothing follows from it.
+    NotNeeded,
+    /// For somebody else who reads the same queue.
+    GivenBack,
+    /// Nobody can use it.
+    Buried,
+}
+
+impl Message {
+    pub const ALL: [Self; 5] = [
+        Self::Command,
+        Self::Event,
+        Self::NotNeeded,
+        Self::GivenBack,
+        Self::Buried,
+    ];
 }
 
 /// Whether a source can be relied upon.
@@ -103,6 +140,7 @@ impl Ear {
             condition: Condition::Starting,
             last_success: None,
             failures: 0,
+            counts: Counts::default(),
         });
         let ear = Self {
             source,
@@ -149,6 +187,7 @@ impl Ear {
             health.condition = Condition::Working;
             health.last_success = Some(now);
             health.failures = 0;
+            health.counts.answered += 1;
             news
         });
     }
@@ -163,14 +202,25 @@ impl Ear {
             let news = health.condition != condition;
             health.condition = condition;
             health.failures = health.failures.saturating_add(1);
+            health.counts.failed += 1;
             news
+        });
+    }
+
+    /// A message was dealt with.
+    pub(crate) fn message(&self, what: Message) {
+        self.health.send_if_modified(|health| {
+            health.counts.messages[what as usize] += 1;
+            false
         });
     }
 
     /// There is no such thing here.
     pub fn absent(&self, reason: String) {
-        self.health
-            .send_modify(|health| health.condition = Condition::Absent { reason });
+        self.health.send_modify(|health| {
+            health.condition = Condition::Absent { reason };
+            health.counts.failed += 1;
+        });
     }
 
     /// Whose ear it is.

@@ -363,6 +363,13 @@ impl Desk {
     }
 
     async fn treat(&self, message: &Message, verdict: Verdict) {
+        self.ear.message(match verdict {
+            Verdict::Carry(_) => crate::Message::Command,
+            Verdict::Announce(_) => crate::Message::Event,
+            Verdict::GiveBack => crate::Message::GivenBack,
+            Verdict::Remove(_) => crate::Message::NotNeeded,
+            Verdict::Bury(_) => crate::Message::Buried,
+        });
         match verdict {
             Verdict::Carry(command) => self.carry(message, &command).await,
             Verdict::Announce(event) => self.announce(message, *event).await,

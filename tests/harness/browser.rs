@@ -160,8 +160,12 @@ impl Browser {
 
     pub(crate) fn press(&mut self, key: &str) {
         for kind in ["keyDown", "keyUp"] {
-            let key = json!({ "type": kind, "key": key, "code": key, "windowsVirtualKeyCode": if key == "Tab" { 9 } else { 13 } });
-            self.ask("Input.dispatchKeyEvent", &key);
+            let mut event = json!({ "type": kind, "key": key, "code": key, "windowsVirtualKeyCode": if key == "Tab" { 9 } else { 13 } });
+            // Without its text it presses no button.
+            if (key, kind) == ("Enter", "keyDown") {
+                event["text"] = "\r".into();
+            }
+            self.ask("Input.dispatchKeyEvent", &event);
         }
     }
 }

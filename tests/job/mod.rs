@@ -48,7 +48,7 @@ impl Store {
             .reprieve(all, app.iter().copied())
     }
 
-    /// Every object of the job, but for those by which a sweep that happens to run learns the time.
+    /// Every object of the job, but for those by which a sweep that happens to run learns the time, and reports.
     pub(crate) fn objects(&self) -> Vec<PathBuf> {
         let mut found = Vec::new();
         let mut directories = vec![self.path().join("job")];
@@ -56,7 +56,9 @@ impl Store {
             for entry in fs::read_dir(directory).expect("the store can be read") {
                 let path = entry.expect("the store can be read").path();
                 match path.is_dir() {
-                    true if path.ends_with("job/clock") || path.ends_with("job/probe") => {}
+                    true if ["clock", "probe", "reports"]
+                        .iter()
+                        .any(|name| path.ends_with(format!("job/{name}"))) => {}
                     true => directories.push(path),
                     false => found.push(path),
                 }
@@ -147,4 +149,14 @@ pub(crate) fn checkpoint(host: &Host) -> harness::Ran {
 pub(crate) fn checkpoint_ok(host: &Host) {
     let ran = checkpoint(host);
     assert_eq!(ran.code, 0, "{}{}", ran.stdout, ran.stderr);
+}
+
+/// Tells the supervisor through its socket, as a script on the machine may.
+#[track_caller]
+pub(crate) fn notice(host: &Host, line: &serde_json::Value) {
+    let program = "import socket,sys\ns = socket.socket(socket.AF_UNIX)\n\
+                   s.connect('/run/reprieve/control.sock')\ns.sendall(sys.argv[1].encode() + b'\\n')\n\
+                   print(s.recv(65536).decode())";
+    let answer = host.exec_ok(["python3", "-c", program, &line.to_string()]);
+    assert!(answer.contains("noted"), "{answer}");
 }

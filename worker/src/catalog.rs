@@ -10,6 +10,7 @@ use bytes::Bytes;
 use reprieve_core::document::{self, DocumentError, Stored};
 use reprieve_core::head::{self, Finished, Generation, Head, Owner};
 use reprieve_core::manifest::{self, Manifest};
+use reprieve_core::report::{self, Report};
 use reprieve_core::retention::{self, Policy};
 use reprieve_core::rollback;
 use reprieve_core::selection::{self, Contents};
@@ -62,6 +63,12 @@ pub enum CatalogError {
     },
     #[error("a key of the job is not there")]
     Key(#[from] KeyError),
+    #[error("the report at {key} cannot be read")]
+    Report {
+        key: String,
+        #[source]
+        source: DocumentError,
+    },
     #[error("the kernel gives no random bytes")]
     Random(#[source] std::io::Error),
     /// The head belongs to another job or to a newer program.
@@ -227,6 +234,64 @@ impl Catalog {
             None => document::seal(T::KIND, T::VERSION, value),
         };
         Ok(bytes.into())
+    }
+
+    /// Stores a report, in place of what had its name.
+    pub(crate) async fn put_report(
+        &self,
+        name: &report::Name,
+        report: &Report,
+        key: Option<&Arc<MasterKey>>,
+        deadline: Instant,
+    ) -> Result<(), CatalogError> {
+        let bytes = self.seal(key, &name.key(), report)?;
+        let full = self.key(&name.key());
+        retry::retry(deadline, "put", || {
+            self.store.put(&full, bytes.clone(), Condition::Always)
+        })
+        .await?;
+        Ok(())
+    }
+
+    /// The names of the job's reports, oldest first.
+    pub(crate) async fn reports(
+        &self,
+        deadline: Instant,
+    ) -> Result<Vec<report::Name>, CatalogError> {
+        let objects = self.objects(report::PREFIX, deadline).await?;
+        let names = objects
+            .iter()
+            .filter_map(|object| report::Name::of_key(&object.key));
+        Ok(names.collect())
+    }
+
+    /// Reads a report; `None` if it is not there.
+    pub(crate) async fn report(
+        &self,
+        name: &report::Name,
+        deadline: Instant,
+    ) -> Result<Option<Report>, CatalogError> {
+        let key = name.key();
+        let full = self.key(&key);
+        let read = retry::retry(deadline, "get", || {
+            self.store.get(&full, document::SIZE_LIMIT)
+        });
+        let object = match read.await {
+            Ok(object) => object,
+            Err(error) if error.kind == StoreErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        let place = Place {
+            store: &self.store,
+            job: &self.job,
+            name: &key,
+        };
+        let opened = self.keys.open(place, &object.bytes, false, deadline).await;
+        match opened {
+            Ok(Opened { value, .. }) => Ok(Some(value)),
+            Err(OpenError::Key(error)) => Err(error.into()),
+            Err(OpenError::Document(source)) => Err(CatalogError::Report { key: full, source }),
+        }
     }
 
     async fn manifests(&self, deadline: Instant) -> Result<Vec<String>, CatalogError> {

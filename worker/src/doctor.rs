@@ -1,6 +1,7 @@
 //! `reprieve doctor`: whether checkpoints will work here, tried and not guessed.
 //!
-//! It looks at the container as a start of `run` would, tries the store's conditional writes out, and ends with a
+//! It looks at the container as a start of `run` would, tries the store's conditional writes out, asks for credentials, opens
+//! the job with its keys, listens to the sources of notices for a moment, and ends with a
 //! rehearsal: a small child with a listening socket is run by this same binary, checkpointed into a directory and resumed
 //! from it. `criu check` proves little; this proves the whole way but the store. Nothing of the job is touched, and what
 //! the rehearsal made is removed.
@@ -10,14 +11,18 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
+use aws_credential_types::provider::ProvideCredentials;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use nix::unistd::Pid;
 use reprieve_core::compat;
+use reprieve_core::notice::Source;
 use reprieve_core::sweep::PROBE_PREFIX;
+use reprieve_hooks::{Condition as How, Health};
 use serde::Serialize;
 
 use crate::catalog::{self, Catalog};
@@ -25,11 +30,30 @@ use crate::control::client::Format;
 use crate::engine::criu::Program;
 use crate::failure::{ExitCode, Failure};
 use crate::host;
-use crate::settings::Settings;
+use crate::settings::{QueueUse, Settings, Sources as Switched};
+use crate::sources::Sources;
 use crate::store::selftest::{self, SelfTestError};
 use crate::store::{Condition, Store};
 use crate::supervisor::with_causes;
-use crate::{operate, place};
+use crate::{aws, operate, place, queue};
+
+/// What is not needed for the rehearsal.
+const BESIDE: [&str; 4] = ["store", "credentials", "keys", "queue"];
+
+/// How long credentials may take: from the machine's metadata or a token service.
+const CREDENTIALS_LIMIT: Duration = Duration::from_secs(10);
+
+/// Credentials that end sooner are worth a word, if nothing renews them.
+const CREDENTIALS_LAST: Duration = Duration::from_secs(60 * 60);
+
+/// How long sources of notices may take to find out whether they work.
+const NOTICES_LIMIT: Duration = Duration::from_secs(12);
+
+/// They are asked faster than usual, to be done soon.
+const NOTICES_PACE: Duration = Duration::from_millis(200);
+
+/// How long the queue may take.
+const QUEUE_LIMIT: Duration = Duration::from_secs(15);
 
 /// How long each step of the rehearsal may take.
 const STEP_LIMIT: Duration = Duration::from_secs(30);
@@ -134,10 +158,13 @@ impl Request {
         findings.push(criu(settings.criu.as_deref()));
         let work = host::work_directory(settings.work_dir.as_deref());
         findings.push(work_directory(work.as_ref().map(PathBuf::as_path)));
+        findings.extend(credentials(settings).await);
         findings.extend(store(settings).await);
+        findings.extend(notices(settings).await);
+        findings.extend(queue(settings).await);
         let has_worked = findings
             .iter()
-            .all(|one| one.level < Level::Fatal || one.check == "store");
+            .all(|one| one.level < Level::Fatal || BESIDE.contains(&one.check));
         match (self.rehearsal, work) {
             (Rehearsal::Held, Ok(work)) if has_worked => {
                 let criu = settings.criu.clone();
@@ -454,8 +481,176 @@ async fn store(settings: &Settings) -> Vec<Finding> {
     }];
     if findings[0].level == Level::Ok {
         findings.push(clock(catalog.store().as_ref(), &key, deadline).await);
+        findings.push(keys(settings, address, &catalog, deadline).await);
     }
     findings
+}
+
+/// Whether the keys that are set open what is there of the job.
+async fn keys(
+    settings: &Settings,
+    address: &str,
+    catalog: &Catalog,
+    deadline: tokio::time::Instant,
+) -> Finding {
+    const CHECK: &str = "keys";
+    let fit =
+        "give the key that the job was stored with; see --key-file, --kms-key and --on-unsealed";
+    let ring = match place::keys(&settings.keys, &settings.store_settings(address)).await {
+        Ok(ring) => ring,
+        Err(failure) => return Finding::fatal(CHECK, failure.to_string(), fit),
+    };
+    let seals = ring.seals();
+    let catalog = Catalog::with_keys(Arc::clone(catalog.store()), &settings.job, ring);
+    match (catalog.find(deadline).await, seals) {
+        (Err(error), _) => Finding::fatal(CHECK, with_causes(&error), fit),
+        (Ok(found), true) if found.head.is_some() => {
+            Finding::ok(CHECK, format!("they open job {}", settings.job))
+        }
+        (Ok(_), true) => Finding::ok(
+            CHECK,
+            format!(
+                "there is one; job {} is new, so that it opens nothing yet",
+                settings.job
+            ),
+        ),
+        (Ok(_), false) => Finding::ok(
+            CHECK,
+            "none is set: whoever reads the store reads the job's memory",
+        ),
+    }
+}
+
+/// Whether AWS can be asked for anything, if it is to be, and for how long.
+async fn credentials(settings: &Settings) -> Option<Finding> {
+    const CHECK: &str = "credentials";
+    let store = settings.store.as_deref().unwrap_or_default();
+    if !store.starts_with("s3://") && settings.queue == QueueUse::Off {
+        return None;
+    }
+    let get = "give this machine or container a role, or set the AWS_ variables";
+    let asked = async {
+        let shared = aws::shared(settings.s3_region.clone()).await;
+        let provider = shared.credentials_provider()?;
+        Some(provider.provide_credentials().await)
+    };
+    let credentials = match tokio::time::timeout(CREDENTIALS_LIMIT, asked).await {
+        Ok(Some(Ok(credentials))) => credentials,
+        Ok(Some(Err(error))) => {
+            let found = reprieve_hooks::http::chain(&error);
+            return Some(Finding::fatal(CHECK, found, get));
+        }
+        Ok(None) => return Some(Finding::fatal(CHECK, "there are none", get)),
+        Err(_) => {
+            let found = format!("no answer within {CREDENTIALS_LIMIT:?}");
+            return Some(Finding::fatal(CHECK, found, get));
+        }
+    };
+    let id = credentials.access_key_id();
+    // Enough to tell them apart.
+    let shown: String = id.chars().take(8).collect();
+    Some(expiry(
+        &format!("{shown}…"),
+        credentials.expiry(),
+        credentials.session_token().is_some(),
+        SystemTime::now(),
+    ))
+}
+
+/// What the time of their end means.
+fn expiry(shown: &str, ends: Option<SystemTime>, is_temporary: bool, now: SystemTime) -> Finding {
+    const CHECK: &str = "credentials";
+    let fresh = "use a role, whose credentials are renewed by themselves";
+    match ends {
+        Some(ends) => {
+            let left = ends.duration_since(now).unwrap_or_default();
+            let at = humantime::format_rfc3339_seconds(ends);
+            let found = format!("{shown}, until {at}");
+            match left {
+                Duration::ZERO => {
+                    Finding::fatal(CHECK, format!("{found}: they have expired"), fresh)
+                }
+                left if left < CREDENTIALS_LAST => Finding::warning(
+                    CHECK,
+                    found,
+                    "nothing to do if a role gives them: then they are renewed; others have to be replaced in time",
+                ),
+                _ => Finding::ok(CHECK, found),
+            }
+        }
+        None if is_temporary => Finding::warning(
+            CHECK,
+            format!("{shown} are temporary, and nothing tells until when"),
+            fresh,
+        ),
+        None => Finding::ok(CHECK, format!("{shown}, for good")),
+    }
+}
+
+/// Listens to the metadata services for a moment.
+async fn notices(settings: &Settings) -> Vec<Finding> {
+    let mut settings = settings.clone();
+    settings.metadata_poll = settings.metadata_poll.min(NOTICES_PACE);
+    // That one takes messages.
+    settings.queue = QueueUse::Off;
+    if let Switched::Only(named) = &mut settings.sources {
+        named.retain(|source| *source != Source::Sqs);
+    }
+    let sources = Sources::start(&settings);
+    let known = || {
+        let all = sources.health();
+        all.iter()
+            .all(|one| one.condition != How::Starting)
+            .then_some(all)
+    };
+    let begun = Instant::now();
+    let all = loop {
+        if let Some(all) = known() {
+            break all;
+        }
+        if begun.elapsed() > NOTICES_LIMIT {
+            break sources.health();
+        }
+        tokio::time::sleep(CHILD_PACE).await;
+    };
+    all.into_iter().map(|one| notice(&one)).collect()
+}
+
+fn notice(health: &Health) -> Finding {
+    const CHECK: &str = "notices";
+    let source = health.source.as_str();
+    match &health.condition {
+        How::Working => Finding::ok(CHECK, format!("{source} works")),
+        How::Absent { reason } => Finding::ok(CHECK, format!("{source} is not there: {reason}")),
+        How::Degraded { reason, remedy } => {
+            Finding::warning(CHECK, format!("{source}: {reason}"), remedy)
+        }
+        How::Starting => Finding::warning(
+            CHECK,
+            format!("{source} does not answer"),
+            "see whether containers may reach it: on EC2 the hop limit of the metadata service has to be 2",
+        ),
+    }
+}
+
+/// Whether the queue can be read.
+async fn queue(settings: &Settings) -> Option<Finding> {
+    const CHECK: &str = "queue";
+    if settings.queue == QueueUse::Off {
+        return None;
+    }
+    let looked = tokio::time::timeout(QUEUE_LIMIT, queue::look(settings)).await;
+    Some(match looked {
+        Ok(None) => return None,
+        Ok(Some(Ok(Some(url)))) => Finding::ok(CHECK, format!("{url} can be read")),
+        Ok(Some(Ok(None))) => Finding::ok(CHECK, "it is not there yet; the worker makes it"),
+        Ok(Some(Err(error))) => Finding::fatal(CHECK, error.reason, error.remedy),
+        Err(_) => Finding::fatal(
+            CHECK,
+            format!("no answer within {QUEUE_LIMIT:?}"),
+            "check the way to SQS, and the region",
+        ),
+    })
 }
 
 /// The store's clock against ours, by the time that it gives an object written now.
@@ -695,6 +890,34 @@ pub const CHILD_COMMAND: &str = "rehearsal-child";
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn credentials_are_judged_by_their_end() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
+        let hour = Duration::from_secs(3600);
+        for (ends, is_temporary, level, said) in [
+            (None, false, Level::Ok, "AKIA…, for good"),
+            (None, true, Level::Warning, "nothing tells until when"),
+            (
+                Some(now + 2 * hour),
+                true,
+                Level::Ok,
+                "until 2023-11-15T00:13:20Z",
+            ),
+            (
+                Some(now + hour / 2),
+                true,
+                Level::Warning,
+                "until 2023-11-14T22:43:20Z",
+            ),
+            (Some(now - hour), true, Level::Fatal, "they have expired"),
+        ] {
+            let found = expiry("AKIA…", ends, is_temporary, now);
+            assert_eq!(found.level, level, "{found:?}");
+            assert!(found.found.contains(said), "{found:?}");
+            assert_eq!(found.remedy.is_some(), level > Level::Ok, "{found:?}");
+        }
+    }
 
     #[test]
     fn the_worst_finding_decides() {

@@ -1,72 +1,36 @@
 //! The HTTP endpoint of a worker: its metrics, how it is, and a page for people, for whoever can reach it.
 //!
-//! It serves without authentication, writes nothing, and must never hold up or end the worker: there are at most
-//! [`CONNECTIONS`] connections, each with one request, a small head and [`CONNECTION_LIMIT`] to live; what exceeds that is
-//! dropped without an answer. [`STREAMS`] of them may be streams of events, which live longer. What is shown comes from the
-//! supervisor and its journal; a supervisor that is busy or gone is shown as it was.
+//! It must never hold up or end the worker, which `web` sees to. What is shown comes from the supervisor and its journal; a
+//! supervisor that is busy or gone is shown as it was.
 
-use std::convert::Infallible;
-use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures::stream;
-use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt, Full, StreamBody};
-use hyper::body::{Frame, Incoming};
-use hyper::header::{
-    ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, REFERRER_POLICY,
-    X_CONTENT_TYPE_OPTIONS,
-};
-use hyper::service::service_fn;
-use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use http_body_util::{BodyExt, StreamBody};
+use hyper::body::Frame;
+use hyper::{Method, Response, StatusCode};
 use serde_json::Value;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::{sleep, timeout};
 
 use crate::control::protocol::Status;
 use crate::journal::Journal;
 use crate::metrics::{self, Exporter};
 use crate::supervisor;
+use crate::web::{self, Body, ListenError, Place, STREAMS, Site, full, plain};
 
 /// The page for people; it fetches nothing but [`Endpoint::events`].
 const PAGE: &str = include_str!("page.html");
-/// What the page may do: run its own script, and ask this server.
-const PAGE_POLICY: &str = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; \
-                           connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// Connections at a time; a scraper or two and a probe need three.
-pub const CONNECTIONS: usize = 16;
-/// The life of a connection, from accepting it to the last byte of the answer.
-pub const CONNECTION_LIMIT: Duration = Duration::from_secs(10);
-/// Bytes of a request's head; hyper's smallest allowed buffer.
-const HEAD_LIMIT: usize = 8 * 1024;
-/// Wait after a failed accept, which mostly means that file descriptors ran out.
-const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
-
-/// Streams of events at a time, among the connections.
-const STREAMS: usize = 8;
-/// The life of a stream. Browsers come back by themselves; one that is gone without a word holds its place no longer.
-const STREAM_LIMIT: Duration = Duration::from_secs(600);
 /// A stream says how things are at least this often.
 const REFRESHED_EVERY: Duration = Duration::from_secs(2);
 /// What happens together is told together.
 const SETTLES_IN: Duration = Duration::from_millis(50);
 /// How long the supervisor may take to say how things are.
 const ASK_LIMIT: Duration = Duration::from_millis(500);
-
-/// Nobody can be served there.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot listen on {address} for metrics")]
-pub struct ListenError {
-    address: SocketAddr,
-    #[source]
-    source: io::Error,
-}
 
 /// What is served.
 #[derive(Clone, Debug)]
@@ -76,11 +40,6 @@ pub struct Endpoint {
     pub supervisor: mpsc::Sender<supervisor::Request>,
     streams: Arc<Semaphore>,
 }
-
-type Body = UnsyncBoxBody<Bytes, Infallible>;
-
-/// Held by a connection that became a stream, until its last byte is out.
-type Place = Arc<OnceLock<OwnedSemaphorePermit>>;
 
 impl Endpoint {
     pub fn new(
@@ -98,11 +57,8 @@ impl Endpoint {
 
     /// Serves from tasks of its own until the runtime ends, and returns the address it listens on.
     pub async fn serve(&self, address: SocketAddr) -> Result<SocketAddr, ListenError> {
-        let listen_error = |source| ListenError { address, source };
-        let listener = TcpListener::bind(address).await.map_err(listen_error)?;
-        let bound = listener.local_addr().map_err(listen_error)?;
+        let bound = web::serve(address, self.clone()).await?;
         self.exporter.keep_up();
-        tokio::spawn(accept(listener, self.clone(), CONNECTION_LIMIT));
         Ok(bound)
     }
 
@@ -144,35 +100,6 @@ impl Endpoint {
         self.exporter.render()
     }
 
-    async fn answer(&self, method: &Method, path: &str, place: &Place) -> Response<Body> {
-        if !matches!(*method, Method::GET | Method::HEAD) {
-            let mut response = plain(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n");
-            response
-                .headers_mut()
-                .insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
-            return response;
-        }
-        match path {
-            "/" => page(),
-            "/metrics" => plain(StatusCode::OK, self.metrics()),
-            "/healthz" => plain(StatusCode::OK, "ok\n"),
-            "/readyz" => match self.status().await {
-                Some(status) if status.is_ready() => plain(StatusCode::OK, "ready\n"),
-                status => plain(StatusCode::SERVICE_UNAVAILABLE, not_ready(status.as_ref())),
-            },
-            "/status" => match self.tell().await {
-                Some(told) => full(StatusCode::OK, "application/json", format!("{told}\n")),
-                None => plain(StatusCode::SERVICE_UNAVAILABLE, "not yet known\n"),
-            },
-            "/events" if *method == Method::GET => self.events(place),
-            "/events" => full(StatusCode::OK, "text/event-stream", ""),
-            _ => plain(
-                StatusCode::NOT_FOUND,
-                "only /, /events, /healthz, /metrics, /readyz and /status\n",
-            ),
-        }
-    }
-
     /// A stream of what [`Self::tell`] says, whenever it is news and from time to time; the last one is called `over`.
     fn events(&self, place: &Place) -> Response<Body> {
         let Ok(permit) = Arc::clone(&self.streams).try_acquire_owned() else {
@@ -190,8 +117,31 @@ impl Endpoint {
             let (text, watching) = watching?.next().await;
             Some((Ok(Frame::data(Bytes::from(text))), watching))
         });
-        let body = BodyExt::boxed_unsync(StreamBody::new(messages));
-        with_type("text/event-stream", Response::new(body))
+        web::events(BodyExt::boxed_unsync(StreamBody::new(messages)))
+    }
+}
+
+impl Site for Endpoint {
+    async fn answer(&self, method: &Method, path: &str, place: &Place) -> Response<Body> {
+        match path {
+            "/" => web::page(PAGE),
+            "/metrics" => plain(StatusCode::OK, self.metrics()),
+            "/healthz" => plain(StatusCode::OK, "ok\n"),
+            "/readyz" => match self.status().await {
+                Some(status) if status.is_ready() => plain(StatusCode::OK, "ready\n"),
+                status => plain(StatusCode::SERVICE_UNAVAILABLE, not_ready(status.as_ref())),
+            },
+            "/status" => match self.tell().await {
+                Some(told) => full(StatusCode::OK, "application/json", format!("{told}\n")),
+                None => plain(StatusCode::SERVICE_UNAVAILABLE, "not yet known\n"),
+            },
+            "/events" if *method == Method::GET => self.events(place),
+            "/events" => full(StatusCode::OK, "text/event-stream", ""),
+            _ => plain(
+                StatusCode::NOT_FOUND,
+                "only /, /events, /healthz, /metrics, /readyz and /status\n",
+            ),
+        }
     }
 }
 
@@ -233,88 +183,13 @@ fn not_ready(status: Option<&Status>) -> String {
     format!("not ready: {}, {why}\n", status.state)
 }
 
-async fn accept(listener: TcpListener, endpoint: Endpoint, limit: Duration) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
-    loop {
-        match listener.accept().await {
-            Ok((stream, _)) => {
-                // Full: dropping closes the connection, which tells the client sooner than silence.
-                if let Ok(place) = Arc::clone(&places).try_acquire_owned() {
-                    let endpoint = endpoint.clone();
-                    tokio::spawn(async move {
-                        attend(stream, endpoint, limit).await;
-                        drop(place);
-                    });
-                }
-            }
-            Err(error) => {
-                tracing::warn!(%error, "a connection for metrics could not be accepted");
-                sleep(ACCEPT_PAUSE).await;
-            }
-        }
-    }
-}
-
-/// Whatever goes wrong is the client's to notice; the worker has nothing to do about it.
-async fn attend(stream: TcpStream, endpoint: Endpoint, limit: Duration) {
-    let place = Place::default();
-    let mut conversation = std::pin::pin!(converse(stream, endpoint, Arc::clone(&place)));
-    if timeout(limit, &mut conversation).await.is_err() && place.get().is_some() {
-        drop(timeout(STREAM_LIMIT, conversation).await);
-    }
-}
-
-async fn converse(stream: TcpStream, endpoint: Endpoint, place: Place) -> hyper::Result<()> {
-    let service = service_fn(|request: Request<Incoming>| {
-        let (endpoint, place) = (&endpoint, &place);
-        async move {
-            let response = endpoint.answer(request.method(), request.uri().path(), place);
-            Ok::<_, Infallible>(response.await)
-        }
-    });
-    hyper::server::conn::http1::Builder::new()
-        .keep_alive(false)
-        .max_buf_size(HEAD_LIMIT)
-        .timer(TokioTimer::new())
-        .header_read_timeout(CONNECTION_LIMIT)
-        .serve_connection(TokioIo::new(stream), service)
-        .await
-}
-
-fn plain(status: StatusCode, text: impl Into<Bytes>) -> Response<Body> {
-    full(status, "text/plain; version=0.0.4; charset=utf-8", text)
-}
-
-fn page() -> Response<Body> {
-    let mut response = full(StatusCode::OK, "text/html; charset=utf-8", PAGE);
-    let headers = response.headers_mut();
-    headers.insert(
-        CONTENT_SECURITY_POLICY,
-        HeaderValue::from_static(PAGE_POLICY),
-    );
-    headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
-    response
-}
-
-fn full(status: StatusCode, kind: &'static str, text: impl Into<Bytes>) -> Response<Body> {
-    let mut response = Response::new(Full::new(text.into()).boxed_unsync());
-    *response.status_mut() = status;
-    with_type(kind, response)
-}
-
-fn with_type(kind: &'static str, mut response: Response<Body>) -> Response<Body> {
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    response
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::metrics::begin_at_zero;
+    use crate::web::{CONNECTIONS, HEAD_LIMIT, accept};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpStream};
 
     const LOCALHOST: SocketAddr =
         SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
@@ -442,10 +317,7 @@ mod tests {
                 .serve(address)
                 .await
                 .expect_err("the port is taken");
-            assert_eq!(
-                error.to_string(),
-                format!("cannot listen on {address} for metrics")
-            );
+            assert_eq!(error.to_string(), format!("cannot listen on {address}"));
         });
     }
 }

@@ -125,15 +125,19 @@ impl ExitCode {
             | Self::NoValidSnapshot
             | Self::Fenced
             | Self::StoreUnfit => "run",
-            Self::StoreUnreachable | Self::KeyRefused => {
-                "run, snapshots, show, inspect, diff, verify, extract, tag, untag, pin, unpin, prune, clone, ps, send"
+            Self::StoreUnreachable => {
+                "run, snapshots, show, inspect, diff, verify, extract, tag, untag, pin, unpin, prune, clone, reports, ps, send"
+            }
+            // `send` looks for a worker and opens nothing of the job.
+            Self::KeyRefused => {
+                "run, snapshots, show, inspect, diff, verify, extract, tag, untag, pin, unpin, prune, clone, reports, ps"
             }
             Self::DamagedSnapshot => "show, inspect, diff, verify, extract, prune, clone",
             Self::NoSuchGeneration => {
-                "run, show, inspect, diff, verify, extract, tag, untag, pin, unpin, prune, clone"
+                "run, show, inspect, diff, verify, extract, tag, untag, pin, unpin, prune, clone, reports"
             }
             Self::NotDone => {
-                "snapshots, show, inspect, diff, verify, extract, tag, untag, pin, unpin, prune, clone, send"
+                "snapshots, show, inspect, diff, verify, extract, tag, untag, pin, unpin, prune, clone, reports, ps, send"
             }
             Self::SettingsInvalid | Self::Internal => "all",
             Self::CheckpointFailed | Self::TimedOut => "checkpoint, wait, send",

@@ -14,11 +14,14 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
+use crate::callouts::Recorder;
 use crate::control::protocol::Status;
 use crate::host;
+use crate::logging::Surroundings;
 use crate::metrics::{
     self, CheckpointOutcome, CheckpointPhase, NoticeKind, RestoreOutcome, RestorePhase,
 };
+use crate::traces::{Span, SpanId, TraceId, Traces};
 
 /// Of each kind; an eviction has a handful of each.
 const KEPT: usize = 24;
@@ -37,6 +40,13 @@ struct Inner {
     /// Counts what was written.
     news: watch::Sender<u64>,
     over: watch::Sender<bool>,
+    /// The worker's own span, from when this was made.
+    trace: TraceId,
+    span: SpanId,
+    begun_ms: u64,
+    surroundings: Surroundings,
+    traces: Mutex<Option<Traces>>,
+    recorder: Option<Recorder>,
 }
 
 #[derive(Debug, Default)]
@@ -64,6 +74,8 @@ struct Run {
     at_ms: u64,
     #[serde(skip)]
     begun: Instant,
+    #[serde(serialize_with = "as_text")]
+    trace_id: TraceId,
     #[serde(flatten)]
     about: Value,
     steps: Vec<Taken>,
@@ -101,15 +113,75 @@ pub struct Step {
 
 impl Default for Journal {
     fn default() -> Self {
-        Self(Arc::new(Inner {
-            history: Mutex::default(),
-            news: watch::Sender::new(0),
-            over: watch::Sender::new(false),
-        }))
+        Self::new(Surroundings::default(), None, None)
     }
 }
 
 impl Journal {
+    /// What it hears of, lines of the log are told as well, and the others when it begins or is over.
+    pub fn new(
+        surroundings: Surroundings,
+        traces: Option<Traces>,
+        recorder: Option<Recorder>,
+    ) -> Self {
+        let trace = TraceId::fresh();
+        surroundings.trace(trace);
+        Self(Arc::new(Inner {
+            history: Mutex::default(),
+            news: watch::Sender::new(0),
+            over: watch::Sender::new(false),
+            trace,
+            span: SpanId::fresh(),
+            begun_ms: host::wall_ms(),
+            surroundings,
+            traces: Mutex::new(traces),
+            recorder,
+        }))
+    }
+
+    /// The recorder, if there is one.
+    pub fn recorder(&self) -> Option<Recorder> {
+        self.0.recorder.clone()
+    }
+
+    fn record(&self, event: &str, run: &Run) {
+        let Some(recorder) = &self.0.recorder else {
+            return;
+        };
+        let mut told = run.to_json();
+        told["v"] = 1.into();
+        told["event"] = event.into();
+        told["job"] = self.0.surroundings.name().into();
+        recorder.record(told);
+    }
+
+    /// Hands a run in, whose span is linked to the worker's, or part of it.
+    fn trace(&self, name: &'static str, run: &Run) {
+        let traces = self.0.traces.lock();
+        let traces = traces.expect("no holder of this lock panics");
+        if let Some(traces) = &*traces {
+            traces.hand_in(run.spans(name, self.0.trace, self.0.span));
+        }
+    }
+
+    /// The worker ends, and with it its span; nothing is handed in after that.
+    pub fn end_trace(&self) {
+        let traces = self.0.traces.lock();
+        let traces = traces.expect("no holder of this lock panics").take();
+        let Some(traces) = traces else { return };
+        traces.hand_in(vec![Span {
+            trace: self.0.trace,
+            id: self.0.span,
+            parent: None,
+            link: None,
+            name: "worker",
+            from_ms: self.0.begun_ms,
+            to_ms: host::wall_ms(),
+            attributes: json!({}),
+            problem: None,
+        }]);
+    }
+
     fn write(&self, change: impl FnOnce(&mut History)) {
         change(&mut self.history());
         self.0.news.send_modify(|count| *count += 1);
@@ -158,16 +230,30 @@ impl Journal {
 
     /// From here on steps belong to this checkpoint.
     pub fn checkpoint_begins(&self, about: Value) {
-        self.write(|history| keep(&mut history.checkpoints, Run::begin(about)));
+        let trace = TraceId::fresh();
+        self.0.surroundings.trace(trace);
+        let run = Run::begin(trace, about);
+        self.record("checkpoint_started", &run);
+        self.write(|history| keep(&mut history.checkpoints, run));
     }
 
     pub fn checkpoint_ended(&self, outcome: CheckpointOutcome, result: Value) {
-        self.write(|history| end(&mut history.checkpoints, outcome.as_str(), result));
+        let mut ended = None;
+        self.write(|history| {
+            ended = end(&mut history.checkpoints, outcome.as_str(), result);
+        });
+        self.0.surroundings.trace(self.0.trace);
+        if let Some(run) = ended {
+            self.record("checkpoint_ended", &run);
+            self.trace("checkpoint", &run);
+        }
     }
 
     /// From here on steps belong to this restore.
     pub fn restore_begins(&self, about: Value) {
-        self.write(|history| keep(&mut history.restores, Run::begin(about)));
+        let run = Run::begin(self.0.trace, about);
+        self.record("restore_started", &run);
+        self.write(|history| keep(&mut history.restores, run));
     }
 
     pub fn restore_ended(
@@ -177,7 +263,14 @@ impl Journal {
         problem: Option<&str>,
     ) {
         let result = json!({ "generation": generation, "problem": problem });
-        self.write(|history| end(&mut history.restores, outcome.as_str(), result));
+        let mut ended = None;
+        self.write(|history| {
+            ended = end(&mut history.restores, outcome.as_str(), result);
+        });
+        if let Some(run) = ended {
+            self.record("restore_ended", &run);
+            self.trace("restore", &run);
+        }
     }
 
     pub fn checkpoint_step(&self, step: CheckpointPhase) -> Step {
@@ -189,6 +282,7 @@ impl Journal {
     }
 
     fn step(&self, of: Of) -> Step {
+        self.0.surroundings.step(Some(of.name()));
         self.write(|history| {
             if let Some(run) = of.runs(history).back_mut()
                 && run.steps.len() < STEPS_KEPT
@@ -222,6 +316,9 @@ impl Journal {
 
     /// How things are now. Only what is more than the passing of time is news.
     pub fn tell(&self, status: Status) {
+        let surroundings = &self.0.surroundings;
+        surroundings.job(&status.job);
+        surroundings.state(&status.state, status.last_generation);
         let mut history = self.history();
         let same = history
             .status
@@ -281,10 +378,11 @@ impl Journal {
 }
 
 impl Run {
-    fn begin(about: Value) -> Self {
+    fn begin(trace_id: TraceId, about: Value) -> Self {
         Self {
             at_ms: host::wall_ms(),
             begun: Instant::now(),
+            trace_id,
             about,
             steps: Vec::new(),
             outcome: None,
@@ -299,6 +397,51 @@ impl Run {
         }
         value
     }
+}
+
+impl Run {
+    /// It is over: its span, and one for each step.
+    fn spans(&self, name: &'static str, of_worker: TraceId, worker: SpanId) -> Vec<Span> {
+        let id = SpanId::fresh();
+        let is_part = self.trace_id == of_worker;
+        let mut attributes = self.about.clone();
+        if let (Some(all), Value::Object(more)) = (attributes.as_object_mut(), &self.result) {
+            all.extend(more.clone());
+        }
+        attributes["outcome"] = self.outcome.into();
+        let lasted = self.steps.iter().filter_map(|step| step.to_ms).max();
+        let problem = self.result["problem"].as_str().map(str::to_owned);
+        let whole = Span {
+            trace: self.trace_id,
+            id,
+            parent: is_part.then_some(worker),
+            link: (!is_part).then_some((of_worker, worker)),
+            name,
+            from_ms: self.at_ms,
+            to_ms: (self.at_ms + lasted.unwrap_or(0)).max(host::wall_ms()),
+            attributes,
+            problem,
+        };
+        let steps = self.steps.iter().map(|step| Span {
+            trace: self.trace_id,
+            id: SpanId::fresh(),
+            parent: Some(id),
+            link: None,
+            name: step.step,
+            from_ms: self.at_ms + step.from_ms,
+            to_ms: self.at_ms + step.to_ms.unwrap_or(step.from_ms),
+            attributes: json!({}),
+            problem: (!step.whole).then(|| "it was cut short".to_owned()),
+        });
+        std::iter::once(whole).chain(steps).collect()
+    }
+}
+
+fn as_text<S: serde::Serializer>(
+    value: &impl std::fmt::Display,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(value)
 }
 
 impl Of {
@@ -332,6 +475,7 @@ impl Step {
 impl Drop for Step {
     fn drop(&mut self) {
         let name = self.of.name();
+        self.journal.0.surroundings.step(None);
         self.journal.write(|history| {
             if let Some(run) = self.of.runs(history).back_mut() {
                 let to_ms = millis(run.begun.elapsed());
@@ -351,13 +495,13 @@ fn keep<T>(kept: &mut VecDeque<T>, newest: T) {
     kept.push_back(newest);
 }
 
-fn end(runs: &mut VecDeque<Run>, outcome: &'static str, mut result: Value) {
+fn end(runs: &mut VecDeque<Run>, outcome: &'static str, mut result: Value) -> Option<Run> {
     if let Some(problem) = result["problem"].as_str().map(short) {
         result["problem"] = problem.into();
     }
-    if let Some(run) = runs.back_mut() {
-        (run.outcome, run.result) = (Some(outcome), result);
-    }
+    let run = runs.back_mut()?;
+    (run.outcome, run.result) = (Some(outcome), result);
+    Some(run.clone())
 }
 
 fn short(text: &str) -> String {

@@ -35,3 +35,5 @@ mod stored;
 pub mod supervisor;
 pub mod sweeper;
 pub mod sys;
+pub mod traces;
+mod web;

@@ -5,14 +5,15 @@
 //! the log once it flows again: losing a line is better than a worker that stands still at its deadline. [`Logging`]
 //! waits for the queue at the end, no longer than it is told.
 //!
-//! Human lines are for a terminal; JSON lines have `time`, `level`, `message`, `target`, and the fields of the event and
-//! of the spans around it (`job`, `generation`, `phase`, ...) at the top level, the inner one counting.
+//! Human lines are for a terminal; JSON lines have `time`, `level`, `message`, `target`, what the worker is about
+//! ([`Surroundings`]: `job`, `generation`, `phase`, `trace_id`), and the fields of the event and of the spans around it at
+//! the top level, the inner one counting.
 
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, SyncSender, TrySendError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
 
 use serde_json::{Map, Value};
@@ -28,6 +29,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::metrics;
 use crate::settings::{LogFormat, LogSettings};
+use crate::traces::TraceId;
 
 /// Lines that wait to be written.
 pub const QUEUE_LINES: usize = 4096;
@@ -49,6 +51,65 @@ pub enum LoggingError {
     AlreadySetUp(#[source] tracing_subscriber::util::TryInitError),
 }
 
+/// What the worker is about, for each line of JSON. Clones are the same.
+#[derive(Clone, Debug, Default)]
+pub struct Surroundings(Arc<Mutex<Now>>);
+
+#[derive(Debug, Default)]
+struct Now {
+    job: Option<String>,
+    generation: Option<u64>,
+    state: Option<String>,
+    step: Option<&'static str>,
+    trace: Option<TraceId>,
+}
+
+impl Surroundings {
+    fn now(&self) -> MutexGuard<'_, Now> {
+        self.0.lock().expect("no holder of this lock panics")
+    }
+
+    pub fn job(&self, job: &str) {
+        self.now().job = Some(job.to_owned());
+    }
+
+    /// The job's name, if it is known.
+    pub fn name(&self) -> Option<String> {
+        self.now().job.clone()
+    }
+
+    /// The trace that lines belong to from here on.
+    pub fn trace(&self, trace: TraceId) {
+        self.now().trace = Some(trace);
+    }
+
+    /// The supervisor's state, and the newest durable snapshot.
+    pub fn state(&self, state: &str, generation: Option<u64>) {
+        let mut now = self.now();
+        now.generation = generation;
+        if now.state.as_deref() != Some(state) {
+            now.state = Some(state.to_owned());
+        }
+    }
+
+    /// The step of a checkpoint or a restore that is under way, if one is.
+    pub fn step(&self, step: Option<&'static str>) {
+        self.now().step = step;
+    }
+
+    fn fields(&self) -> Map<String, Value> {
+        let now = self.now();
+        let phase = now.step.or(now.state.as_deref());
+        let trace = now.trace.map(|trace| trace.to_string());
+        Map::from_iter([
+            ("job".to_owned(), Value::from(now.job.clone())),
+            ("generation".to_owned(), Value::from(now.generation)),
+            ("phase".to_owned(), Value::from(phase)),
+            ("trace_id".to_owned(), Value::from(trace)),
+        ])
+    }
+}
+
 /// Logging that is set up; kept until the end, to wait for the last lines.
 #[derive(Debug)]
 pub struct Logging {
@@ -57,7 +118,10 @@ pub struct Logging {
 
 impl Logging {
     /// Begins to log to stderr, for the whole process.
-    pub fn set_up(settings: &LogSettings) -> Result<Self, LoggingError> {
+    pub fn set_up(
+        settings: &LogSettings,
+        surroundings: Surroundings,
+    ) -> Result<Self, LoggingError> {
         let filter = EnvFilter::builder()
             .parse(&settings.filter)
             .map_err(|source| LoggingError::Filter {
@@ -73,6 +137,7 @@ impl Logging {
             Form::Json => registry
                 .with(JsonLayer {
                     queue: queue.clone(),
+                    surroundings,
                 })
                 .try_init(),
         }
@@ -239,6 +304,7 @@ impl Write for LineWriter<'_> {
 /// Writes events as flat JSON lines.
 struct JsonLayer {
     queue: Queue,
+    surroundings: Surroundings,
 }
 
 /// The fields of a span, kept while it lives.
@@ -266,7 +332,7 @@ where
     }
 
     fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
-        let mut fields = Map::new();
+        let mut fields = self.surroundings.fields();
         for span in context
             .event_scope(event)
             .into_iter()
@@ -407,8 +473,14 @@ mod tests {
     fn json_lines_are_flat_and_hold_the_fields_of_spans() {
         let sink = Sink::default();
         let queue = Queue::start(sink.clone(), 16, QUEUE_BYTES).expect("a thread");
+        let surroundings = Surroundings::default();
+        surroundings.job("hourly");
+        surroundings.trace(TraceId::fresh());
+        surroundings.state("checkpointing", Some(6));
+        surroundings.step(Some("dump"));
         let subscriber = tracing_subscriber::registry().with(JsonLayer {
             queue: queue.clone(),
+            surroundings: surroundings.clone(),
         });
         tracing::subscriber::with_default(subscriber, || {
             let job = tracing::info_span!("job", job = "nightly", phase = tracing::field::Empty);
@@ -422,13 +494,23 @@ mod tests {
                 error = &error as &(dyn std::error::Error + 'static),
                 "a \"quoted\" message"
             );
+            surroundings.step(None);
+            drop(_in_job);
+            tracing::info!("elsewhere");
         });
         assert_eq!(queue.flush(PATIENCE), Flushed::Whole);
         let text = sink.text();
-        assert_eq!(text.lines().count(), 1, "{text}");
+        assert_eq!(text.lines().count(), 2, "{text}");
+        let (text, plain) = text.split_once('\n').expect("there are two lines");
+        let plain: Map<String, Value> = serde_json::from_str(plain).expect("a line of JSON");
+        assert_eq!(plain["job"], "hourly");
+        assert_eq!(plain["generation"], 6);
+        assert_eq!(plain["phase"], "checkpointing");
+        assert_eq!(plain["trace_id"].as_str().map(str::len), Some(32));
         assert!(text.starts_with("{\"time\":\"2"), "{text}");
-        let mut line: Map<String, Value> = serde_json::from_str(&text).expect("a line of JSON");
+        let mut line: Map<String, Value> = serde_json::from_str(text).expect("a line of JSON");
         assert_ne!(line.remove("time"), Some("mine".into()));
+        assert_eq!(line.remove("trace_id"), plain.get("trace_id").cloned());
         assert_eq!(
             Value::Object(line),
             serde_json::json!({

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
+use reprieve::callouts::Recorder;
 use reprieve::cli::{self, AppCommand, Invocation};
 use reprieve::control::server::{self, Callers};
 use reprieve::doctor;
@@ -13,7 +14,7 @@ use reprieve::engine::hook;
 use reprieve::failure::{self, Failure};
 use reprieve::journal::Journal;
 use reprieve::last_push;
-use reprieve::logging::Logging;
+use reprieve::logging::{Logging, Surroundings};
 use reprieve::metrics::Exporter;
 use reprieve::queue;
 use reprieve::settings::{self, ProcessEnvironment, Settings};
@@ -21,6 +22,7 @@ use reprieve::sources::Sources;
 use reprieve::supervisor::reaper::Reaper;
 use reprieve::supervisor::{Clock, Supervisor};
 use reprieve::sys;
+use reprieve::traces;
 use reprieve_hooks::signals::{self, Signals};
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
@@ -82,7 +84,13 @@ fn invoke() -> Result<u8, Failure> {
         Invocation::Status(request) => request.carry_out(&mut io::stdout()).map(|()| 0),
         Invocation::Wait(request) => request.carry_out(&mut io::stdout()).map(|()| 0),
         Invocation::Send(request) => on_runtime(request.carry_out(&mut io::stdout())),
-        Invocation::Operate(request) => on_runtime(request.carry_out(&mut io::stdout())),
+        Invocation::Operate(request) => {
+            if request.waits_for_signals() {
+                signals::block_all()
+                    .map_err(|error| before_ready("signals cannot be blocked", error))?;
+            }
+            on_runtime(request.carry_out(&mut io::stdout()))
+        }
         Invocation::Doctor(request) => on_runtime(request.carry_out(&mut io::stdout())),
         Invocation::Print(text) => {
             // Whoever asked and does not read has nothing to be told.
@@ -103,7 +111,9 @@ fn run(settings: Settings, app: AppCommand) -> Result<u8, Failure> {
         .map_err(|error| before_ready("capabilities cannot be taken into use", error))?;
     nix::sys::prctl::set_child_subreaper(true)
         .map_err(|error| before_ready("orphans cannot be taken in", error.into()))?;
-    let logging = Logging::set_up(&settings.log).map_err(|error| {
+    let surroundings = Surroundings::default();
+    surroundings.job(&settings.job);
+    let logging = Logging::set_up(&settings.log, surroundings.clone()).map_err(|error| {
         Failure::new(
             failure::ExitCode::FailedBeforeReady,
             "the log cannot be set up",
@@ -116,7 +126,7 @@ fn run(settings: Settings, app: AppCommand) -> Result<u8, Failure> {
     }
     let runtime =
         runtime().map_err(|error| before_ready("the runtime cannot be started", error))?;
-    let ended = runtime.block_on(supervise(settings, app, clock));
+    let ended = runtime.block_on(supervise(settings, app, clock, surroundings));
     // A store call that hangs must not hold up the end.
     runtime.shutdown_background();
     logging.flush(LAST_WORDS);
@@ -149,10 +159,18 @@ fn runtime() -> io::Result<Runtime> {
     Ok(runtime)
 }
 
-async fn supervise(settings: Settings, app: AppCommand, clock: Clock) -> Result<u8, Failure> {
+async fn supervise(
+    settings: Settings,
+    app: AppCommand,
+    clock: Clock,
+    surroundings: Surroundings,
+) -> Result<u8, Failure> {
     let signals =
         Signals::receive().map_err(|error| before_ready("signals cannot be received", error))?;
-    let journal = Journal::default();
+    let (traces, sending) = traces::start(&settings).unzip();
+    let reaper = Arc::new(Reaper::default());
+    let recorder = Recorder::start(&settings, Arc::clone(&reaper));
+    let journal = Journal::new(surroundings, traces, recorder);
     let (sender, requests) = mpsc::channel(REQUESTS);
     let exporter = record(&settings)?;
     let endpoint = serve_metrics(&settings, exporter.as_ref(), &journal, &sender).await?;
@@ -160,12 +178,16 @@ async fn supervise(settings: Settings, app: AppCommand, clock: Clock) -> Result<
     let sources = Sources::start(&settings);
     let argv = std::iter::once(app.program).chain(app.arguments).collect();
     let known = settings.clone();
-    let supervisor = Supervisor::new(settings, argv, Arc::new(Reaper::default()), clock, journal);
+    let supervisor = Supervisor::new(settings, argv, reaper, clock, journal.clone());
     let tags = tokio::spawn(queue::tag(known.clone(), supervisor.told()));
     let ended = Box::pin(supervisor.run(signals, requests, sources)).await;
     // A job that failed, or was stored, is run again: by whoever reads its queue then.
     if matches!(ended, Ok(0)) && known.checkpointed_exit_code != 0 {
         queue::remove(&known).await;
+    }
+    journal.end_trace();
+    if let Some(sending) = sending {
+        sending.finish(LAST_WORDS).await;
     }
     if let Some(exporter) = exporter {
         last_push::push(&known, &exporter.render()).await;

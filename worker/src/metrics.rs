@@ -11,7 +11,8 @@ use metrics_exporter_prometheus::{
     Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder,
 };
 use reprieve_core::lifecycle::Phase;
-use reprieve_core::notice::{Fate, Source, WallMs};
+use reprieve_core::notice::{Fate, Source};
+use reprieve_hooks::{Condition, Health};
 
 use crate::named::named;
 use crate::store::StoreErrorKind;
@@ -110,7 +111,23 @@ named! {
 
 named! {
     /// Which bytes of a snapshot are counted.
-    pub enum BytesKind { Logical = "logical", Zero = "zero", Stored = "stored", }
+    pub enum BytesKind { Logical = "logical", Zero = "zero", New = "new", Stored = "stored", }
+}
+
+named! {
+    /// How a source's asking ended.
+    pub enum PollOutcome { Answered = "answered", Failed = "failed", }
+}
+
+named! {
+    /// What became of a message of the queue, in the order of [`reprieve_hooks::Message::ALL`].
+    pub enum MessageOutcome {
+        Command = "command",
+        Event = "event",
+        NotNeeded = "not_needed",
+        GivenBack = "given_back",
+        Buried = "dead_letter",
+    }
 }
 
 named! {
@@ -316,8 +333,8 @@ const SNAPSHOT_BYTES: Metric = Metric {
     unit: Unit::Bytes,
     labels: &[label("kind", BytesKind::NAMES)],
     stability: Stability::Stable,
-    help: "Bytes of snapshots: of the job's memory and files (logical), of those that were only zeros (zero), and \
-           written to the store (stored).",
+    help: "Bytes of snapshots: of the job's memory and files (logical), of those that were only zeros (zero), of \
+           the memory that no earlier snapshot had (new), and written to the store (stored).",
 };
 
 const LAST_SNAPSHOT_TIMESTAMP: Metric = Metric {
@@ -433,6 +450,28 @@ const SOURCE_FAILURES: Metric = Metric {
     labels: &[label("source", &Source::NAMES)],
     stability: Stability::Unstable,
     help: "Tries in a row that failed, of each source.",
+};
+
+const SOURCE_POLLS: Metric = Metric {
+    name: "reprieve_source_polls_total",
+    kind: Kind::Counter,
+    unit: Unit::Count,
+    labels: &[
+        label("source", &Source::NAMES),
+        label("outcome", PollOutcome::NAMES),
+    ],
+    stability: Stability::Unstable,
+    help: "Times that each source asked what it listens to, a metadata service or the queue, and whether it was answered.",
+};
+
+const QUEUE_MESSAGES: Metric = Metric {
+    name: "reprieve_queue_messages_total",
+    kind: Kind::Counter,
+    unit: Unit::Count,
+    labels: &[label("outcome", MessageOutcome::NAMES)],
+    stability: Stability::Unstable,
+    help: "Messages that were taken from the queue: a command that was answered, an event that concerns this machine, one \
+           from which nothing follows, one for another worker that was given back, or one that nobody can use.",
 };
 
 const DEADLINES: Metric = Metric {
@@ -607,6 +646,8 @@ pub const TABLE: &[Metric] = &[
     SOURCE_UP,
     SOURCE_SUCCESS,
     SOURCE_FAILURES,
+    SOURCE_POLLS,
+    QUEUE_MESSAGES,
     DEADLINES,
     TO_SAFE,
     DIED_WITHOUT_NOTICE,
@@ -715,13 +756,27 @@ pub fn hook_ended(outcome: HookOutcome) {
 }
 
 /// How a source is now.
-pub fn source(source: Source, up: bool, last_success: Option<WallMs>, failures: u32) {
-    let name = source.as_str();
+pub fn source(health: &Health) {
+    let name = health.source.as_str();
+    let up = health.condition == Condition::Working;
     ::metrics::gauge!(SOURCE_UP.name, "source" => name).set(if up { 1.0 } else { 0.0 });
     // Exact for the next thousands of years.
-    let seconds = last_success.map_or(0.0, |at| at.0 as f64 / 1000.0);
+    let seconds = health.last_success.map_or(0.0, |at| at.0 as f64 / 1000.0);
     ::metrics::gauge!(SOURCE_SUCCESS.name, "source" => name).set(seconds);
-    ::metrics::gauge!(SOURCE_FAILURES.name, "source" => name).set(f64::from(failures));
+    ::metrics::gauge!(SOURCE_FAILURES.name, "source" => name).set(f64::from(health.failures));
+    let counts = health.counts;
+    let polls = [
+        (PollOutcome::Answered, counts.answered),
+        (PollOutcome::Failed, counts.failed),
+    ];
+    for (outcome, count) in polls {
+        ::metrics::counter!(SOURCE_POLLS.name, "source" => name, "outcome" => outcome.as_str())
+            .absolute(count);
+    }
+    for (outcome, count) in MessageOutcome::NAMES.iter().zip(counts.messages) {
+        // Only the queue has messages; the other sources must not put its numbers back to 0, and do not.
+        ::metrics::counter!(QUEUE_MESSAGES.name, "outcome" => *outcome).absolute(count);
+    }
 }
 
 pub fn app_started(how: StartedHow) {
@@ -965,11 +1020,26 @@ mod tests {
         }
     }
 
+    fn healthy() -> Health {
+        let counts = reprieve_hooks::Counts {
+            answered: 3,
+            failed: 2,
+            messages: [0, 1, 2, 3, 4],
+        };
+        Health {
+            source: Source::Sqs,
+            condition: Condition::Working,
+            last_success: Some(reprieve_core::notice::WallMs(1_500)),
+            failures: 2,
+            counts,
+        }
+    }
+
     /// Every recording function, and the series it must be seen in.
     #[test]
     fn recordings_arrive_under_the_names_of_the_table() {
         let at = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
-        let table: [(fn(), &str); 27] = [
+        let table: [(fn(), &str); 29] = [
             (
                 || deadline(DeadlineOutcome::Missed),
                 "reprieve_deadlines_total{outcome=\"missed\"} 1",
@@ -984,12 +1054,20 @@ mod tests {
                 "reprieve_hooks_total{outcome=\"timed_out\"} 1",
             ),
             (
-                || source(Source::Sqs, true, Some(WallMs(1_500)), 2),
+                || source(&healthy()),
                 "reprieve_source_up{source=\"sqs\"} 1",
             ),
             (
-                || source(Source::Sqs, true, Some(WallMs(1_500)), 2),
+                || source(&healthy()),
                 "reprieve_source_last_success_timestamp_seconds{source=\"sqs\"} 1.5",
+            ),
+            (
+                || source(&healthy()),
+                "reprieve_source_polls_total{source=\"sqs\",outcome=\"failed\"} 2",
+            ),
+            (
+                || source(&healthy()),
+                "reprieve_queue_messages_total{outcome=\"dead_letter\"} 4",
             ),
             (
                 || work_at_risk(Duration::from_secs(90)),

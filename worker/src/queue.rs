@@ -10,7 +10,7 @@ use reprieve_hooks::Ear;
 use reprieve_hooks::autoscaling::AutoScaling;
 use reprieve_hooks::ec2::{self, Ec2};
 use reprieve_hooks::sqs::queue::{Options, Queue, Which};
-use reprieve_hooks::sqs::{self, Sharing};
+use reprieve_hooks::sqs::{self, MailError, Sharing};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{sleep, timeout};
 use url::Url;
@@ -129,6 +129,12 @@ pub async fn remove(settings: &Settings) {
             "the job's queue could not be deleted; another worker removes it after a week"
         ),
     }
+}
+
+/// Whether the queue that is set can be read; `None` if none is. Takes nothing from it.
+pub(crate) async fn look(settings: &Settings) -> Option<Result<Option<String>, MailError>> {
+    let (queue, _) = queue(settings).await?;
+    Some(queue.look().await)
 }
 
 async fn queue(settings: &Settings) -> Option<(Queue, Sharing)> {

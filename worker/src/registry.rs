@@ -155,6 +155,7 @@ mod tests {
             epoch: None,
             started_ms: 1,
             last_snapshot: None,
+            deadline_ms: None,
             version: "0".into(),
         }
     }

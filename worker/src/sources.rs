@@ -208,12 +208,7 @@ async fn watch_health(mut health: watch::Receiver<Health>) {
     let mut told = Condition::Starting;
     loop {
         let now = health.borrow_and_update().clone();
-        metrics::source(
-            now.source,
-            now.condition == Condition::Working,
-            now.last_success,
-            now.failures,
-        );
+        metrics::source(&now);
         if now.condition != told {
             tell(&now, &told);
             told = now.condition;

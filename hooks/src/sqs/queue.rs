@@ -136,6 +136,35 @@ impl Queue {
         Ok(())
     }
 
+    /// Whether the queue can be read, without making it and without taking anything from it. Its URL, or none if it is one
+    /// of our own that is not there yet.
+    ///
+    /// # Errors
+    /// When it is somebody else's, or may not be looked at.
+    pub async fn look(&self) -> Result<Option<String>, MailError> {
+        let url = match &self.options.which {
+            Which::Url(url) => url.clone(),
+            Which::Own { prefix, job, .. } => {
+                let name = name_of(prefix, job);
+                let known = self.client.get_queue_url().queue_name(&name).send().await;
+                match known.map_err(|error| self.error("GetQueueUrl", &error)) {
+                    Ok(known) => known.queue_url.unwrap_or_default(),
+                    Err(error) if error.kind == MailErrorKind::Gone => return Ok(None),
+                    Err(error) => return Err(error),
+                }
+            }
+        };
+        let asked = self
+            .client
+            .get_queue_attributes()
+            .queue_url(&url)
+            .attribute_names(Attribute::QueueArn)
+            .send()
+            .await;
+        asked.map_err(|error| self.error("GetQueueAttributes", &error))?;
+        Ok(Some(url))
+    }
+
     async fn found(&self) -> Result<Found, MailError> {
         let mut known = self.found.lock().await;
         if let Some(found) = &*known {

@@ -4,6 +4,7 @@
 //! and carries the decisions out.
 #![forbid(unsafe_code)]
 
+pub mod capacity;
 pub mod command;
 pub mod compat;
 pub mod deadline;
@@ -17,6 +18,7 @@ pub mod notice;
 pub mod pace;
 pub mod planner;
 pub mod promise;
+pub mod report;
 pub mod retention;
 pub mod rollback;
 pub mod selection;

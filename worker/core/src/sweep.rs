@@ -21,6 +21,7 @@
 //!                            the owner seeds it: stays
 //!                            both otherwise: younger than the grace: stays; older: condemned, goes
 //! clock/..., probe/...       younger than an hour: stays; older: goes
+//! reports/...                the newest 20 stay; older: go
 //! anything else              is not ours: stays
 //! ```
 //!
@@ -38,6 +39,7 @@ use std::fmt;
 
 use crate::head::{self, Head};
 use crate::manifest::{self, Manifest, Part};
+use crate::report;
 
 /// The prefix of short-lived objects by which a sweeper learns the time of the store's clock.
 pub const CLOCK_PREFIX: &str = "clock/";
@@ -96,6 +98,8 @@ pub enum Stays {
     Young {
         age_ms: u64,
     },
+    /// It tells of a failure or an eviction, and is one of the newest.
+    Report,
     /// Reprieve has no such key.
     Unknown,
 }
@@ -107,6 +111,8 @@ pub enum Goes {
     Dropped,
     /// Its attempt was given up.
     Abandoned,
+    /// Enough newer reports tell of what happened since.
+    Outnumbered,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -208,6 +214,7 @@ pub fn plan(facts: &Facts<'_>) -> Plan {
         );
     }
     let standings = standings(head, objects, passed);
+    let oldest_report = oldest_report(objects);
     let mut condemned = BTreeSet::new();
     let mut judge = |attempt: &str| match standings[attempt] {
         Standing::Counts(generation) => Verdict::Stays(Stays::WrittenFor(generation)),
@@ -240,6 +247,12 @@ pub fn plan(facts: &Facts<'_>) -> Plan {
                 false => Verdict::Goes(Goes::Abandoned),
             };
         }
+        if let Some(name) = report::Name::of_key(key) {
+            return match oldest_report.as_ref().is_none_or(|oldest| name >= *oldest) {
+                true => Verdict::Stays(Stays::Report),
+                false => Verdict::Goes(Goes::Outnumbered),
+            };
+        }
         attempt_of(key).map_or(Verdict::Stays(Stays::Unknown), &mut judge)
     };
     let entries = objects
@@ -254,6 +267,16 @@ pub fn plan(facts: &Facts<'_>) -> Plan {
         entries,
         condemned: condemned.into_iter().collect(),
     }
+}
+
+/// The oldest report that stays. None: all of them do.
+fn oldest_report(objects: &[Object]) -> Option<report::Name> {
+    let names = objects
+        .iter()
+        .filter_map(|object| report::Name::of_key(&object.key));
+    let mut names: Vec<report::Name> = names.collect();
+    names.sort_unstable_by(|one, other| other.cmp(one));
+    names.into_iter().nth(report::KEPT - 1)
 }
 
 /// The attempt that wrote this object of a job.
@@ -369,6 +392,7 @@ impl fmt::Display for Stays {
                 "of somebody who wrote {} s ago and may still be at it",
                 age_ms / 1000
             ),
+            Self::Report => f.write_str("one of the newest reports"),
             Self::Unknown => f.write_str("not a key of Reprieve's"),
         }
     }
@@ -379,6 +403,7 @@ impl fmt::Display for Goes {
         f.write_str(match self {
             Self::Dropped => "its snapshot does not count any more",
             Self::Abandoned => "of an attempt or a sweep that was given up",
+            Self::Outnumbered => "a report with enough newer ones",
         })
     }
 }

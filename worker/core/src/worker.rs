@@ -48,6 +48,8 @@ pub struct Worker {
     /// Wall clock, in milliseconds since the Unix epoch.
     pub started_ms: u64,
     pub last_snapshot: Option<Snapshot>,
+    /// When the machine is to go, as far as that was announced; by this host's clock.
+    pub deadline_ms: Option<u64>,
     /// Of Reprieve.
     pub version: String,
 }
@@ -96,6 +98,7 @@ mod tests {
                 generation: 7,
                 taken_at_ms: 2,
             }),
+            deadline_ms: Some(3),
             version: "0".into(),
         };
         assert_eq!(Worker::from_bytes(&worker.to_bytes()), Ok(worker));
@@ -106,6 +109,7 @@ mod tests {
         let json = r#"{"worker":"w","job":"j","host":"h","state":"booting","started_ms":0,"version":"9","more":1}"#;
         let worker: Worker = serde_json::from_str(json).expect("it is whole");
         assert_eq!((worker.epoch, worker.instance), (None, None));
+        assert_eq!(worker.deadline_ms, None);
     }
 
     #[test]

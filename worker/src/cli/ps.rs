@@ -1,6 +1,7 @@
 //! `reprieve ps`: all jobs and workers of a store.
 
 use std::io::IsTerminal;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -26,6 +27,10 @@ pub(super) struct Ps {
     #[arg(long, conflicts_with = "json")]
     watch: bool,
 
+    /// Serve a page about the store to browsers, live, until a signal ends it; whoever can reach the address can read it
+    #[arg(long, value_name = "ADDRESS:PORT", conflicts_with_all = ["json", "watch"])]
+    serve: Option<SocketAddr>,
+
     #[command(flatten)]
     common: Common,
 }
@@ -35,6 +40,7 @@ Examples:
   reprieve ps --store s3://my-bucket/jobs
   reprieve ps --watch --store s3://my-bucket/jobs
   reprieve ps --json --store s3://my-bucket/jobs --job nightly
+  reprieve ps --serve 127.0.0.1:8080 --store s3://my-bucket/jobs
 ";
 
 impl Ps {
@@ -54,9 +60,10 @@ impl Ps {
         let layers = layers(config, place.given);
         Ok(Invocation::Operate(Box::new(Request {
             settings: JobSettings::load_about(&layers, About::AnyJob)?,
-            action: Action::Ps(match self.watch {
-                true => Refresh::Every(INTERVAL),
-                false => Refresh::Once,
+            action: Action::Ps(match (self.serve, self.watch) {
+                (Some(address), _) => Refresh::Served(address),
+                (None, true) => Refresh::Every(INTERVAL),
+                (None, false) => Refresh::Once,
             }),
             format: super::format(json),
         })))

@@ -8,7 +8,8 @@ use super::Invocation;
 use super::flags::{Flags, Keeping, Place};
 use crate::failure::Failure;
 use crate::operate::{
-    Action, Prune as How, Request, Selector, Source, Tag as TagName, Values, Which,
+    Action, Detail, Prune as How, Request, Selector, Source, Tag as TagName, Values, Which,
+    WhichReport,
 };
 use crate::settings::{FlagValue, JobSettings, Layers};
 
@@ -242,6 +243,30 @@ command! {
         false => (Action::Prune(How::CarryOut), keeping.given),
     },
     examples: "  reprieve prune --dry-run --keep-daily 7 --store s3://my-bucket/jobs --job nightly\n"
+}
+
+command! {
+    /// Say why a checkpoint failed, or how an eviction went
+    ///
+    /// Workers leave a report in the store of each checkpoint that failed, each end of the machine that was missed, and each
+    /// eviction; the newest 20 stay. Without a name they are listed, the newest last.
+    Reports = "reports",
+    {
+        /// A report's name, or "newest"
+        #[arg(value_name = "REPORT")]
+        which: Option<WhichReport>,
+
+        /// Print CRIU's log and nothing else
+        #[arg(long, requires = "which")]
+        criu_log: bool,
+    },
+    |which, criu_log| match (which, criu_log) {
+        (None, _) => (Action::Reports, Vec::new()),
+        (Some(which), false) => (Action::Report(which, Detail::Whole), Vec::new()),
+        (Some(which), true) => (Action::Report(which, Detail::Log), Vec::new()),
+    },
+    examples: "  reprieve reports --store s3://my-bucket/jobs --job nightly\n  \
+               reprieve reports newest --store s3://my-bucket/jobs --job nightly\n"
 }
 
 command! {

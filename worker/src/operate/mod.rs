@@ -14,6 +14,8 @@ mod list;
 mod mark;
 mod prune;
 mod ps;
+mod reports;
+mod serve;
 mod show;
 mod text;
 mod verify;
@@ -21,6 +23,7 @@ mod verify;
 use std::collections::HashMap;
 use std::fmt;
 use std::io::Write;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -29,6 +32,7 @@ use std::time::Duration;
 pub use anatomy::Values;
 use reprieve_core::head::{Generation, Head};
 use reprieve_core::manifest::{self, Manifest, Part};
+use reprieve_core::report;
 use reprieve_core::selection::{Candidate, Contents};
 use serde::Serialize;
 use tokio::time::Instant;
@@ -69,6 +73,8 @@ pub enum Action {
     Prune(Prune),
     Clone(Source),
     Ps(Refresh),
+    Reports,
+    Report(WhichReport, Detail),
 }
 
 /// The snapshot that a new job begins with.
@@ -78,12 +84,29 @@ pub struct Source {
     pub which: Selector,
 }
 
+/// One of a job's reports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum WhichReport {
+    Newest,
+    Named(report::Name),
+}
+
+/// How much of a report is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Detail {
+    Whole,
+    /// CRIU's log and nothing else.
+    Log,
+}
+
 /// How often an answer is given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refresh {
     Once,
     /// Until somebody ends it.
     Every(Duration),
+    /// To browsers, until somebody ends it.
+    Served(SocketAddr),
 }
 
 /// Which snapshots are verified.
@@ -157,6 +180,17 @@ impl FromStr for Selector {
     }
 }
 
+impl FromStr for WhichReport {
+    type Err = report::NotAName;
+
+    fn from_str(text: &str) -> Result<Self, report::NotAName> {
+        match text {
+            NEWEST => Ok(Self::Newest),
+            name => name.parse().map(Self::Named),
+        }
+    }
+}
+
 impl FromStr for Source {
     type Err = NameError;
 
@@ -194,6 +228,11 @@ trait Answer: Serialize {
 }
 
 impl Request {
+    /// Whether it goes on until a signal ends it; then signals have to be blocked before it is carried out.
+    pub fn waits_for_signals(&self) -> bool {
+        matches!(self.action, Action::Ps(Refresh::Served(_)))
+    }
+
     /// Carries the command out and prints its answer to `out`.
     pub async fn carry_out(self, out: &mut impl Write) -> Result<(), Failure> {
         let format = self.format;
@@ -227,7 +266,12 @@ impl Request {
                 print(out, format, &prune::prune(&job, &self.settings, how).await?);
             }
             Action::Clone(source) => print(out, format, &clone::clone(&job, &source).await?),
+            Action::Reports => print(out, format, &reports::list(&job).await?),
+            Action::Report(which, detail) => {
+                print(out, format, &reports::report(&job, &which, detail).await?);
+            }
             Action::Ps(Refresh::Once) => print(out, format, &ps::ps(&job).await?),
+            Action::Ps(Refresh::Served(address)) => serve::serve(job, address, out).await?,
             Action::Ps(Refresh::Every(interval)) => loop {
                 let answer = ps::ps(&job).await?;
                 // Begun anew at the top, with whatever was below it gone.
@@ -445,6 +489,11 @@ impl Job {
                 refused_keys(&self.name, error)
             }
             CatalogError::NoHead(None) => self.no_snapshots(),
+            error @ CatalogError::Report { .. } => {
+                not_done(format!("a report of job {} cannot be read", self.name))
+                    .caused_by(error)
+                    .remedy("`reprieve reports` lists the others")
+            }
             CatalogError::NoHead(Some(damage)) => not_done(format!(
                 "the head of job {} is damaged",
                 self.name

@@ -50,6 +50,8 @@ struct Line {
     last_snapshot_age_ms: Option<u64>,
     /// How much of the job's work no snapshot holds.
     work_at_risk_ms: Option<u64>,
+    /// Until the announced end of the machine.
+    deadline_in_ms: Option<u64>,
     finished_exit_code: Option<u8>,
     problem: Option<String>,
 }
@@ -151,6 +153,9 @@ fn of_worker(worker: &Worker, head: Option<&Head>, renewed_at_ms: u64, now_ms: u
         last_snapshot: worker.last_snapshot.map(|snapshot| snapshot.generation),
         last_snapshot_age_ms: taken_at_ms.map(|at_ms| now_ms.saturating_sub(at_ms)),
         work_at_risk_ms: (runs && !silent).then(|| now_ms.saturating_sub(safe_until_ms)),
+        deadline_in_ms: worker
+            .deadline_ms
+            .map(|ends_at_ms| ends_at_ms.saturating_sub(now_ms)),
         finished_exit_code: None,
         problem: None,
     }
@@ -188,6 +193,7 @@ fn of_job(job: &str, head: &Result<Head, String>, now_ms: u64) -> Line {
         last_snapshot: tip.map(|tip| tip.generation),
         last_snapshot_age_ms: tip.map(|tip| now_ms.saturating_sub(tip.taken_at_ms)),
         work_at_risk_ms: None,
+        deadline_in_ms: None,
         finished_exit_code: finished,
         problem,
     }
@@ -200,7 +206,7 @@ impl Answer for Processes {
         }
         let rows: Vec<Vec<String>> = self.jobs.iter().map(Line::cells).collect();
         let heading = [
-            "JOB", "STATE", "HOST", "INSTANCE", "SNAPSHOT", "AGE", "AT RISK", "SEEN",
+            "JOB", "STATE", "HOST", "INSTANCE", "SNAPSHOT", "AGE", "AT RISK", "ENDS IN", "SEEN",
         ];
         text::table(&heading, &rows)
     }
@@ -230,6 +236,7 @@ impl Line {
             or_dash(self.last_snapshot.map(|number| number.to_string())),
             or_dash(self.last_snapshot_age_ms.map(text::age)),
             or_dash(self.work_at_risk_ms.map(text::age)),
+            or_dash(self.deadline_in_ms.map(text::age)),
             or_dash(seen),
         ]
     }
@@ -257,6 +264,7 @@ mod tests {
                 generation: 7,
                 taken_at_ms: NOW_MS - 600_000,
             }),
+            deadline_ms: (state == "running").then_some(NOW_MS + 30_000),
             version: "0".into(),
         }
     }
@@ -336,6 +344,10 @@ mod tests {
             ("torn  unknown false", None),
         ];
         assert_eq!(said, expected.map(|(text, risk)| (text.to_owned(), risk)));
+        let all = lines(&heads, &workers, |_| true, NOW_MS + 10_000);
+        let ends: Vec<_> = all.iter().map(|line| line.deadline_in_ms).collect();
+        let soon = Some(20_000);
+        assert_eq!(ends, [None, None, soon, None, soon, None, None, None]);
         let one = lines(&heads, &workers, |job| job == "live", NOW_MS);
         assert_eq!(one.iter().filter(|line| line.job == "live").count(), 2);
     }

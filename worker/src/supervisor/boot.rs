@@ -584,6 +584,7 @@ impl Prepared {
                 base: Mutex::new(None),
                 seeds: Seeds::default(),
                 journal,
+                complaint: Mutex::default(),
             }),
         }
     }
@@ -718,16 +719,16 @@ async fn resume(
                 return Ok(Some(resumed));
             }
             Err(error @ RestoreError::Lost(_)) => {
-                metrics::restore_ended(RestoreOutcome::Failed);
+                failed(journal, &error);
                 return Err(lost(settings, error));
             }
             Err(error) if error.is_stores() => {
-                metrics::restore_ended(RestoreOutcome::Failed);
+                failed(journal, &error);
                 return Err(undelivered(settings, error));
             }
             // An older one, or a start from scratch, would undo work that only waits for its key.
             Err(error) if error.is_about_keys() => {
-                metrics::restore_ended(RestoreOutcome::Failed);
+                failed(journal, &error);
                 return Err(refused_keys(&settings.job, error));
             }
             Err(error) => {
@@ -769,7 +770,17 @@ async fn resume_exactly(
     address: &str,
 ) -> Result<Resumed, Failure> {
     let deadline = Instant::now() + settings.restore_timeout;
-    let failure = match restorer.resume(&generation.into(), deadline).await {
+    let journal = &restorer.journal;
+    journal.restore_begins(json!({ "snapshot": generation.manifest }));
+    let resumed = restorer.resume(&generation.into(), deadline).await;
+    match &resumed {
+        Ok(resumed) => {
+            let generation = Some(resumed.manifest.generation);
+            journal.restore_ended(RestoreOutcome::Resumed, generation, None);
+        }
+        Err(error) => failed(journal, error),
+    }
+    let failure = match resumed {
         Ok(resumed) => {
             tracing::info!(
                 generation = generation.generation,
@@ -795,8 +806,14 @@ async fn resume_exactly(
                 )
         }
     };
-    metrics::restore_ended(RestoreOutcome::Failed);
     Err(failure)
+}
+
+/// A restore after which nothing else is tried.
+fn failed(journal: &Journal, error: &RestoreError) {
+    metrics::restore_ended(RestoreOutcome::Failed);
+    let reason = with_causes(error);
+    journal.restore_ended(RestoreOutcome::Failed, None, Some(&reason));
 }
 
 fn none_valid(settings: &Settings, reasons: Vec<String>) -> Failure {

@@ -11,7 +11,7 @@
 //! Whatever fails before the commit, the app goes on: the transfer is hung up, CRIU cures the app and lets it go. CRIU
 //! is only ever killed when it does not do so in time; a tracee whose tracer dies goes on by itself.
 
-use std::io;
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -22,6 +22,7 @@ use reprieve_core::head::Head;
 use reprieve_core::manifest::{AppFacts, HostFacts, Manifest, Sizes};
 use reprieve_core::notice::{Afterwards, Notice};
 use reprieve_core::planner::Decision;
+use reprieve_core::report::EngineLog;
 use reprieve_core::retention::Policy;
 use reprieve_core::selection::Candidate;
 use tokio::sync::{Notify, oneshot, watch};
@@ -55,6 +56,9 @@ use crate::sys::{self, Exit};
 
 /// How long CRIU may take to let the app go after a transfer was hung up.
 const CURE_LIMIT: Duration = Duration::from_secs(5);
+
+/// Bytes of CRIU's log that are kept of a failure: its errors stand at the end.
+const LOG_TAIL: u64 = 128 << 10;
 
 /// Our own images in a snapshot: what the standard streams held.
 pub(crate) const HELD: [&str; 3] = ["reprieve-stdin", "reprieve-stdout", "reprieve-stderr"];
@@ -179,6 +183,8 @@ pub(crate) struct Checkpointer {
     /// What of the app's memory was stored since.
     pub seeds: Seeds,
     pub journal: Journal,
+    /// What CRIU said in the latest attempt, if that failed.
+    pub complaint: Mutex<Option<EngineLog>>,
 }
 
 /// One attempt: everything it has to give back.
@@ -258,8 +264,21 @@ impl Checkpointer {
         let result = attempt.run(notice).await;
         self.seeds.release();
         sys::give_memory_back();
-        keep_log(&self.work, &images, result.is_err());
+        let log = keep_log(&self.work, &images, result.is_err());
+        *self
+            .complaint
+            .lock()
+            .expect("no holder of this lock panics") = log;
         result
+    }
+
+    /// What CRIU said in the latest attempt, if that failed; once.
+    pub(crate) fn complaint(&self) -> Option<EngineLog> {
+        let mut complaint = self
+            .complaint
+            .lock()
+            .expect("no holder of this lock panics");
+        complaint.take()
     }
 
     /// This snapshot is sound, and what the app's memory began from.
@@ -344,15 +363,35 @@ fn own_pid() -> i32 {
     nix::unistd::getpid().as_raw()
 }
 
-/// The work directory lies in memory: only the log of the last failure stays.
-fn keep_log(work: &Path, images: &Path, failed: bool) {
+/// The work directory lies in memory: only the log of the last failure stays. Returns the end of that.
+fn keep_log(work: &Path, images: &Path, failed: bool) -> Option<EngineLog> {
+    let log = images.join(criu::LOG);
+    let said = failed.then(|| end_of(&log)).flatten();
     if failed {
-        drop(std::fs::copy(
-            images.join(criu::LOG),
-            work.join("last-failed-dump.log"),
-        ));
+        drop(std::fs::copy(&log, work.join("last-failed-dump.log")));
     }
     drop(std::fs::remove_dir_all(images));
+    said
+}
+
+/// The last lines of CRIU's log. None if it wrote none.
+fn end_of(log: &Path) -> Option<EngineLog> {
+    let mut file = std::fs::File::open(log).ok()?;
+    let bytes = file.metadata().ok()?.len();
+    file.seek(SeekFrom::Start(bytes.saturating_sub(LOG_TAIL)))
+        .ok()?;
+    let mut tail = Vec::new();
+    file.take(LOG_TAIL).read_to_end(&mut tail).ok()?;
+    // From the beginning of a line on.
+    let cut = match bytes > LOG_TAIL {
+        true => tail.iter().position(|&byte| byte == b'\n').unwrap_or(0),
+        false => 0,
+    };
+    let tail = String::from_utf8_lossy(&tail[cut..]);
+    Some(EngineLog {
+        bytes,
+        tail: tail.trim_start_matches('\n').to_owned(),
+    })
 }
 
 /// Runs what blocks on a thread of its own: the runtime's may all be waiting for a store that hangs.
@@ -849,4 +888,29 @@ async fn wait_for(mut criu: Running) {
         drop(sys::kill(criu.pid, signal));
     }
     drop(timeout(CURE_LIMIT, criu.exit).await);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_long_log_the_last_lines_are_kept() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let log = directory.path().join(criu::LOG);
+        assert_eq!(end_of(&log), None);
+        std::fs::write(&log, "(00.1) one\nError two\n").expect("the directory is ours");
+        let short = end_of(&log).expect("it is there");
+        assert_eq!(
+            (short.bytes, short.tail.as_str()),
+            (21, "(00.1) one\nError two\n")
+        );
+        let long = "a line of the log\n".repeat(20_000) + "Error at the end\n";
+        std::fs::write(&log, &long).expect("the directory is ours");
+        let kept = end_of(&log).expect("it is there");
+        assert_eq!(kept.bytes, long.len() as u64);
+        assert!(kept.tail.len() as u64 <= LOG_TAIL, "{}", kept.tail.len());
+        assert!(kept.tail.starts_with("a line of the log\n"));
+        assert!(kept.tail.ends_with("Error at the end\n"));
+    }
 }

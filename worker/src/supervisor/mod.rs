@@ -15,6 +15,7 @@ mod presence;
 mod proc;
 mod pump;
 pub mod reaper;
+mod reports;
 mod restore;
 mod seeding;
 pub(crate) mod stdio;
@@ -35,6 +36,7 @@ use reprieve_core::notice::{
 };
 use reprieve_core::planner::{Decision, Every, KeepPromise, OnTooLate, Rules};
 use reprieve_core::promise::Measured;
+use reprieve_core::report::Cause;
 use reprieve_core::worker::{self, Worker};
 use reprieve_hooks::signals::Signals;
 use reprieve_hooks::{Asked, Heard};
@@ -66,6 +68,7 @@ use crate::supervisor::housekeeping::Housekeeping;
 use crate::supervisor::ownership::Ownership;
 use crate::supervisor::presence::Presence;
 use crate::supervisor::reaper::Reaper;
+use crate::supervisor::reports::{Reports, Shelf};
 use crate::supervisor::seeding::{Plan, Seeding};
 use crate::supervisor::stdio::Stdio;
 use crate::sweeper::{Begun, Sweeper};
@@ -76,6 +79,12 @@ const OUTPUT_LIMIT: Duration = Duration::from_secs(10);
 
 /// How long saying goodbye to the store may take.
 const GOODBYE_LIMIT: Duration = Duration::from_secs(3);
+
+/// An announced end that moves by less is told as it was.
+const DEADLINE_MOVES_MS: u64 = 2_000;
+
+/// How long reports may take that are not stored yet at the end.
+const REPORT_LIMIT: Duration = Duration::from_secs(2);
 
 /// How long the kernel may take to end a process that was killed.
 const KILL_LIMIT: Duration = Duration::from_secs(5);
@@ -202,6 +211,7 @@ pub struct Supervisor {
     obstacle: Option<Checkpointable>,
     lease: Lease,
     journal: Journal,
+    reports: Reports,
 }
 
 enum Happened {
@@ -283,9 +293,11 @@ impl Supervisor {
             epoch: None,
             started_ms: host::wall_ms(),
             last_snapshot: None,
+            deadline_ms: None,
             version: env!("CARGO_PKG_VERSION").to_owned(),
         });
         let callouts = Arc::new(Callouts::new(&settings, Arc::clone(&reaper)));
+        let reports = Reports::new(&settings.job, &presence.name());
         Self {
             presence,
             settings,
@@ -320,6 +332,7 @@ impl Supervisor {
             obstacle: None,
             lease: Lease::None,
             journal,
+            reports,
         }
     }
 
@@ -433,7 +446,18 @@ impl Supervisor {
     fn tell_state(&self) {
         let phase = self.life.phase();
         metrics::state(phase.into());
+        let announced = self.life.going().and_then(|going| going.deadline);
+        let ends_at_ms =
+            announced.map(|deadline| host::wall_ms() + self.clock.now().ms_until(deadline));
         self.presence.tell(|worker| {
+            // Two clocks are read, a moment apart: that alone is no news.
+            let is_news = match (worker.deadline_ms, ends_at_ms) {
+                (Some(known), Some(now)) => known.abs_diff(now) > DEADLINE_MOVES_MS,
+                (known, now) => known != now,
+            };
+            if is_news {
+                worker.deadline_ms = ends_at_ms;
+            }
             worker.state = phase.as_str().to_owned();
             worker.last_snapshot = self.last_snapshot.map(|snapshot| worker::Snapshot {
                 generation: snapshot.generation,
@@ -872,6 +896,10 @@ impl Supervisor {
             Effect::Missed { source, reason } => {
                 metrics::checkpoint_ended(source, CheckpointOutcome::Refused);
                 self.journal.missed(source, &reason);
+                let history = self.journal.to_json();
+                self.reports
+                    .note(Cause::Missed, Some(reason.clone()), history, None);
+                self.send_reports();
                 metrics::deadline(DeadlineOutcome::Missed);
                 self.tell(CallMoment::Missed, json!({ "reason": reason }));
                 tracing::error!(
@@ -970,18 +998,19 @@ impl Supervisor {
         if let Some(housekeeping) = &mut self.housekeeping {
             housekeeping.stop();
         }
-        tracing::info!(
-            trigger = notice.trigger.as_str(),
-            afterwards = ?notice.afterwards,
-            budget_ms = self.clock.now().ms_until(budget.committed_by),
-            "checkpoint begins"
-        );
+        self.reports.hold();
         self.journal.checkpoint_begins(json!({
             "by": notice.trigger.as_str(),
             "afterwards": notice.afterwards,
             "why": decision.reason.as_str(),
             "budget_ms": self.clock.now().ms_until(budget.committed_by),
         }));
+        tracing::info!(
+            trigger = notice.trigger.as_str(),
+            afterwards = ?notice.afterwards,
+            budget_ms = self.clock.now().ms_until(budget.committed_by),
+            "checkpoint begins"
+        );
         let left = budget.stored_by.0.saturating_sub(self.clock.now().0);
         let limit = Duration::from_millis(left / HOOK_SHARE);
         let (callouts, facts) = (
@@ -1049,6 +1078,7 @@ impl Supervisor {
         };
         self.answer_watchers(|until| (until == Until::Checkpoint).then(|| ended.clone()));
         self.note_result(notice.afterwards, outcome, result);
+        self.report(notice.afterwards, result);
         let effects = self
             .life
             .handle(Event::CheckpointEnded(how), self.clock.now());
@@ -1057,6 +1087,7 @@ impl Supervisor {
         if let (Phase::Running, Some(housekeeping)) = (self.life.phase(), &mut self.housekeeping) {
             housekeeping.look();
         }
+        self.send_reports();
         effects
     }
 
@@ -1077,6 +1108,14 @@ impl Supervisor {
             report.sizes.memory + report.sizes.images,
         );
         metrics::snapshot_bytes(metrics::BytesKind::Zero, report.sizes.zero);
+        metrics::snapshot_bytes(
+            metrics::BytesKind::New,
+            report
+                .sizes
+                .memory
+                .saturating_sub(report.sizes.zero)
+                .saturating_sub(report.sizes.unchanged),
+        );
         metrics::snapshot_bytes(metrics::BytesKind::Stored, report.sizes.stored);
         metrics::last_snapshot(report.generation, std::time::SystemTime::now());
         tracing::info!(
@@ -1166,6 +1205,36 @@ impl Supervisor {
         self.journal.checkpoint_ended(outcome, result);
     }
 
+    /// For those who ask later.
+    fn report(&mut self, afterwards: Afterwards, result: &Result<Report, CheckpointError>) {
+        let log = self
+            .protection
+            .as_ref()
+            .and_then(|protection| protection.checkpointer.complaint());
+        let (cause, problem) = match result {
+            Err(error) => (Cause::Failed, Some(with_causes(error))),
+            Ok(_) if afterwards == Afterwards::Stop => (Cause::Evicted, None),
+            Ok(_) => return,
+        };
+        self.reports
+            .note(cause, problem, self.journal.to_json(), log);
+    }
+
+    fn shelf(&self) -> Option<Shelf> {
+        let checkpointer = &self.protection.as_ref()?.checkpointer;
+        Some(Shelf {
+            catalog: checkpointer.catalog.clone(),
+            key: checkpointer.ownership.key.clone(),
+        })
+    }
+
+    /// Unless a checkpoint is to have all of the way to the store.
+    fn send_reports(&mut self) {
+        if let (Phase::Running, Some(shelf)) = (self.life.phase(), self.shelf()) {
+            self.reports.send(shelf);
+        }
+    }
+
     fn not_succeeded(&mut self, error: &CheckpointError) -> (Ended, CheckpointOutcome) {
         self.failed += 1;
         let reason = with_causes(error);
@@ -1230,6 +1299,9 @@ impl Supervisor {
         if let Some(sources) = sources {
             sources.end().await;
         }
+        if let Some(shelf) = self.shelf() {
+            self.reports.finish(shelf, REPORT_LIMIT).await;
+        }
         self.tell_state();
         code
     }
@@ -1249,6 +1321,9 @@ impl Supervisor {
 
     async fn finish_checkpointed(&mut self, signals: &mut Signals) -> u8 {
         self.await_app(signals).await;
+        if let Some(recorder) = self.journal.recorder() {
+            self.last_words.push(tokio::spawn(recorder.up_to_date()));
+        }
         self.await_last_words(signals).await;
         self.end_others(Duration::ZERO, signals).await;
         if let Some(stdio) = self.app.take().and_then(|app| Arc::into_inner(app.stdio)) {

@@ -231,6 +231,34 @@ fn what_an_earlier_sweep_has_begun_with_goes_first_and_without_a_grace() {
 }
 
 #[test]
+fn of_reports_the_newest_stay() {
+    let head = Head::new("job");
+    let surplus = 3;
+    // Not in their order, as a listing could have them beside other objects.
+    let objects: Vec<Object> = (0..report::KEPT + surplus)
+        .rev()
+        .map(|number| object(format!("reports/{}", attempt(number)), 0))
+        .chain([object("reports/mine", 0)])
+        .collect();
+    let plan = plan(&Facts {
+        head: &head,
+        live: &[],
+        objects: &objects,
+        passed: &BTreeSet::new(),
+        now_ms: 0,
+        grace_ms: 0,
+    });
+    let mut going: Vec<&str> = plan.going().iter().map(|entry| &*entry.key).collect();
+    going.sort_unstable();
+    let oldest: Vec<String> = (0..surplus)
+        .map(|number| format!("reports/{}", attempt(number)))
+        .collect();
+    assert_eq!(going, oldest);
+    let last = plan.entries.last().expect("each object has its verdict");
+    assert_eq!(last.verdict, Verdict::Stays(Stays::Unknown));
+}
+
+#[test]
 fn a_commit_has_three_things_to_fear() {
     let [own, other] = [1, 2].map(attempt);
     let base = manifest::key(1, 1, &other);
