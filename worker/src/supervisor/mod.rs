@@ -61,7 +61,7 @@ use crate::settings::{
 use crate::sources::{self, News, Sources};
 use crate::steps::{self, Step};
 use crate::supervisor::boot::{Booted, Gate, Origin, Protection};
-use crate::supervisor::checkpoint::{Limits, Subject};
+use crate::supervisor::checkpoint::{Course, Limits, Subject};
 use crate::supervisor::housekeeping::Housekeeping;
 use crate::supervisor::ownership::Ownership;
 use crate::supervisor::presence::Presence;
@@ -160,6 +160,7 @@ struct UnderWay {
     thawed: Arc<Notify>,
     after_thaw: JoinHandle<()>,
     limits: watch::Sender<Limits>,
+    course: Arc<Course>,
     task: JoinHandle<Result<Report, CheckpointError>>,
 }
 
@@ -831,6 +832,7 @@ impl Supervisor {
                     under_way.limits.send_replace(self.limits(budget));
                 }
             }
+            Effect::Spare => self.spare(),
             Effect::Forward(signal) => self.forward(signal),
             Effect::Answer(id) => {
                 let answer = self.last_answer.clone().unwrap_or(Outcome::Refused {
@@ -933,6 +935,22 @@ impl Supervisor {
         }
     }
 
+    /// What the checkpoint under way was the last one for will not come.
+    fn spare(&self) {
+        let Some(under_way) = &self.under_way else {
+            return;
+        };
+        if under_way.course.spare() {
+            tracing::info!(
+                "the notice that the final checkpoint is for is withdrawn or put off; the job is left running"
+            );
+        } else {
+            tracing::warn!(
+                "the notice that the final checkpoint is for is withdrawn or put off too late; the job is stored and stopped"
+            );
+        }
+    }
+
     fn forward(&self, signal: i32) {
         let Some(app) = self.app.as_ref().filter(|_| self.exit.is_none()) else {
             return;
@@ -963,8 +981,10 @@ impl Supervisor {
             stdio: Arc::clone(&app.stdio),
             decision,
             thawed: Arc::default(),
+            course: Arc::new(Course::new(notice.afterwards)),
         };
         let thawed = Arc::clone(&subject.thawed);
+        let course = Arc::clone(&subject.course);
         let (limits, watched) = watch::channel(self.limits(budget));
         let checkpointer = Arc::clone(&protection.checkpointer);
         if let Some(housekeeping) = &mut self.housekeeping {
@@ -1014,6 +1034,7 @@ impl Supervisor {
             thawed,
             after_thaw,
             limits,
+            course,
             task,
         });
     }
@@ -1030,7 +1051,11 @@ impl Supervisor {
             Ok(report) => self.succeeded(report, notice.afterwards, begun),
             Err(error) => self.not_succeeded(error),
         };
-        if how != Ended::Failed && notice.afterwards == Afterwards::Stop {
+        let afterwards = match result {
+            Ok(report) => report.afterwards,
+            Err(_) => notice.afterwards,
+        };
+        if how != Ended::Failed && afterwards == Afterwards::Stop {
             after_thaw.abort();
         } else {
             // If it was not told at the thaw itself.
@@ -1048,7 +1073,7 @@ impl Supervisor {
             },
         };
         self.answer_watchers(|until| (until == Until::Checkpoint).then(|| ended.clone()));
-        self.note_result(notice.afterwards, outcome, result);
+        self.note_result(afterwards, outcome, result);
         let effects = self
             .life
             .handle(Event::CheckpointEnded(how), self.clock.now());
@@ -1063,9 +1088,10 @@ impl Supervisor {
     fn succeeded(
         &mut self,
         report: &Report,
-        afterwards: Afterwards,
+        wanted: Afterwards,
         begun: Moment,
     ) -> (Ended, CheckpointOutcome) {
+        let afterwards = report.afterwards;
         self.durable += 1;
         self.last_snapshot = Some(LastSnapshot {
             generation: report.generation,
@@ -1126,7 +1152,11 @@ impl Supervisor {
                 .saturating_sub(report.sizes.zero)
                 .saturating_sub(report.sizes.unchanged),
         };
-        (Ended::Durable(measured), CheckpointOutcome::Durable)
+        let how = match wanted == afterwards {
+            true => Ended::Durable(measured),
+            false => Ended::Spared(measured),
+        };
+        (how, CheckpointOutcome::Durable)
     }
 
     /// For those who look.
