@@ -686,7 +686,7 @@ mod tests {
     use reprieve_core::effort::Level;
 
     use crate::pages::codec::unpack;
-    use crate::pages::tuning::Wanted;
+    use crate::pages::tuning::{Usual, Wanted};
 
     fn header(command: u32, flags: u32, pages: u64, vaddr: u64, image: u64) -> Vec<u8> {
         let mut bytes = (flags << command::BITS | command).to_ne_bytes().to_vec();
@@ -745,7 +745,7 @@ mod tests {
         let (sender, receiver) = mpsc::channel(4);
         let known = Arc::new(Known::nothing([1; 32]));
         let level = Wanted::Always(Level::Strong);
-        let tuning = Tuning::new(level, 3, 1, 0, tokio::time::Instant::now);
+        let tuning = Tuning::new(level, 3, 1, 0, Usual::default(), tokio::time::Instant::now);
         let blocks = Blocks::new(sender, Arc::new(tuning), None, 0);
         let server = PageServer::start(&blocks, &known, 3).expect("threads");
         drop(blocks);

@@ -569,6 +569,7 @@ impl Prepared {
                 host: self.host,
                 compression: match settings.compression {
                     Compression::Auto => Wanted::Fitting,
+                usual: Mutex::default(),
                     Compression::Low => Wanted::Always(Level::Raw),
                     Compression::Medium => Wanted::Always(Level::Fast),
                     Compression::High => Wanted::Always(Level::Strong),

@@ -42,7 +42,7 @@ use crate::pages::known::{self, Assembled, Known};
 use crate::pages::load;
 use crate::pages::parts::{self, Destination, Stored};
 use crate::pages::seal::AttemptKey;
-use crate::pages::tuning::{Tuning, Wanted};
+use crate::pages::tuning::{Tuning, Usual, Wanted};
 use crate::steps::{self, Step};
 use crate::store::StoreError;
 use crate::supervisor::ownership::Ownership;
@@ -220,6 +220,8 @@ pub(crate) struct Checkpointer {
     pub in_flight: usize,
     pub workers: usize,
     /// Bytes.
+    /// What the checkpoint before measured of this machine and its way to the store.
+    pub usual: Mutex<Usual>,
     pub ghost_limit: u64,
     pub keep: Policy,
     /// The parts that a snapshot refers to may be this many times as large as what it needs of them.
@@ -249,6 +251,7 @@ struct Attempt<'a> {
 
 /// What an attempt seals with.
 #[derive(Debug)]
+    tuning: Option<Arc<Tuning>>,
 pub(crate) struct Seal {
     pub key: Arc<AttemptKey>,
     /// For the manifest.
@@ -298,7 +301,7 @@ impl Checkpointer {
         let seal = self.seal(&name)?;
         let images = self.work.join(format!("dump-{name}"));
         std::fs::create_dir(&images)?;
-        let attempt = Attempt {
+        let mut attempt = Attempt {
             of: self,
             subject,
             name,
@@ -311,8 +314,12 @@ impl Checkpointer {
         let result = attempt.run(notice).await;
         self.seeds.release();
         keep_log(&self.work, &images, result.is_err());
+            tuning: None,
         result
     }
+        if let Some(tuning) = &attempt.tuning {
+            *self.usual.lock().expect("no holder of this lock panics") = tuning.learned();
+        }
 
     /// This snapshot is sound, and what the app's memory began from.
     pub(crate) fn build_upon(&self, snapshot: Candidate) {
@@ -415,7 +422,7 @@ async fn blocking<T: Send + 'static>(
 }
 
 impl Attempt<'_> {
-    async fn run(mut self, notice: Notice) -> Result<Report, CheckpointError> {
+    async fn run(&mut self, notice: Notice) -> Result<Report, CheckpointError> {
         steps::reached(Step::Begun);
         let step = self.of.journal.checkpoint_step(CheckpointPhase::Prepare);
         self.of.refuse_orphans(self.subject)?;
@@ -456,7 +463,8 @@ impl Attempt<'_> {
             in_flight,
             ..
         } = *self.of;
-        Tuning::new(compression, workers, in_flight, expected, deadline)
+        let usual = *self.of.usual.lock().expect("no holder of this lock panics");
+        Tuning::new(compression, workers, in_flight, expected, usual, deadline)
     }
 
     /// While the app still runs: whether it is still ours to commit, and what the store has of it already. Apart from the
@@ -518,6 +526,7 @@ impl Attempt<'_> {
         let mut writer = Writer(writer);
         let blocks = Blocks::new(sender, tuning, self.key(), known.blocks.len());
         let mut server = PageServer::start(&blocks, known, self.of.workers)?;
+        self.tuning = Some(Arc::clone(&tuning));
         let hooks = Hooks::bind(self.images.join("hook.sock"))?;
         let socket = server.socket.take().expect("taken only here");
         let order = DumpOrder {
