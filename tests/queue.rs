@@ -374,19 +374,97 @@ fn a_checkpoint_that_is_wanted_with_a_tag_has_it_and_no_other_snapshot_loses_it(
             .is_some_and(|why| why.contains("belongs to generation 3")),
         "{reply}"
     );
-    queues.send(&[json!({"v": 1, "id": "five", "command": "rollback", "target": {"job": "job"}, "generation": 1}).to_string()]);
+    second.destroy();
+}
+
+/// Sends a command and waits for its answer.
+#[track_caller]
+fn answered(queues: &Queues, command: &Value) -> Value {
+    queues.send(&[command.to_string()]);
     let mut replies = Vec::new();
     wait_until(PATIENCE, "an answer", || {
         replies.extend(queues.take_replies());
         !replies.is_empty()
     });
-    assert_eq!(replies[0]["outcome"], "refused");
-    assert!(
-        replies[0]["reason"]
-            .as_str()
-            .is_some_and(|why| why.contains("reprieve pin"))
+    replies.remove(0)
+}
+
+#[test]
+fn a_rollback_ends_the_job_and_its_next_start_goes_on_from_there_once() {
+    let (store, queues) = (Store::new(), Queues::new("rollback"));
+    let mut options = queues.options("own");
+    // The snapshot that is taken before going back must not push out the one that is gone back to.
+    options.extend(["--keep-generations", "2"].map(str::to_owned));
+    let told = |id: &str, more: Value| {
+        let mut command = json!({"v": 1, "id": id, "target": {"job": "job"}});
+        for (name, value) in more.as_object().expect("fields") {
+            command[name] = value.clone();
+        }
+        command
+    };
+    let checkpoint = |id: &str| {
+        told(
+            id,
+            json!({"command": "checkpoint", "afterwards": "continue"}),
+        )
+    };
+    let tagged = told(
+        "tagged",
+        json!({"command": "checkpoint", "afterwards": "continue", "tag": "good"}),
     );
+    let back = told("back", json!({"command": "rollback", "generation": 1}));
+    let first = host("first", &store, &options, COUNTER).start();
+    wait_for_output(&first, "line 3");
+    assert_eq!(answered(&queues, &checkpoint("one"))["generation"], 1);
+    let mark = first.stdout().mark();
+    wait_until(LIMIT, "more lines", || first.stdout().mark() > mark + 20);
+    assert_eq!(answered(&queues, &tagged)["generation"], 2);
+    let nowhere = told("nowhere", json!({"command": "rollback", "tag": "none"}));
+    let reply = answered(&queues, &nowhere);
+    assert_eq!(reply["outcome"], "refused");
+    assert_eq!(reply["reason"], "the job has no snapshot with the tag none");
+    let reply = answered(&queues, &back);
+    assert_eq!(
+        (
+            &reply["outcome"],
+            &reply["generation"],
+            &reply["afterwards"]
+        ),
+        (&json!("durable"), &json!(1), &json!("stop"))
+    );
+    assert_eq!(first.wait_exit(LIMIT), Exit::Code(75));
+    first.destroy();
+    let second = host("second", &store, &options, COUNTER).start();
+    let resumed: Value = serde_json::from_str(&wait_for_log(&second, "the job is resumed"))
+        .expect("the log is JSON");
+    assert_eq!(resumed["generation"], 1);
+    // What the first one was told is not done again, though nobody here remembers it.
+    let reply = answered(&queues, &back);
+    assert_eq!(
+        (&reply["outcome"], &reply["generation"]),
+        (&json!("durable"), &json!(1))
+    );
+    let reply = answered(&queues, &tagged);
+    assert_eq!(
+        (&reply["outcome"], &reply["generation"]),
+        (&json!("durable"), &json!(2))
+    );
+    let mark = second.stdout().mark();
+    wait_until(LIMIT, "more lines", || second.stdout().mark() > mark + 20);
+    assert!(!second.stderr().text().contains("checkpoint begins"));
+    // The way forward is still there: what was stored before going back.
+    let forward = told("forward", json!({"command": "rollback", "generation": 3}));
+    assert_eq!(answered(&queues, &forward)["generation"], 3);
+    assert_eq!(second.wait_exit(LIMIT), Exit::Code(75));
     second.destroy();
+    let third = host("third", &store, &options, COUNTER).start();
+    let resumed = wait_for_log(&third, "the job is resumed");
+    assert!(resumed.contains("\"generation\":3"), "{resumed}");
+    let mark = third.stdout().mark();
+    wait_until(LIMIT, "more lines", || third.stdout().mark() > mark + 20);
+    third.destroy();
+    let all = first.stdout().text() + &third.stdout().lines().join("\n");
+    assert_counts(&all, None);
 }
 
 #[test]

@@ -682,6 +682,7 @@ async fn recovered(
                     tags: Vec::new(),
                 });
             }
+                    commands: Vec::new(),
             Ok(_) => {}
             // It may be sound: a head without it would lose it.
             Err(error @ Unusable::Store(_)) => return Err(undelivered(settings, error.into())),

@@ -130,6 +130,10 @@ pub(crate) struct Subject {
     /// Told when the app goes on.
     pub thawed: Arc<Notify>,
     pub course: Arc<Course>,
+    /// The commands that it answers.
+    pub commands: Vec<String>,
+    /// None is removed for it: one of the older ones is about to be gone back to.
+    pub keeps_all: bool,
 }
 
 /// How a checkpoint went that is durable.
@@ -216,12 +220,12 @@ pub(crate) struct Checkpointer {
     pub work: PathBuf,
     pub host: HostFacts,
     pub compression: Wanted,
+    /// What the checkpoint before measured of this machine and its way to the store.
+    pub usual: Mutex<Usual>,
     /// Parts on their way at once.
     pub in_flight: usize,
     pub workers: usize,
     /// Bytes.
-    /// What the checkpoint before measured of this machine and its way to the store.
-    pub usual: Mutex<Usual>,
     pub ghost_limit: u64,
     pub keep: Policy,
     /// The parts that a snapshot refers to may be this many times as large as what it needs of them.
@@ -247,11 +251,11 @@ struct Attempt<'a> {
     /// The head that the snapshot is added to.
     head: Head,
     seal: Option<Seal>,
+    tuning: Option<Arc<Tuning>>,
 }
 
 /// What an attempt seals with.
 #[derive(Debug)]
-    tuning: Option<Arc<Tuning>>,
 pub(crate) struct Seal {
     pub key: Arc<AttemptKey>,
     /// For the manifest.
@@ -310,16 +314,16 @@ impl Checkpointer {
             begun: Instant::now(),
             head: self.ownership.last_head(),
             seal,
+            tuning: None,
         };
         let result = attempt.run(notice).await;
-        self.seeds.release();
-        keep_log(&self.work, &images, result.is_err());
-            tuning: None,
-        result
-    }
         if let Some(tuning) = &attempt.tuning {
             *self.usual.lock().expect("no holder of this lock panics") = tuning.learned();
         }
+        self.seeds.release();
+        keep_log(&self.work, &images, result.is_err());
+        result
+    }
 
     /// This snapshot is sound, and what the app's memory began from.
     pub(crate) fn build_upon(&self, snapshot: Candidate) {
@@ -522,11 +526,11 @@ impl Attempt<'_> {
     /// Dumps until CRIU asks whether to go on, with the app frozen.
     async fn freeze(&mut self, known: &Arc<Known>) -> Result<Frozen, CheckpointError> {
         let tuning = Arc::new(self.tuning());
+        self.tuning = Some(Arc::clone(&tuning));
         let (sender, writer) = parts::start(self.destination(), Arc::clone(&tuning));
         let mut writer = Writer(writer);
         let blocks = Blocks::new(sender, tuning, self.key(), known.blocks.len());
         let mut server = PageServer::start(&blocks, known, self.of.workers)?;
-        self.tuning = Some(Arc::clone(&tuning));
         let hooks = Hooks::bind(self.images.join("hook.sock"))?;
         let socket = server.socket.take().expect("taken only here");
         let order = DumpOrder {
@@ -808,6 +812,7 @@ impl Attempt<'_> {
             trigger: notice.trigger,
             afterwards: self.subject.course.now(),
             decision: Some(self.subject.decision),
+            commands: self.subject.commands.clone(),
             app: AppFacts {
                 argv: self.subject.argv.clone(),
                 root_pid: self.subject.root_pid,
@@ -829,9 +834,14 @@ impl Attempt<'_> {
         let deadline = self.limits.borrow().committed_by;
         let (ownership, base) = (&self.of.ownership, self.of.base());
         let base = base.as_ref().map(|base| base.manifest.as_str());
-        let head = ownership
-            .commit(manifest, base, self.of.keep, deadline)
-            .await?;
+        let keep = match self.subject.keeps_all {
+            true => Policy {
+                last: usize::MAX,
+                ..self.of.keep
+            },
+            false => self.of.keep,
+        };
+        let head = ownership.commit(manifest, base, keep, deadline).await?;
         if let Some(newest) = head.generations.first() {
             self.of.build_upon(newest.into());
         }
