@@ -468,6 +468,45 @@ fn a_rollback_ends_the_job_and_its_next_start_goes_on_from_there_once() {
 }
 
 #[test]
+fn tags_that_only_ec2_tells_of_say_store_job_and_queue() {
+    let (store, queues) = (Store::new(), Queues::new("tagged"));
+    let made = SERVER.ec2("Action=RunInstances&ImageId=ami-12c6146b&MinCount=1&MaxCount=1");
+    let (_, rest) = made.split_once("<instanceId>").expect("there is one");
+    let instance = rest.split('<').next().expect("it has an end").to_owned();
+    let escaped = queues.url.replace(':', "%3A").replace('/', "%2F");
+    SERVER.ec2(&format!(
+        "Action=CreateTags&ResourceId.1={instance}&Tag.1.Key=reprieve%3Ajob&Tag.1.Value=tagged&\
+         Tag.2.Key=reprieve%3Astore&Tag.2.Value=file%3A%2F%2F%2Fsnapshots&\
+         Tag.3.Key=reprieve%3Aqueue&Tag.3.Value={escaped}"
+    ));
+    let options = [
+        "--defaults-from-tags",
+        "on",
+        "--instance-id",
+        &instance,
+        "--reply-queue",
+        &queues.replies,
+    ];
+    let host = Host::builder("tagged")
+        .share_net()
+        .bind(store.path(), "/snapshots")
+        .env("AWS_ENDPOINT_URL", SERVER.url.as_str())
+        .env("AWS_REGION", "us-east-1")
+        .env("AWS_EC2_METADATA_DISABLED", "true")
+        .env("AWS_ACCESS_KEY_ID", "AKIDFORTESTS")
+        .env("AWS_SECRET_ACCESS_KEY", "a-secret-that-stays-one")
+        .reprieve(options, COUNTER.iter().copied())
+        .start();
+    wait_for_output(&host, "line 3");
+    let asked = checkpoint("1", &json!({"job": "tagged"}), "stop");
+    let asked = serde_json::from_str(&asked).expect("it is JSON");
+    assert_eq!(answered(&queues, &asked)["outcome"], "durable");
+    assert_eq!(host.wait_exit(LIMIT), Exit::Code(75));
+    host.destroy();
+    assert!(store.path().join("tagged/HEAD").exists());
+}
+
+#[test]
 fn three_workers_share_a_queue_and_each_command_finds_its_own() {
     let names = ["shared-a", "shared-b", "shared-c"];
     let queues = Queues::new("fleet");

@@ -10,12 +10,14 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
+use aws_smithy_runtime_api::client::http::SharedHttpConnector;
 use nix::libc::SIGKILL;
 use reprieve_hooks::callout;
 pub use reprieve_hooks::callout::Moment;
 use serde_json::Value;
 use tokio::time::{sleep, timeout};
 
+use crate::aws;
 use crate::catalog;
 use crate::metrics::{self, HookOutcome};
 use crate::settings::{OnHookFailure, Settings, WebhookFormat};
@@ -31,7 +33,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(2);
 #[derive(Debug)]
 pub struct Callouts {
     directory: Option<PathBuf>,
-    webhook: Option<String>,
+    webhook: Option<(String, SharedHttpConnector)>,
     format: WebhookFormat,
     limit: Duration,
     on_failure: OnHookFailure,
@@ -53,7 +55,10 @@ impl Callouts {
     pub fn new(settings: &Settings, reaper: Arc<Reaper>) -> Self {
         Self {
             directory: settings.hooks_dir.clone(),
-            webhook: settings.webhook.as_ref().map(ToString::to_string),
+            webhook: settings
+                .webhook
+                .as_ref()
+                .map(|address| (address.to_string(), aws::connector())),
             format: settings.webhook_format,
             limit: settings.hook_timeout,
             on_failure: settings.on_hook_failure,
@@ -85,8 +90,9 @@ impl Callouts {
         limit: Option<Duration>,
     ) -> Result<(), String> {
         let document = callout::document(moment, facts);
-        if let Some(address) = &self.webhook {
+        if let Some((address, http)) = &self.webhook {
             tokio::spawn(post(
+                http.clone(),
                 address.clone(),
                 self.format,
                 document.clone(),
@@ -154,12 +160,18 @@ impl Callouts {
     }
 }
 
-async fn post(address: String, format: WebhookFormat, document: Value, limit: Duration) {
+async fn post(
+    http: SharedHttpConnector,
+    address: String,
+    format: WebhookFormat,
+    document: Value,
+    limit: Duration,
+) {
     let body = match format {
         WebhookFormat::Json => document,
         WebhookFormat::Sns => callout::as_notification(&document, &catalog::nonce()),
     };
-    let (outcome, reason) = match timeout(limit, callout::post(&address, &body)).await {
+    let (outcome, reason) = match timeout(limit, callout::post(&http, &address, &body)).await {
         Ok(Ok(())) => (HookOutcome::Ok, None),
         Ok(Err(error)) => (HookOutcome::Failed, Some(with_causes(&error))),
         Err(_) => (

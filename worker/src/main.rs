@@ -14,6 +14,7 @@ use reprieve::failure::{self, Failure};
 use reprieve::journal::Journal;
 use reprieve::last_push;
 use reprieve::logging::Logging;
+use reprieve::machine;
 use reprieve::metrics::Exporter;
 use reprieve::queue;
 use reprieve::settings::{self, ProcessEnvironment, Settings};
@@ -111,12 +112,15 @@ fn run(settings: Settings, app: AppCommand) -> Result<u8, Failure> {
         .caused_by(error)
     })?;
     failure::report_panics();
-    for warning in &settings.warnings {
-        tracing::warn!("{warning}");
-    }
     let runtime =
         runtime().map_err(|error| before_ready("the runtime cannot be started", error))?;
-    let ended = runtime.block_on(supervise(settings, app, clock));
+    let ended = runtime.block_on(async {
+        let settings = machine::complete(settings).await?;
+        for warning in &settings.warnings {
+            tracing::warn!("{warning}");
+        }
+        supervise(settings, app, clock).await
+    });
     // A store call that hangs must not hold up the end.
     runtime.shutdown_background();
     logging.flush(LAST_WORDS);
@@ -161,6 +165,7 @@ async fn supervise(settings: Settings, app: AppCommand, clock: Clock) -> Result<
     let argv = std::iter::once(app.program).chain(app.arguments).collect();
     let known = settings.clone();
     let supervisor = Supervisor::new(settings, argv, Arc::new(Reaper::default()), clock, journal);
+    tokio::spawn(machine::introduce(known.clone()));
     let tags = tokio::spawn(queue::tag(known.clone(), supervisor.told()));
     let ended = Box::pin(supervisor.run(signals, requests, sources)).await;
     // A job that failed, or was stored, is run again: by whoever reads its queue then.

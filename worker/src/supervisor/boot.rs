@@ -25,6 +25,7 @@ use crate::failure::{ExitCode, Failure};
 use crate::host;
 use crate::journal::Journal;
 use crate::keys::MasterKey;
+use crate::machine;
 use crate::metrics::{self, RestoreOutcome, SelfTest, StartedHow};
 use crate::pages::load::{self, Read, Unusable};
 use crate::pages::parts::PART;
@@ -122,6 +123,7 @@ pub(crate) async fn boot(
     presence: Arc<Presence>,
     journal: Journal,
 ) -> Result<Booted, Failure> {
+    machine::wait_for_service(&settings).await;
     let Some(address) = settings.store.clone() else {
         tracing::warn!("no store is set: the app runs without checkpoints");
         return start(&reaper, &gate, &argv, None).await;
@@ -567,9 +569,9 @@ impl Prepared {
                 reaper: Arc::clone(reaper),
                 work: self.work,
                 host: self.host,
+                usual: Mutex::default(),
                 compression: match settings.compression {
                     Compression::Auto => Wanted::Fitting,
-                usual: Mutex::default(),
                     Compression::Low => Wanted::Always(Level::Raw),
                     Compression::Medium => Wanted::Always(Level::Fast),
                     Compression::High => Wanted::Always(Level::Strong),
@@ -680,9 +682,9 @@ async fn recovered(
                     stored_bytes: manifest.sizes.stored,
                     pinned: false,
                     tags: Vec::new(),
+                    commands: Vec::new(),
                 });
             }
-                    commands: Vec::new(),
             Ok(_) => {}
             // It may be sound: a head without it would lose it.
             Err(error @ Unusable::Store(_)) => return Err(undelivered(settings, error.into())),
