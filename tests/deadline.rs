@@ -5,8 +5,10 @@ mod harness;
 mod job;
 
 use std::fs;
+use std::io::{BufRead as _, BufReader};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use harness::{Exit, Host, LIMIT, wait_until};
@@ -232,6 +234,81 @@ fn programs_of_the_users_are_run_at_their_moments_and_are_in_no_snapshot() {
     resumed(&second);
     wait_until(LIMIT, "it is told", || told().contains("after-resume"));
     assert_eq!(told().matches("before-restore").count(), 1, "{}", told());
+}
+
+/// Makes a certificate for this machine that nobody else has signed.
+fn certificate(directory: &Path) {
+    let made = Command::new("openssl")
+        .args([
+            "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
+        ])
+        .args([
+            "-subj",
+            "/CN=127.0.0.1",
+            "-addext",
+            "subjectAltName=IP:127.0.0.1",
+        ])
+        .args(["-addext", "basicConstraints=critical,CA:FALSE"])
+        .args(["-keyout", "key.pem", "-out", "cert.pem"])
+        .current_dir(directory)
+        .output()
+        .expect("openssl is installed");
+    assert!(made.status.success(), "{made:?}");
+}
+
+/// A server that writes what is posted to it to its standard output, one line each.
+const RECEIVER: &str = "
+import http.server, ssl, sys
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers['content-length']))
+        print(self.path, body.decode(), flush=True)
+        self.send_response(204)
+        self.end_headers()
+server = http.server.HTTPServer(('127.0.0.1', 0), Handler)
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain('cert.pem', 'key.pem')
+server.socket = context.wrap_socket(server.socket, server_side=True)
+print(server.server_port, flush=True)
+server.serve_forever()
+";
+
+#[test]
+fn a_webhook_with_tls_is_told_if_its_certificate_is_known() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    certificate(directory.path());
+    let mut receiver = Command::new("python3")
+        .args(["-c", RECEIVER])
+        .current_dir(directory.path())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("python3 is installed");
+    let mut told = BufReader::new(receiver.stdout.take().expect("it is piped")).lines();
+    let mut next = || told.next().expect("it goes on").expect("it is text");
+    let url = format!("https://127.0.0.1:{}/told", next());
+    let store = Store::new();
+    let host = |name: &str, trusted: &str| {
+        store
+            .host_with(name, &["--webhook", &url], COUNTER)
+            .share_net()
+            .bind(directory.path(), "/tls")
+            .env("SSL_CERT_FILE", trusted)
+            .start()
+    };
+    let first = host("first", "/tls/cert.pem");
+    let line = next();
+    let (path, document) = line.split_once(' ').expect("both are there");
+    let document: Value = serde_json::from_str(document).expect("it is JSON");
+    assert_eq!((path, &document["moment"]), ("/told", &json!("app-ready")));
+    assert!(!first.stderr().text().contains("the webhook was not told"));
+    first.destroy();
+    // Nobody vouches for it here.
+    let second = host("second", "/etc/ssl/certs/ca-certificates.crt");
+    let warned = wait_for_log(&second, "the webhook was not told");
+    assert!(warned.contains("ertificate"), "{warned}");
+    second.destroy();
+    receiver.kill().expect("it is ours");
+    receiver.wait().expect("it was killed");
 }
 
 #[test]

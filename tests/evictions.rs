@@ -14,6 +14,7 @@ mod bench_s3;
 mod harness;
 mod job;
 
+use std::path::Path;
 use std::time::Duration;
 
 use bench_s3::Server;
@@ -30,6 +31,12 @@ const SLOW: u32 = 25_000_000;
 const LOOK: Duration = Duration::from_millis(20);
 
 const PAGES_PER_MIB: u32 = 256;
+
+const HEADING: &str = "| told by | time, s | job, MiB | changes, MiB/s | upload | seeding | outcome | margin, s | worked on | stored, MiB |";
+
+/// Where docs/deadlines.md has the table.
+const BEGIN: &str = "<!-- evictions: begin -->";
+const END: &str = "<!-- evictions: end -->";
 
 /// How the job's host is told that it goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -118,10 +125,14 @@ fn rows() -> Vec<Row> {
 
 fn main() {
     let rows = rows();
-    println!(
-        "| told by | time, s | job, MiB | changes, MiB/s | upload | seeding | outcome | margin, s | worked on | stored, MiB |"
-    );
-    println!("|---|---:|---:|---:|---|---|---|---:|---:|---:|");
+    let mut table = String::new();
+    let mut say = |line: String| {
+        println!("{line}");
+        table += &line;
+        table.push('\n');
+    };
+    say(HEADING.to_owned());
+    say("|---|---:|---:|---:|---|---|---|---:|---:|---:|".to_owned());
     for row in &rows {
         let went = evict(row);
         let upload = row.rate.map_or("not held".to_owned(), |rate| {
@@ -143,11 +154,29 @@ fn main() {
             }
             Went::Missed { reason } => format!("missed: {reason} | | |"),
         };
-        println!(
+        say(format!(
             "| {:?} | {} | {} | {} | {upload} | {seeding} | {outcome} |",
             row.told, row.left, row.mib, row.changes
-        );
+        ));
     }
+    // A part of the table is for whoever looks for something.
+    if std::env::var_os("EVICTIONS").is_none() {
+        keep(&table);
+    }
+}
+
+/// Puts the table where docs/deadlines.md has it, with the day on which it was made.
+fn keep(table: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/deadlines.md");
+    let text = std::fs::read_to_string(&path).expect("the document is there");
+    let (before, rest) = text.split_once(BEGIN).expect("it says where the table is");
+    let (_, after) = rest.split_once(END).expect("it says where the table ends");
+    let now = humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string();
+    let day = now.split('T').next().expect("a day comes first");
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let made = format!("`make evictions` on {day}, {cores} cores:");
+    let text = format!("{before}{BEGIN}\n{made}\n\n{table}{END}{after}");
+    std::fs::write(&path, text).expect("the document can be written");
 }
 
 fn start(row: &Row, name: &str, proxy: &Proxy, lab: &Lab) -> Host {

@@ -337,6 +337,92 @@ fn a_notice_that_a_fault_hides_is_acted_on_when_the_fault_is_over_and_nothing_el
 }
 
 #[test]
+fn the_tags_of_the_machine_say_what_nothing_else_says() {
+    let (store, lab) = (Store::new(), Lab::start());
+    let start = |name: &str, more: &[&str]| {
+        let options = [
+            "--defaults-from-tags",
+            "on",
+            "--ec2-metadata-endpoint",
+            &lab.url,
+            "--boot-timeout",
+            "10s",
+        ];
+        let options = options.iter().chain(more).copied();
+        Host::builder(name)
+            .share_net()
+            .bind(store.path(), "/snapshots")
+            .reprieve(options, COUNTER.iter().copied())
+            .start()
+    };
+    lab.facts(json!({ "tags": { "reprieve:store": "file:///snapshots", "reprieve:job": "tagged", "Name": "x" } }));
+    let first = start("first", &[]);
+    wait_for_output(&first, "line 10");
+    assert!(!first.stderr().text().contains("no store is set"));
+    evict(&first);
+    assert!(store.path().join("tagged/HEAD").exists());
+    let second = start("second", &["--job", "mine"]);
+    wait_for_log(&second, "there is no snapshot of this job yet");
+    wait_for_output(&second, "line 10");
+    evict(&second);
+    assert!(store.path().join("mine/HEAD").exists());
+    // A tag that cannot be is no reason to start without snapshots, and neither is a service that says nothing.
+    lab.facts(json!({ "tags": { "reprieve:store": "gs://elsewhere" } }));
+    let third = start("third", &[]);
+    assert_eq!(third.wait_exit(LIMIT), Exit::Code(174));
+    let said = third.stderr().text();
+    assert!(
+        said.contains("tag reprieve:store of this machine"),
+        "{said}"
+    );
+    lab.fault(json!({ "name": "refuse" }));
+    let fourth = start("fourth", &[]);
+    assert_eq!(fourth.wait_exit(LIMIT), Exit::Code(170));
+    let said = fourth.stderr().text();
+    assert!(
+        said.contains("the tags of this machine cannot be read"),
+        "{said}"
+    );
+    assert_eq!(third.stdout().text() + &fourth.stdout().text(), "");
+}
+
+#[test]
+fn a_machine_in_a_warm_pool_leaves_the_job_alone_until_it_is_in_service() {
+    let (store, lab) = (Store::new(), Lab::start());
+    lab.notice(json!({ "kind": "asg", "state": "Warmed:Running" }));
+    let first = ec2(&store, "first", &lab);
+    wait_for_log(&first, "this machine is being prepared in a warm pool");
+    // Asked again and again, it says the same.
+    let asked = || lab.requests(0).len();
+    let before = asked();
+    wait_until(LIMIT, "more questions", || asked() > before + 6);
+    assert_eq!(first.stdout().text(), "");
+    assert!(
+        !store.path().join("job/HEAD").exists(),
+        "the job is not taken"
+    );
+    lab.fault(json!({ "name": "throttle" }));
+    let before = asked();
+    wait_until(LIMIT, "more questions", || asked() > before + 6);
+    assert_eq!(first.stdout().text(), "", "silence changes nothing");
+    lab.mend();
+    lab.notice(json!({ "kind": "asg", "state": "InService" }));
+    wait_for_output(&first, "line 10");
+    evict(&first);
+    // Who does not want to wait does not.
+    lab.notice(json!({ "kind": "asg", "state": "Warmed:Stopped" }));
+    let options = [
+        "--ec2-metadata-endpoint",
+        &lab.url,
+        "--on-warm-pool",
+        "start",
+    ];
+    let second = host(&store, "second", &options).start();
+    wait_for_log(&second, "the job is resumed");
+    second.destroy();
+}
+
+#[test]
 fn where_there_is_no_cloud_that_is_told_once_and_the_job_runs() {
     let store = Store::new();
     let host = store

@@ -374,19 +374,136 @@ fn a_checkpoint_that_is_wanted_with_a_tag_has_it_and_no_other_snapshot_loses_it(
             .is_some_and(|why| why.contains("belongs to generation 3")),
         "{reply}"
     );
-    queues.send(&[json!({"v": 1, "id": "five", "command": "rollback", "target": {"job": "job"}, "generation": 1}).to_string()]);
+    second.destroy();
+}
+
+/// Sends a command and waits for its answer.
+#[track_caller]
+fn answered(queues: &Queues, command: &Value) -> Value {
+    queues.send(&[command.to_string()]);
     let mut replies = Vec::new();
     wait_until(PATIENCE, "an answer", || {
         replies.extend(queues.take_replies());
         !replies.is_empty()
     });
-    assert_eq!(replies[0]["outcome"], "refused");
-    assert!(
-        replies[0]["reason"]
-            .as_str()
-            .is_some_and(|why| why.contains("reprieve pin"))
+    replies.remove(0)
+}
+
+#[test]
+fn a_rollback_ends_the_job_and_its_next_start_goes_on_from_there_once() {
+    let (store, queues) = (Store::new(), Queues::new("rollback"));
+    let mut options = queues.options("own");
+    // The snapshot that is taken before going back must not push out the one that is gone back to.
+    options.extend(["--keep-generations", "2"].map(str::to_owned));
+    let told = |id: &str, more: Value| {
+        let mut command = json!({"v": 1, "id": id, "target": {"job": "job"}});
+        for (name, value) in more.as_object().expect("fields") {
+            command[name] = value.clone();
+        }
+        command
+    };
+    let checkpoint = |id: &str| {
+        told(
+            id,
+            json!({"command": "checkpoint", "afterwards": "continue"}),
+        )
+    };
+    let tagged = told(
+        "tagged",
+        json!({"command": "checkpoint", "afterwards": "continue", "tag": "good"}),
     );
+    let back = told("back", json!({"command": "rollback", "generation": 1}));
+    let first = host("first", &store, &options, COUNTER).start();
+    wait_for_output(&first, "line 3");
+    assert_eq!(answered(&queues, &checkpoint("one"))["generation"], 1);
+    let mark = first.stdout().mark();
+    wait_until(LIMIT, "more lines", || first.stdout().mark() > mark + 20);
+    assert_eq!(answered(&queues, &tagged)["generation"], 2);
+    let nowhere = told("nowhere", json!({"command": "rollback", "tag": "none"}));
+    let reply = answered(&queues, &nowhere);
+    assert_eq!(reply["outcome"], "refused");
+    assert_eq!(reply["reason"], "the job has no snapshot with the tag none");
+    let reply = answered(&queues, &back);
+    assert_eq!(
+        (
+            &reply["outcome"],
+            &reply["generation"],
+            &reply["afterwards"]
+        ),
+        (&json!("durable"), &json!(1), &json!("stop"))
+    );
+    assert_eq!(first.wait_exit(LIMIT), Exit::Code(75));
+    first.destroy();
+    let second = host("second", &store, &options, COUNTER).start();
+    let resumed: Value = serde_json::from_str(&wait_for_log(&second, "the job is resumed"))
+        .expect("the log is JSON");
+    assert_eq!(resumed["generation"], 1);
+    // What the first one was told is not done again, though nobody here remembers it.
+    let reply = answered(&queues, &back);
+    assert_eq!(
+        (&reply["outcome"], &reply["generation"]),
+        (&json!("durable"), &json!(1))
+    );
+    let reply = answered(&queues, &tagged);
+    assert_eq!(
+        (&reply["outcome"], &reply["generation"]),
+        (&json!("durable"), &json!(2))
+    );
+    let mark = second.stdout().mark();
+    wait_until(LIMIT, "more lines", || second.stdout().mark() > mark + 20);
+    assert!(!second.stderr().text().contains("checkpoint begins"));
+    // The way forward is still there: what was stored before going back.
+    let forward = told("forward", json!({"command": "rollback", "generation": 3}));
+    assert_eq!(answered(&queues, &forward)["generation"], 3);
+    assert_eq!(second.wait_exit(LIMIT), Exit::Code(75));
     second.destroy();
+    let third = host("third", &store, &options, COUNTER).start();
+    let resumed = wait_for_log(&third, "the job is resumed");
+    assert!(resumed.contains("\"generation\":3"), "{resumed}");
+    let mark = third.stdout().mark();
+    wait_until(LIMIT, "more lines", || third.stdout().mark() > mark + 20);
+    third.destroy();
+    let all = first.stdout().text() + &third.stdout().lines().join("\n");
+    assert_counts(&all, None);
+}
+
+#[test]
+fn tags_that_only_ec2_tells_of_say_store_job_and_queue() {
+    let (store, queues) = (Store::new(), Queues::new("tagged"));
+    let made = SERVER.ec2("Action=RunInstances&ImageId=ami-12c6146b&MinCount=1&MaxCount=1");
+    let (_, rest) = made.split_once("<instanceId>").expect("there is one");
+    let instance = rest.split('<').next().expect("it has an end").to_owned();
+    let escaped = queues.url.replace(':', "%3A").replace('/', "%2F");
+    SERVER.ec2(&format!(
+        "Action=CreateTags&ResourceId.1={instance}&Tag.1.Key=reprieve%3Ajob&Tag.1.Value=tagged&\
+         Tag.2.Key=reprieve%3Astore&Tag.2.Value=file%3A%2F%2F%2Fsnapshots&\
+         Tag.3.Key=reprieve%3Aqueue&Tag.3.Value={escaped}"
+    ));
+    let options = [
+        "--defaults-from-tags",
+        "on",
+        "--instance-id",
+        &instance,
+        "--reply-queue",
+        &queues.replies,
+    ];
+    let host = Host::builder("tagged")
+        .share_net()
+        .bind(store.path(), "/snapshots")
+        .env("AWS_ENDPOINT_URL", SERVER.url.as_str())
+        .env("AWS_REGION", "us-east-1")
+        .env("AWS_EC2_METADATA_DISABLED", "true")
+        .env("AWS_ACCESS_KEY_ID", "AKIDFORTESTS")
+        .env("AWS_SECRET_ACCESS_KEY", "a-secret-that-stays-one")
+        .reprieve(options, COUNTER.iter().copied())
+        .start();
+    wait_for_output(&host, "line 3");
+    let asked = checkpoint("1", &json!({"job": "tagged"}), "stop");
+    let asked = serde_json::from_str(&asked).expect("it is JSON");
+    assert_eq!(answered(&queues, &asked)["outcome"], "durable");
+    assert_eq!(host.wait_exit(LIMIT), Exit::Code(75));
+    host.destroy();
+    assert!(store.path().join("tagged/HEAD").exists());
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use harness::{Builder, Exit, Fault, Host, LIMIT, Lookalike, Proxy, Ran, Request, wait_until};
+use harness::{Builder, Exit, Fault, Host, LIMIT, Lab, Lookalike, Proxy, Ran, Request, wait_until};
 use job::{COUNTER, assert_counts, checkpoint_ok, evict, wait_for_log, wait_for_output};
 use reprieve_core::head::Head;
 
@@ -488,6 +488,52 @@ fn a_way_too_narrow_is_given_up_within_the_grace() {
         .stdout()
         .wait_for_line("a digest", LIMIT, |line| line.starts_with("digest"));
     assert_eq!(found, digest);
+}
+
+#[test]
+fn a_notice_that_is_withdrawn_while_the_final_checkpoint_is_stored_lets_the_job_go_on() {
+    let (bucket, lab) = (Bucket::new(), Lab::start());
+    let options = [
+        "--sources",
+        "ec2-metadata",
+        "--ec2-metadata-endpoint",
+        &lab.url,
+        "--metadata-poll",
+        "200ms",
+        "--term-grace",
+        "60s",
+    ];
+    let host = bucket.host_with("host", &options, COUNTER).start();
+    wait_for_output(&host, "line 10");
+    wait_for_log(&host, "a source of notices works");
+    let app = host.wait_for_process("python3 /apps/counter.py", LIMIT);
+    bucket.proxy.limit_rate(16 << 10);
+    lab.notice(serde_json::json!({ "kind": "spot", "in": 29 }));
+    let begun = wait_for_log(&host, "checkpoint begins");
+    assert!(begun.contains("\"afterwards\":\"Stop\""), "{begun}");
+    wait_until(LIMIT, "a frozen app whose memory is stored", || {
+        let state = host.status_field(app.pid, "State").unwrap_or_default();
+        let stored = |request: &Request| request.is("PUT", "/data/");
+        state.starts_with('t') && bucket.proxy.log().iter().any(stored)
+    });
+    lab.clear("spot");
+    wait_for_log(&host, "the job is left running");
+    let mark = host.stdout().mark();
+    wait_until(LIMIT, "more output", || host.stdout().mark() > mark + 50);
+    assert!(!host.stderr().text().contains("checkpoint is durable"));
+    bucket.proxy.pass();
+    let durable = wait_for_log(&host, "checkpoint is durable");
+    assert!(durable.contains("\"afterwards\":\"Continue\""), "{durable}");
+    assert_runs_on(&host);
+    // What was stored counts, and what comes next is built upon it.
+    evict(&host);
+    assert_eq!(bucket.generations(), [2, 1]);
+    let next = bucket.host("next", COUNTER).start();
+    job::resumed(&next);
+    assert_runs_on(&next);
+    next.destroy();
+    let all = host.stdout().text() + &next.stdout().lines().join("\n");
+    assert_counts(&all, None);
 }
 
 #[test]

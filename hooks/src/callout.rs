@@ -2,13 +2,12 @@
 //!
 //! Starting a program is left to the worker, which alone waits for processes.
 
-use bytes::Bytes;
-use http_body_util::Full;
-use hyper::header::{CONTENT_TYPE, HOST, HeaderValue};
-use hyper::{Method, Request, Uri};
-use hyper_util::rt::TokioIo;
+use aws_smithy_runtime_api::client::http::{HttpConnector as _, SharedHttpConnector};
+use aws_smithy_runtime_api::client::orchestrator::HttpRequest;
+use aws_smithy_types::body::SdkBody;
+use hyper::header::CONTENT_TYPE;
+use hyper::{Request, StatusCode};
 use serde_json::{Map, Value, json};
-use tokio::net::TcpStream;
 
 /// When something of the user's is run. The name is that of the program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,40 +101,34 @@ pub fn as_notification(document: &Value, id: &str) -> Value {
 #[derive(Debug, thiserror::Error)]
 pub enum PostError {
     #[error("the address of the webhook cannot be used")]
-    Address,
-    #[error("the webhook cannot be reached")]
-    Unreachable(#[from] std::io::Error),
-    #[error("the webhook does not speak HTTP")]
-    Http(#[from] hyper::Error),
+    Address(#[source] Box<dyn std::error::Error + Send + Sync>),
+    #[error("the webhook does not answer")]
+    NoAnswer(#[source] Box<dyn std::error::Error + Send + Sync>),
     #[error("the webhook answered {0}")]
-    Refused(hyper::StatusCode),
+    Refused(StatusCode),
 }
 
-/// Posts a document. The caller sets the time limit.
+/// Posts a document through this connection, which has its certificates. The caller sets the time limit.
 ///
 /// # Errors
 /// When it was not taken with an answer of 2xx.
-pub async fn post(address: &str, document: &Value) -> Result<(), PostError> {
-    let uri: Uri = address.parse().map_err(|_| PostError::Address)?;
-    let authority = uri.authority().cloned().ok_or(PostError::Address)?;
-    let host = authority.host().trim_matches(['[', ']']);
-    let stream = TcpStream::connect((host, authority.port_u16().unwrap_or(80))).await?;
-    let (mut sender, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let connection = tokio::spawn(connection);
-    let path = uri.path_and_query().map_or("/", |path| path.as_str());
-    let request = Request::builder()
-        .method(Method::POST)
-        .uri(path)
-        .header(HOST, authority.as_str())
-        .header(CONTENT_TYPE, HeaderValue::from_static("application/json"))
-        .body(Full::new(Bytes::from(document.to_string())))
-        .map_err(|_| PostError::Address)?;
-    let answer = sender.send_request(request).await;
-    connection.abort();
-    match answer?.status() {
-        status if status.is_success() => Ok(()),
-        status => Err(PostError::Refused(status)),
+pub async fn post(
+    http: &SharedHttpConnector,
+    address: &str,
+    document: &Value,
+) -> Result<(), PostError> {
+    let request = Request::post(address)
+        .header(CONTENT_TYPE, "application/json")
+        .body(SdkBody::from(document.to_string()))
+        .map_err(|error| PostError::Address(error.into()))?;
+    let request =
+        HttpRequest::try_from(request).map_err(|error| PostError::Address(error.into()))?;
+    let answer = http.call(request).await;
+    let answer = answer.map_err(|error| PostError::NoAnswer(error.into()))?;
+    match StatusCode::from_u16(answer.status().as_u16()) {
+        Ok(status) if status.is_success() => Ok(()),
+        Ok(status) => Err(PostError::Refused(status)),
+        Err(error) => Err(PostError::NoAnswer(error.into())),
     }
 }
 

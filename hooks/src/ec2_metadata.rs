@@ -477,6 +477,16 @@ pub enum Purchase {
 /// Tags of an instance; EC2 allows 50.
 const MOST_TAGS: usize = 100;
 
+/// Asks for what Auto Scaling wants with this instance, once. None outside of it.
+///
+/// # Errors
+/// When the service does not answer.
+pub async fn target_state(options: &Options) -> Result<Option<TargetState>, Fault> {
+    let path = "/latest/meta-data/autoscaling/target-lifecycle-state";
+    let state = Service::new(options).text(path).await?;
+    Ok(state.as_deref().and_then(TargetState::read))
+}
+
 /// Asks what this instance is, once. Each wait is limited; the whole should be, too.
 ///
 /// # Errors

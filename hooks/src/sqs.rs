@@ -452,10 +452,7 @@ impl Desk {
         command: &Command,
         reply: impl Fn(Settled) -> command::Reply,
     ) -> Option<command::Reply> {
-        let order = match order(&command.asks) {
-            Ok(order) => order,
-            Err(reason) => return Some(reply(Settled::Refused { reason })),
-        };
+        let order = order(command);
         tracing::info!(
             id = command.id,
             command = command.asks.as_str(),
@@ -590,12 +587,8 @@ impl Desk {
     }
 }
 
-/// The head would have to lose what is newer, while somebody may be running it.
-const NO_ROLLBACK: &str = "a job always resumes its newest snapshot that can be used, and is not taken back by a command; keep \
-     the older one with `reprieve pin`, and take it out with `reprieve extract`";
-
-fn order(asks: &Asks) -> Result<Order, String> {
-    Ok(match asks {
+fn order(command: &Command) -> Order {
+    match &command.asks {
         Asks::Checkpoint {
             afterwards,
             tag,
@@ -604,11 +597,15 @@ fn order(asks: &Asks) -> Result<Order, String> {
             afterwards: *afterwards,
             deadline: *deadline,
             tags: tag.iter().cloned().collect(),
+            command: command.id.clone(),
         },
         Asks::Stop => Order::Stop,
         Asks::Status => Order::Status,
-        Asks::Rollback(_) => return Err(NO_ROLLBACK.to_owned()),
-    })
+        Asks::Rollback(to) => Order::Rollback {
+            to: to.clone(),
+            command: command.id.clone(),
+        },
+    }
 }
 
 fn too_old(issued: WallMs, hook: bool, now: WallMs) -> Option<String> {

@@ -343,6 +343,7 @@ fn answer_to(
                 Some(Fault::ForgetConditions) => without_conditions(&request.head),
                 _ => request.head.clone(),
             };
+            let forgotten = closing(&forgotten);
             let taken = [forgotten.as_bytes(), &request.body].concat();
             let answer = hand_on(shared, client, &taken, request.left, server)?;
             let status = String::from_utf8_lossy(&answer[..answer.len().min(16)]);
@@ -351,6 +352,14 @@ fn answer_to(
             Ok((fault != Some(Fault::LoseReply)).then_some(answer))
         }
     }
+}
+
+/// The same head, after whose answer the server hangs up: that is where the answer ends.
+fn closing(head: &str) -> String {
+    let is_connection = |line: &&str| line.to_ascii_lowercase().starts_with("connection:");
+    let lines = head.split_inclusive("\r\n");
+    let kept: String = lines.filter(|line| !is_connection(line)).collect();
+    kept.replacen("\r\n", "\r\nConnection: close\r\n", 1)
 }
 
 /// The same head without its conditions.

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use aws_smithy_runtime_api::client::http::SharedHttpConnector;
 use nix::libc::SIGKILL;
 use reprieve_hooks::callout;
 pub use reprieve_hooks::callout::Moment;
@@ -19,6 +20,7 @@ use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};
 
+use crate::aws;
 use crate::catalog;
 use crate::metrics::{self, HookOutcome};
 use crate::settings::{OnHookFailure, Settings, WebhookFormat};
@@ -40,7 +42,7 @@ const RECORDS: usize = 64;
 #[derive(Debug)]
 pub struct Callouts {
     directory: Option<PathBuf>,
-    webhook: Option<String>,
+    webhook: Option<(String, SharedHttpConnector)>,
     format: WebhookFormat,
     limit: Duration,
     on_failure: OnHookFailure,
@@ -62,7 +64,10 @@ impl Callouts {
     pub fn new(settings: &Settings, reaper: Arc<Reaper>) -> Self {
         Self {
             directory: settings.hooks_dir.clone(),
-            webhook: settings.webhook.as_ref().map(ToString::to_string),
+            webhook: settings
+                .webhook
+                .as_ref()
+                .map(|address| (address.to_string(), aws::connector())),
             format: settings.webhook_format,
             limit: settings.hook_timeout,
             on_failure: settings.on_hook_failure,
@@ -94,8 +99,9 @@ impl Callouts {
         limit: Option<Duration>,
     ) -> Result<(), String> {
         let document = callout::document(moment, facts);
-        if let Some(address) = &self.webhook {
+        if let Some((address, http)) = &self.webhook {
             tokio::spawn(post(
+                http.clone(),
                 address.clone(),
                 self.format,
                 document.clone(),
@@ -223,12 +229,18 @@ async fn record(
     }
 }
 
-async fn post(address: String, format: WebhookFormat, document: Value, limit: Duration) {
+async fn post(
+    http: SharedHttpConnector,
+    address: String,
+    format: WebhookFormat,
+    document: Value,
+    limit: Duration,
+) {
     let body = match format {
         WebhookFormat::Json => document,
         WebhookFormat::Sns => callout::as_notification(&document, &catalog::nonce()),
     };
-    let (outcome, reason) = match timeout(limit, callout::post(&address, &body)).await {
+    let (outcome, reason) = match timeout(limit, callout::post(&http, &address, &body)).await {
         Ok(Ok(())) => (HookOutcome::Ok, None),
         Ok(Err(error)) => (HookOutcome::Failed, Some(with_causes(&error))),
         Err(_) => (

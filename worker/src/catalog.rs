@@ -424,10 +424,15 @@ impl Catalog {
         lease: &mut Lease,
         to: u64,
         request: &rollback::Request,
+        command: Option<&str>,
         deadline: Instant,
     ) -> Result<(), CatalogError> {
         self.update(lease, deadline, |head| {
-            Ok(head.rolled_back(to, request, nonce()))
+            let back = head.rolled_back(to, request, nonce());
+            Ok(match command {
+                Some(command) => back.answering(command, to),
+                None => back,
+            })
         })
         .await
     }
@@ -654,6 +659,7 @@ fn generation(manifest: &Manifest, bytes: &[u8]) -> Generation {
         stored_bytes: manifest.sizes.stored,
         pinned: false,
         tags: Vec::new(),
+        commands: manifest.commands.clone(),
     }
 }
 
@@ -710,6 +716,7 @@ pub(crate) mod tests {
             taken_at_ms: 1,
             trigger: Source::Control,
             decision: None,
+            commands: Vec::new(),
             afterwards: Afterwards::Continue,
             app: AppFacts {
                 argv: vec!["app".into()],

@@ -18,6 +18,7 @@ pub mod journal;
 pub mod keys;
 pub mod last_push;
 pub mod logging;
+pub mod machine;
 pub mod metrics;
 mod named;
 pub mod operate;

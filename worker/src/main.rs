@@ -15,6 +15,7 @@ use reprieve::failure::{self, Failure};
 use reprieve::journal::Journal;
 use reprieve::last_push;
 use reprieve::logging::{Logging, Surroundings};
+use reprieve::machine;
 use reprieve::metrics::Exporter;
 use reprieve::queue;
 use reprieve::settings::{self, ProcessEnvironment, Settings};
@@ -121,12 +122,17 @@ fn run(settings: Settings, app: AppCommand) -> Result<u8, Failure> {
         .caused_by(error)
     })?;
     failure::report_panics();
-    for warning in &settings.warnings {
-        tracing::warn!("{warning}");
-    }
     let runtime =
         runtime().map_err(|error| before_ready("the runtime cannot be started", error))?;
-    let ended = runtime.block_on(supervise(settings, app, clock, surroundings));
+    let ended = runtime.block_on(async {
+        let settings = machine::complete(settings).await?;
+        // The machine's tags may have named it.
+        surroundings.job(&settings.job);
+        for warning in &settings.warnings {
+            tracing::warn!("{warning}");
+        }
+        supervise(settings, app, clock, surroundings).await
+    });
     // A store call that hangs must not hold up the end.
     runtime.shutdown_background();
     logging.flush(LAST_WORDS);
@@ -179,6 +185,7 @@ async fn supervise(
     let argv = std::iter::once(app.program).chain(app.arguments).collect();
     let known = settings.clone();
     let supervisor = Supervisor::new(settings, argv, reaper, clock, journal.clone());
+    tokio::spawn(machine::introduce(known.clone()));
     let tags = tokio::spawn(queue::tag(known.clone(), supervisor.told()));
     let ended = Box::pin(supervisor.run(signals, requests, sources)).await;
     // A job that failed, or was stored, is run again: by whoever reads its queue then.

@@ -17,6 +17,7 @@ use url::Url;
 
 use crate::aws;
 use crate::host;
+use crate::machine;
 use crate::settings::{InstanceTags, QueueUse, Settings};
 use crate::store::s3;
 
@@ -169,7 +170,8 @@ pub(crate) fn region(queue: Option<&Url>) -> Option<String> {
     (words.next() == Some("sqs")).then(|| words.next().map(str::to_owned))?
 }
 
-async fn instance(settings: &Settings) -> Option<String> {
+/// What this machine is called.
+pub(crate) async fn instance(settings: &Settings) -> Option<String> {
     if let Some(name) = &settings.instance_id {
         return Some(name.clone());
     }
@@ -196,11 +198,7 @@ pub async fn tag(settings: Settings, mut told: watch::Receiver<Told>) {
         );
         return;
     };
-    let shared = aws::shared(None).await;
-    let endpoint = ["AWS_ENDPOINT_URL_EC2", "AWS_ENDPOINT_URL"]
-        .into_iter()
-        .find_map(|name| std::env::var(name).ok());
-    let Some(ec2) = Ec2::new(&shared, aws::connector(), endpoint) else {
+    let Some(ec2) = machine::ec2().await else {
         tracing::warn!("no region is set, so that the machine's tags cannot tell of the job");
         return;
     };

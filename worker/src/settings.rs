@@ -71,6 +71,9 @@ pub enum Kind {
     Endpoint,
     /// One that is spoken to without TLS.
     PlainEndpoint,
+    /// A URL that may have TLS and is not a service of ours.
+    WebAddress,
+    LifecycleHook,
     Region,
     /// Of a queue of SQS.
     QueueUrl,
@@ -664,7 +667,7 @@ pub const TABLE: &[Setting] = &[
     Setting {
         name: "lifecycle-hook",
         section: NOTICES,
-        kind: Kind::Instance,
+        kind: Kind::LifecycleHook,
         default: None,
         unset: "only the hooks that events of the queue name are held and completed",
         meaning: "The name of the Auto Scaling lifecycle hook that waits before this instance is terminated: it is held while the job is being stored and completed then, when the metadata service of EC2 says that the instance is to go.",
@@ -677,6 +680,16 @@ pub const TABLE: &[Setting] = &[
         unset: "",
         meaning: "Whether job, state and newest snapshot are written to the tags of this EC2 instance, where its \
                   console shows them.",
+    },
+    Setting {
+        name: "defaults-from-tags",
+        section: NOTICES,
+        kind: Kind::Choice(DefaultsFromTags::NAMES),
+        default: Some("off"),
+        unset: "",
+        meaning: "Whether the tags of this EC2 instance say what nothing else does: `reprieve:store` and `reprieve:job` as \
+                  `store` and `job`, and `reprieve:queue`, which is `own` or the URL of a queue that is shared. They are read \
+                  from the metadata service, or else with `ec2:DescribeTags`; if neither answers nothing is started.",
     },
     Setting {
         name: "hooks-dir",
@@ -705,10 +718,11 @@ pub const TABLE: &[Setting] = &[
     Setting {
         name: "webhook",
         section: CALLOUTS,
-        kind: Kind::PlainEndpoint,
+        kind: Kind::WebAddress,
         default: None,
         unset: "nothing is posted",
-        meaning: "A URL of `http://` to which each moment is posted as JSON.",
+        meaning: "A URL of `https://` or `http://` to which each moment is posted as JSON. Certificates are checked with those \
+                  of the system, or of the file that `SSL_CERT_FILE` names.",
     },
     Setting {
         name: "webhook-format",
@@ -725,6 +739,15 @@ pub const TABLE: &[Setting] = &[
         default: Some("1m"),
         unset: "",
         meaning: "How long the store may take to become reachable at boot.",
+    },
+    Setting {
+        name: "on-warm-pool",
+        section: BOOT,
+        kind: Kind::Choice(OnWarmPool::NAMES),
+        default: Some("wait"),
+        unset: "",
+        meaning: "On an EC2 instance that is only being prepared in a warm pool of Auto Scaling (`Warmed:...`): wait until it is \
+                  to be in service, or start the job all the same.",
     },
     Setting {
         name: "restore-timeout",
@@ -1038,6 +1061,16 @@ named! {
     pub enum InstanceTags { Off = "off", On = "on", }
 }
 
+named! {
+    /// Whether the machine's tags say what settings do not.
+    pub enum DefaultsFromTags { Off = "off", On = "on", }
+}
+
+named! {
+    /// What to do on a machine that is only being prepared.
+    pub enum OnWarmPool { Wait = "wait", Start = "start", }
+}
+
 /// What is listened to besides signals and the control socket.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Sources {
@@ -1141,6 +1174,10 @@ pub struct Settings {
     pub reply_queue: Option<Url>,
     pub instance_id: Option<String>,
     pub lifecycle_hook: Option<String>,
+    pub defaults_from_tags: DefaultsFromTags,
+    /// Of the settings that tags may say, those that nothing else does.
+    pub unsaid: Vec<&'static str>,
+    pub on_warm_pool: OnWarmPool,
     pub instance_tags: InstanceTags,
     pub boot_timeout: Duration,
     pub restore_timeout: Duration,
@@ -1346,6 +1383,8 @@ pub enum Origin {
     File(PathBuf),
     Variable(String),
     Flag(String),
+    /// Of the machine.
+    Tag(String),
 }
 
 impl fmt::Display for Origin {
@@ -1355,6 +1394,7 @@ impl fmt::Display for Origin {
             Self::File(path) => write!(f, "file {}", path.display()),
             Self::Variable(name) => write!(f, "environment variable {name}"),
             Self::Flag(name) => write!(f, "flag {name}"),
+            Self::Tag(name) => write!(f, "tag {name} of this machine"),
         }
     }
 }
@@ -1497,6 +1537,15 @@ impl Settings {
             reply_queue: merged.get("reply-queue", Checked::url),
             instance_id: merged.text("instance-id"),
             lifecycle_hook: merged.text("lifecycle-hook"),
+            defaults_from_tags: merged.need(
+                "defaults-from-tags",
+                Checked::choice(DefaultsFromTags::from_name),
+            ),
+            unsaid: ["store", "job", "queue"]
+                .into_iter()
+                .filter(|name| merged.origin(name) == Origin::BuiltIn)
+                .collect(),
+            on_warm_pool: merged.need("on-warm-pool", Checked::choice(OnWarmPool::from_name)),
             instance_tags: merged.need("instance-tags", Checked::choice(InstanceTags::from_name)),
             boot_timeout: merged.need("boot-timeout", Checked::duration),
             restore_timeout: merged.need("restore-timeout", Checked::duration),
@@ -1529,6 +1578,54 @@ impl Settings {
         settings
     }
 
+    /// With what the machine's tags say of the settings that nothing else says: each by the setting's name.
+    ///
+    /// # Errors
+    /// When a tag's value is not one that its setting can have, or what was given does not go with it.
+    pub fn with_tags(mut self, tags: &BTreeMap<&'static str, String>) -> Result<Self, Faults> {
+        let mut faults = Vec::new();
+        for name in std::mem::take(&mut self.unsaid) {
+            let Some(text) = tags.get(name).filter(|text| !text.is_empty()) else {
+                self.unsaid.push(name);
+                continue;
+            };
+            let kind = match name {
+                "queue" if text != "own" => Kind::QueueUrl,
+                _ => Setting::named(name).kind,
+            };
+            let checked = match check(kind, text) {
+                Ok(checked) => checked,
+                Err(problem) => {
+                    faults.push(problem.of(Entry {
+                        setting: Setting::named(name),
+                        text: text.clone(),
+                        origin: Origin::Tag(format!("reprieve:{name}")),
+                    }));
+                    continue;
+                }
+            };
+            match name {
+                "store" => self.store = Some(text.clone()),
+                "job" => {
+                    self.job.clone_from(text);
+                    self.job_name_origin = JobNameOrigin::Given;
+                }
+                _ => match checked.url() {
+                    Some(url) => (self.queue, self.queue_url) = (QueueUse::Shared, Some(url)),
+                    None => self.queue = QueueUse::Own,
+                },
+            }
+        }
+        if self.store.is_none() {
+            faults.extend(self.from_nowhere(Origin::BuiltIn));
+        }
+        if !faults.is_empty() {
+            return Err(Faults(faults));
+        }
+        self.warnings = self.dangers();
+        Ok(self)
+    }
+
     /// How the store at this address is reached.
     pub fn store_settings(&self, address: &str) -> StoreSettings {
         StoreSettings {
@@ -1553,10 +1650,10 @@ impl Settings {
     /// Values that are each fine but leave no time for a checkpoint together.
     fn contradictions(&self, merged: &Merged) -> Vec<Fault> {
         let mut faults: Vec<Fault> = self.queue_contradiction(merged).into_iter().collect();
-        if self.store.is_none() {
+        if self.store.is_none() && self.defaults_from_tags == DefaultsFromTags::Off {
             return faults
                 .into_iter()
-                .chain(self.contradicts_from(merged))
+                .chain(self.from_nowhere(merged.origin("from")))
                 .collect();
         }
         let key_for_nothing = self.s3_objects.key.is_some()
@@ -1621,15 +1718,14 @@ impl Settings {
     }
 
     /// A start that were told where to go on from would begin from scratch.
-    fn contradicts_from(&self, merged: &Merged) -> Vec<Fault> {
-        let fault = self.from.as_ref().map(|from| Fault {
+    fn from_nowhere(&self, origin: Origin) -> Option<Fault> {
+        self.from.as_ref().map(|from| Fault {
             name: "from".into(),
-            origin: merged.origin("from"),
+            origin,
             value: Some(from.to_string()),
             problem: "there are no snapshots without a store".into(),
             remedy: "set store, or leave from out".into(),
-        });
-        fault.into_iter().collect()
+        })
     }
 
     fn dangers(&self) -> Vec<String> {
@@ -2234,6 +2330,12 @@ fn check(kind: Kind, text: &str) -> Result<Checked, Problem> {
         Kind::StoreAddress => check_store(text),
         Kind::Endpoint => check_endpoint(kind, text, &["http", "https"]),
         Kind::PlainEndpoint => check_endpoint(kind, text, &["http"]),
+        Kind::WebAddress => check_endpoint(kind, text, &["http", "https"]),
+        // As the API has it.
+        Kind::LifecycleHook => match is_name(text, b"-_/", 255) {
+            true => Ok(Checked::Text(text.into())),
+            false => Err(Problem::new(kind, "is not the name of a lifecycle hook")),
+        },
         Kind::QueueUrl => check_endpoint(kind, text, &["http", "https"]),
         Kind::Instance => match is_name(text, b"._-", JOB_NAME_LIMIT) {
             true => Ok(Checked::Text(text.into())),
@@ -2482,6 +2584,8 @@ pub(crate) fn expected(kind: Kind) -> String {
             "a URL like https://sqs.eu-central-1.amazonaws.com/123456789012/my-queue".into()
         }
         Kind::Instance => "a name like i-0abc1234def567890".into(),
+        Kind::WebAddress => "a URL like https://hooks.example.net/told".into(),
+        Kind::LifecycleHook => "1 to 255 of A-Z a-z 0-9 - _ /".into(),
         Kind::JobName => {
             format!("1 to {JOB_NAME_LIMIT} of A-Z a-z 0-9 . _ -, not starting with a dot")
         }
@@ -2775,6 +2879,54 @@ mod tests {
     }
 
     #[test]
+    fn tags_say_what_nothing_else_says() {
+        let url = "https://sqs.eu-central-1.amazonaws.com/123456789012/fleet";
+        let said = |store: &str, job: &str, queue: &str| {
+            BTreeMap::from([("store", store), ("job", job), ("queue", queue)])
+                .into_iter()
+                .map(|(name, text)| (name, text.to_owned()))
+                .collect()
+        };
+        let all = said("s3://bucket/jobs", "tagged", url);
+        let on = |more: &[(&'static str, &'static str)]| {
+            let given = [&[("defaults-from-tags", "on")], more].concat();
+            flags(&given).load().expect("valid settings")
+        };
+        let settings = on(&[]).with_tags(&all).expect("they are valid");
+        assert_eq!(settings.store.as_deref(), Some("s3://bucket/jobs"));
+        assert_eq!(settings.job, "tagged");
+        assert_eq!(settings.job_name_origin, JobNameOrigin::Given);
+        assert_eq!(
+            (settings.queue, settings.queue_url),
+            (QueueUse::Shared, Some(queue("fleet")))
+        );
+        assert!(!settings.warnings.join("\n").contains("no store"));
+        let own = on(&[]).with_tags(&said("s3://b", "", "own"));
+        let own = own.expect("they are valid");
+        assert_eq!((own.queue, own.queue_url), (QueueUse::Own, None));
+        assert_ne!(own.job, "", "an empty tag says nothing");
+        // Whatever is said otherwise counts, also that there is to be none.
+        let given = [("store", "file:///mine"), ("job", "mine"), ("queue", "off")];
+        let settings = on(&given).with_tags(&all).expect("they are valid");
+        assert_eq!(settings.store.as_deref(), Some("file:///mine"));
+        assert_eq!(
+            (settings.job.as_str(), settings.queue),
+            ("mine", QueueUse::Off)
+        );
+        // What is wrong says where it comes from.
+        let wrong = on(&[]).with_tags(&said("gs://b", "a b", "elsewhere"));
+        let said_of_it = Failure::from(wrong.expect_err("nothing of it is valid")).to_string();
+        for tag in ["reprieve:store", "reprieve:job", "reprieve:queue"] {
+            let origin = format!("(tag {tag} of this machine)");
+            assert!(said_of_it.contains(&origin), "{said_of_it}");
+        }
+        // A rollback needs a store from somewhere.
+        let back = on(&[("from", "3")]);
+        assert!(back.clone().with_tags(&all).is_ok());
+        assert!(back.with_tags(&BTreeMap::new()).is_err());
+    }
+
+    #[test]
     fn a_queue_that_is_named_is_read_and_one_that_is_shared_is_named() {
         let url = "https://sqs.eu-central-1.amazonaws.com/123456789012/fleet";
         let named = flags(&[("queue", "shared"), ("queue-url", url)]).load();
@@ -2862,6 +3014,9 @@ mod tests {
                 reply_queue: None,
                 instance_id: None,
                 lifecycle_hook: None,
+                defaults_from_tags: DefaultsFromTags::Off,
+                unsaid: vec!["store", "job", "queue"],
+                on_warm_pool: OnWarmPool::Wait,
                 instance_tags: InstanceTags::Off,
                 boot_timeout: Duration::from_secs(60),
                 restore_timeout: Duration::from_secs(600),
@@ -2959,14 +3114,16 @@ mod tests {
             "https://sqs.eu-central-1.amazonaws.com/123456789012/replies",
         ),
         ("instance-id", "i-0abc"),
-        ("lifecycle-hook", "nightly-goodbye"),
+        ("lifecycle-hook", "fleet/nightly_goodbye"),
         ("instance-tags", "on"),
+        ("defaults-from-tags", "on"),
         ("hooks-dir", "/hooks"),
         ("hook-timeout", "2s"),
         ("on-hook-failure", "refuse"),
         ("webhook", "http://127.0.0.1:8000/told"),
         ("webhook-format", "sns"),
         ("boot-timeout", "10s"),
+        ("on-warm-pool", "start"),
         ("restore-timeout", "1h"),
         ("from", "12@again"),
         ("on-other-owner", "leave"),
@@ -3093,7 +3250,10 @@ mod tests {
             dead_letter_queue: Some(queue("dead")),
             reply_queue: Some(queue("replies")),
             instance_id: Some("i-0abc".into()),
-            lifecycle_hook: Some("nightly-goodbye".into()),
+            lifecycle_hook: Some("fleet/nightly_goodbye".into()),
+            defaults_from_tags: DefaultsFromTags::On,
+            unsaid: Vec::new(),
+            on_warm_pool: OnWarmPool::Start,
             instance_tags: InstanceTags::On,
             boot_timeout: Duration::from_secs(10),
             restore_timeout: Duration::from_secs(3600),
@@ -3271,10 +3431,17 @@ reprieve: 9 settings are not valid
             ("store", "s3://a@bucket", Some("\"s3://[hidden]@bucket\"")),
             ("s3-endpoint", "https://minio:9000", None),
             ("webhook", "http://127.0.0.1:8000/told", None),
+            ("webhook", "https://example.net/told", None),
             (
                 "webhook",
-                "https://example.net/told",
-                Some("is not reached by \"https\""),
+                "ftp://example.net/told",
+                Some("is not reached by \"ftp\""),
+            ),
+            ("lifecycle-hook", "a/b_c-9", None),
+            (
+                "lifecycle-hook",
+                "a.b",
+                Some("is not the name of a lifecycle hook"),
             ),
             (
                 "s3-endpoint",

@@ -5,6 +5,8 @@
 
 mod metadata;
 
+pub(crate) use metadata::ec2_options;
+
 use std::pin::Pin;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 

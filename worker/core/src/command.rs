@@ -13,6 +13,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+pub use crate::notice::Goal;
 use crate::notice::{Afterwards, Settled, WallMs};
 
 /// The version this build speaks.
@@ -62,13 +63,6 @@ pub enum Asks {
     Status,
     /// The job goes on from an older snapshot.
     Rollback(Goal),
-}
-
-/// A snapshot by one of its names.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Goal {
-    Generation(u64),
-    Tag(String),
 }
 
 /// Who reads commands.

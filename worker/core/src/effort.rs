@@ -19,6 +19,44 @@ pub enum Level {
 
 impl Level {
     pub const ALL: [Self; 3] = [Self::Raw, Self::Fast, Self::Strong];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Raw => "raw",
+            Self::Fast => "fast",
+            Self::Strong => "strong",
+        }
+    }
+}
+
+/// Why a level was chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// It is the strongest that costs no noticeable time.
+    CostsNothing,
+    /// A stronger one would not meet the deadline.
+    Deadline,
+    /// None meets the deadline; this is the fastest.
+    LeastLate,
+}
+
+impl Reason {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::CostsNothing => "it is the strongest that costs no noticeable time",
+            Self::Deadline => "a stronger one would not meet the deadline",
+            Self::LeastLate => "none meets the deadline, and this is the fastest",
+        }
+    }
+}
+
+/// How what is left is stored.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Plan {
+    pub level: Level,
+    pub reason: Reason,
+    /// How long it takes like this.
+    pub takes_ms: f64,
 }
 
 /// What a level does with this job's memory on this machine.
@@ -58,23 +96,33 @@ impl Facts {
     }
 }
 
-/// The level for what comes next.
-pub fn choose(facts: &Facts) -> Level {
+/// How to store what comes next.
+pub fn plan(facts: &Facts) -> Plan {
     let fastest = Level::ALL
         .into_iter()
         .map(|level| facts.takes_ms(level))
         .fold(f64::INFINITY, f64::min);
-    let mut limit = (fastest * SLOWER).max(fastest + SLOWER_BY_MS);
+    let unnoticed = (fastest * SLOWER).max(fastest + SLOWER_BY_MS);
     let left_ms = facts.left_ms as f64;
-    if limit > left_ms {
-        // Near the deadline nothing is given away; past it, the fastest is the least late.
-        limit = left_ms.max(fastest);
+    let strongest = |limit: f64| {
+        let mut levels = Level::ALL.into_iter().rev();
+        let found = levels.find(|level| facts.takes_ms(*level) <= limit);
+        found.unwrap_or(Level::Raw)
+    };
+    // Near the deadline nothing is given away; past it, the fastest is the least late.
+    let level = strongest(unnoticed.min(left_ms.max(fastest)));
+    let reason = if fastest > left_ms {
+        Reason::LeastLate
+    } else if level == strongest(unnoticed) {
+        Reason::CostsNothing
+    } else {
+        Reason::Deadline
+    };
+    Plan {
+        level,
+        reason,
+        takes_ms: facts.takes_ms(level),
     }
-    Level::ALL
-        .into_iter()
-        .rev()
-        .find(|level| facts.takes_ms(*level) <= limit)
-        .unwrap_or(Level::Raw)
 }
 
 #[cfg(test)]
@@ -100,15 +148,47 @@ mod tests {
 
     #[test]
     fn what_is_short_decides() {
-        for (what, facts, expected) in [
-            ("a fast network", facts(4096, 60_000, 3000.0), Level::Raw),
-            ("a middling one", facts(4096, 60_000, 250.0), Level::Fast),
-            ("a slow one", facts(4096, 600_000, 20.0), Level::Strong),
-            ("little to store", facts(16, 60_000, 3000.0), Level::Strong),
-            ("a near deadline", facts(64, 50, 3000.0), Level::Raw),
-            ("nothing can be met", facts(4096, 1, 3000.0), Level::Raw),
+        use Reason::{CostsNothing, Deadline, LeastLate};
+        for (what, facts, level, reason) in [
+            (
+                "a fast network",
+                facts(4096, 60_000, 3000.0),
+                Level::Raw,
+                CostsNothing,
+            ),
+            (
+                "a middling one",
+                facts(4096, 60_000, 250.0),
+                Level::Fast,
+                CostsNothing,
+            ),
+            (
+                "a slow one",
+                facts(4096, 600_000, 20.0),
+                Level::Strong,
+                CostsNothing,
+            ),
+            (
+                "little to store",
+                facts(16, 60_000, 3000.0),
+                Level::Strong,
+                CostsNothing,
+            ),
+            (
+                "a near deadline",
+                facts(64, 50, 3000.0),
+                Level::Raw,
+                Deadline,
+            ),
+            (
+                "nothing can be met",
+                facts(4096, 1, 3000.0),
+                Level::Raw,
+                LeastLate,
+            ),
         ] {
-            assert_eq!(choose(&facts), expected, "{what}");
+            let plan = plan(&facts);
+            assert_eq!((plan.level, plan.reason), (level, reason), "{what}");
         }
     }
 
@@ -135,7 +215,7 @@ mod tests {
         #[test]
         fn no_deadline_is_missed_that_another_level_would_meet(facts in any_facts()) {
             let left_ms = facts.left_ms as f64;
-            let chosen = facts.takes_ms(choose(&facts));
+            let chosen = plan(&facts).takes_ms;
             for level in Level::ALL {
                 if facts.takes_ms(level) <= left_ms {
                     prop_assert!(chosen <= left_ms, "{:?} takes {} ms", level, facts.takes_ms(level));
@@ -146,7 +226,7 @@ mod tests {
         #[test]
         fn nothing_is_noticeably_slower_than_the_fastest(facts in any_facts()) {
             let fastest = Level::ALL.map(|level| facts.takes_ms(level)).into_iter().fold(f64::INFINITY, f64::min);
-            prop_assert!(facts.takes_ms(choose(&facts)) <= (fastest * SLOWER).max(fastest + SLOWER_BY_MS));
+            prop_assert!(plan(&facts).takes_ms <= (fastest * SLOWER).max(fastest + SLOWER_BY_MS));
         }
     }
 }

@@ -48,6 +48,9 @@ pub struct Generation {
     /// Names that a person gave it; one with a name stays.
     #[serde(default)]
     pub tags: Vec<String>,
+    /// The commands that it answers, or that the job went back to it for, by their ids.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub commands: Vec<String>,
 }
 
 /// The job ended by itself.
@@ -222,6 +225,25 @@ impl Head {
         }
     }
 
+    /// The snapshot that a command led to, if it is still kept.
+    pub fn answer_to(&self, command: &str) -> Option<&Generation> {
+        self.generations
+            .iter()
+            .find(|known| known.commands.iter().any(|id| id == command))
+    }
+
+    /// The same head, where this command led to that generation.
+    #[must_use]
+    pub fn answering(&self, command: &str, generation: u64) -> Self {
+        let mut head = self.clone();
+        for known in &mut head.generations {
+            if known.generation == generation && !known.commands.iter().any(|id| id == command) {
+                known.commands.push(command.to_owned());
+            }
+        }
+        head
+    }
+
     /// The head for a start that asks for this, or for nothing: a rollback is remembered as long as every start asks for
     /// it in the same words.
     #[must_use]
@@ -345,6 +367,7 @@ mod tests {
             stored_bytes: 10,
             pinned: false,
             tags: Vec::new(),
+            commands: Vec::new(),
         }
     }
 

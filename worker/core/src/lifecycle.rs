@@ -15,7 +15,8 @@
 //!
 //! Invariants: at most one checkpoint at a time; every request and every announcement gets exactly one answer; no signal
 //! reaches the app while it is frozen, because it would become part of the snapshot; a wish to stop that arrives during
-//! a checkpoint that leaves the app running is carried out after it, never forgotten.
+//! a checkpoint that leaves the app running is carried out after it, never forgotten; a final checkpoint whose cause is
+//! taken back leaves the app running if it can still be told to.
 
 use crate::deadline::{Budget, budget};
 use crate::episode::{Episodes, Going, Heard};
@@ -51,6 +52,8 @@ pub enum OnFailure {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
     Durable(Measured),
+    /// Durable, and the app goes on although it was to stop: [`Effect::Spare`] came in time.
+    Spared(Measured),
     Failed,
     /// Another owner took the job; ours must not go on.
     Fenced,
@@ -95,6 +98,8 @@ pub enum Effect {
     },
     /// The running checkpoint has less time than it was told.
     Tighten(Budget),
+    /// The running checkpoint was to stop the app and is to leave it running, if that is still possible; it reports which.
+    Spare,
     /// Pass the signal on to the app.
     Forward(i32),
     /// Tell this requester how the checkpoint that just ended went.
@@ -162,6 +167,10 @@ struct Run {
     next: Option<(Notice, Vec<RequestId>)>,
     app_ended: bool,
     fenced: bool,
+    /// Somebody asked for it by name and wants the app stopped.
+    stop_asked: bool,
+    /// What it was the last checkpoint for will not come.
+    spared: bool,
 }
 
 #[derive(Debug)]
@@ -324,7 +333,7 @@ impl Lifecycle {
             self.failures = 0;
         }
         if let State::Checkpointing(run) = &mut self.state
-            && run.notice.afterwards == Afterwards::Stop
+            && run.afterwards() == Afterwards::Stop
         {
             // A signal's wish outlives a request's: if this run fails it is treated as the signal's.
             run.notice.trigger = Source::Signal;
@@ -345,12 +354,17 @@ impl Lifecycle {
         if let State::Over = self.state {
             return vec![Effect::Refuse(id, OVER.to_owned())];
         }
+        let before = self.episodes.going();
         match self.episodes.hear(announcement, id, now, wall_now) {
-            Heard::News { .. } | Heard::Joined { .. } => self.hurry(now),
+            Heard::News { .. } | Heard::Joined { .. } => {
+                let spared = self.spare(before, now);
+                self.hurry(now).into_iter().chain(spared).collect()
+            }
             Heard::Over => vec![Effect::Note(id)],
             Heard::Withdrawn(waited) => {
                 let all = waited.into_iter().chain([id]);
-                all.map(Effect::Note).collect()
+                let notes = all.map(Effect::Note).collect::<Vec<_>>();
+                notes.into_iter().chain(self.spare(before, now)).collect()
             }
             Heard::Stale { by_ms } => {
                 let seconds = by_ms / 1000;
@@ -359,6 +373,35 @@ impl Lifecycle {
                 vec![Effect::Refuse(id, reason)]
             }
         }
+    }
+
+    /// The last checkpoint before an end that will not come, or not yet, need not be the last.
+    fn spare(&mut self, before: Option<Going>, now: Moment) -> Option<Effect> {
+        let going = self.episodes.going();
+        let later = match (before?.deadline, going.map(|going| going.deadline)) {
+            (_, None) => true,
+            (Some(before), Some(Some(now))) => now > before,
+            (None, Some(now)) => now.is_some(),
+            (Some(_), Some(None)) => false,
+        };
+        let State::Checkpointing(run) = &self.state else {
+            return None;
+        };
+        if !later || run.stop_asked || run.afterwards() == Afterwards::Continue {
+            return None;
+        }
+        let decision = planner::decide(&self.situation(now), &self.policy.rules, &self.promise);
+        let needed = match decision.decision.act {
+            Act::Final | Act::GiveUp => true,
+            // What hardly fits is better had than not.
+            Act::Wait => matches!(decision.decision.reason, Reason::TooLate | Reason::Pause),
+            Act::LeaveRunning => false,
+        };
+        let State::Checkpointing(run) = &mut self.state else {
+            return None;
+        };
+        run.spared = !needed;
+        run.spared.then_some(Effect::Spare)
     }
 
     /// A checkpoint under way may have less time now.
@@ -375,7 +418,7 @@ impl Lifecycle {
             return Vec::new();
         }
         run.end = Some(deadline);
-        let limit = match run.notice.afterwards {
+        let limit = match run.afterwards() {
             Afterwards::Stop => deadline,
             // The one after it needs its share of the time, and a miss has to be told before it is too late.
             Afterwards::Continue => now.plus_ms(now.ms_until(deadline) / 2),
@@ -423,9 +466,10 @@ impl Lifecycle {
                 self.begin(notice, decision, vec![id], now)
             }
             State::Checkpointing(run)
-                if afterwards == Afterwards::Stop && run.notice.afterwards == Afterwards::Stop =>
+                if afterwards == Afterwards::Stop && run.afterwards() == Afterwards::Stop =>
             {
                 // From the freeze on nothing changes any more: this one's outcome is that one's.
+                run.stop_asked = true;
                 run.waiting.push(id);
                 if deadline >= run.notice.deadline {
                     return Vec::new();
@@ -434,7 +478,7 @@ impl Lifecycle {
                 let budget = budget(now, deadline, self.policy.rules.margin_ms);
                 budget.map(Effect::Tighten).into_iter().collect()
             }
-            State::Checkpointing(run) if run.notice.afterwards == Afterwards::Continue => {
+            State::Checkpointing(run) if run.afterwards() == Afterwards::Continue => {
                 // What is under way may be of a moment before this was asked for.
                 run.queue(notice, Some(id));
                 Vec::new()
@@ -496,10 +540,11 @@ impl Lifecycle {
             return Vec::new();
         };
         self.ended = Some(now);
+        let afterwards = run.afterwards();
         let mut effects: Vec<Effect> = run.waiting.into_iter().map(Effect::Answer).collect();
         let stopped = matches!(how, Ended::Durable(_)) && run.notice.afterwards == Afterwards::Stop;
         match how {
-            Ended::Durable(measured) => {
+            Ended::Durable(measured) | Ended::Spared(measured) => {
                 self.failures = 0;
                 self.promise.learn(measured);
                 self.safe = Some(measured.frozen_at);
@@ -515,7 +560,11 @@ impl Lifecycle {
         if let Some(finish) = finish(fenced, stopped, run.app_ended) {
             self.state = State::Over;
             let unserved = run.next.into_iter().flat_map(|(_, waiting)| waiting);
-            effects.extend(unserved.map(|id| Effect::Refuse(id, OVER.to_owned())));
+            effects.extend(unserved.map(|id| match stopped {
+                // It was to be spared and was not: nothing has changed since what is stored.
+                true => Effect::Answer(id),
+                false => Effect::Refuse(id, OVER.to_owned()),
+            }));
             effects.push(Effect::Finish(finish));
             return effects;
         }
@@ -524,9 +573,7 @@ impl Lifecycle {
             let left_ms = now.ms_until(notice.deadline);
             let decision = Decision::asked(notice.trigger, notice.afterwards, left_ms);
             effects.extend(self.begin(notice, decision, waiting, now));
-        } else if run.notice.trigger == Source::Signal
-            && run.notice.afterwards == Afterwards::Stop
-            && !stopped
+        } else if run.notice.trigger == Source::Signal && afterwards == Afterwards::Stop && !stopped
         {
             effects.extend(self.pass_on_signal());
         }
@@ -550,6 +597,7 @@ impl Lifecycle {
         now: Moment,
     ) -> Vec<Effect> {
         let going = self.episodes.going();
+        let stop_asked = decision.reason == Reason::Asked && notice.afterwards == Afterwards::Stop;
         let notice = merged(notice, going);
         match budget(now, notice.deadline, self.policy.rules.margin_ms) {
             Ok(budget) => {
@@ -562,6 +610,8 @@ impl Lifecycle {
                     next: None,
                     app_ended: false,
                     fenced: false,
+                    stop_asked,
+                    spared: false,
                 });
                 vec![Effect::Begin {
                     notice,
@@ -584,22 +634,11 @@ impl Lifecycle {
         }
         let going = self.episodes.going();
         self.miss(going, now, effects);
-        let situation = Situation {
-            now,
-            going: self.episodes.going(),
-            at_risk: self.episodes.at_risk(),
-            notice_ms: self.notice_ms,
-            ready: self.ready,
-            safe: self.safe,
-            begun: self.begun,
-            ended: self.ended,
-            failures: self.failures,
-        };
         let Plan {
             decision,
             deadline,
             again,
-        } = planner::decide(&situation, &self.policy.rules, &self.promise);
+        } = planner::decide(&self.situation(now), &self.policy.rules, &self.promise);
         let known =
             |before: Decision| (before.act, before.reason) == (decision.act, decision.reason);
         let telling = !matches!(decision.reason, Reason::Nothing | Reason::Pause);
@@ -631,6 +670,20 @@ impl Lifecycle {
                 // What is left has a later deadline.
                 self.consider(now, effects);
             }
+        }
+    }
+
+    fn situation(&self, now: Moment) -> Situation {
+        Situation {
+            now,
+            going: self.episodes.going(),
+            at_risk: self.episodes.at_risk(),
+            notice_ms: self.notice_ms,
+            ready: self.ready,
+            safe: self.safe,
+            begun: self.begun,
+            ended: self.ended,
+            failures: self.failures,
         }
     }
 
@@ -724,6 +777,14 @@ fn merged(notice: Notice, going: Option<Going>) -> Notice {
 }
 
 impl Run {
+    /// What it is to be, as far as is known.
+    fn afterwards(&self) -> Afterwards {
+        match self.spared {
+            true => Afterwards::Continue,
+            false => self.notice.afterwards,
+        }
+    }
+
     fn queue(&mut self, notice: Notice, id: Option<RequestId>) {
         let (queued, waiting) = self.next.get_or_insert((notice, Vec::new()));
         queued.deadline = queued.deadline.min(notice.deadline);
@@ -997,6 +1058,124 @@ mod tests {
         assert_eq!(told, 1);
     }
 
+    fn ends_in(identity: &str, in_ms: u64) -> Event {
+        goes(identity, Fate::Terminate, Some(in_ms))
+    }
+
+    fn goes(identity: &str, fate: Fate, in_ms: Option<u64>) -> Event {
+        let at = in_ms.map(|ms| WallMs(T0.0 + ms));
+        said(identity, Says::Goes { fate, at })
+    }
+
+    fn said(identity: &str, says: Says) -> Event {
+        Event::Announced {
+            id: RequestId(90),
+            announcement: Announcement {
+                source: Source::Ec2Metadata,
+                identity: identity.to_owned(),
+                says,
+            },
+            wall_now: WallMs(T0.0),
+        }
+    }
+
+    fn spares(effects: &[Effect]) -> bool {
+        effects.contains(&Effect::Spare)
+    }
+
+    #[test]
+    fn a_notice_that_is_withdrawn_during_its_final_checkpoint_spares_the_app() {
+        let mut life = running(POLICY);
+        assert_eq!(begins(&life.handle(ends_in("a", 20_000), T0)), 1);
+        let effects = life.handle(said("a", Says::Withdrawn), T0.plus_ms(10));
+        assert!(spares(&effects), "{effects:?}");
+        let effects = life.handle(said("a", Says::Withdrawn), T0.plus_ms(20));
+        assert!(!spares(&effects), "once is enough");
+        let spared = Event::CheckpointEnded(Ended::Spared(MEASURED));
+        let effects = life.handle(spared, T0.plus_ms(100));
+        assert!(!effects.contains(&Effect::Finish(Finish::Checkpointed)));
+        assert_eq!(life.phase(), Phase::Running);
+        assert_eq!(begins(&effects), 0);
+    }
+
+    #[test]
+    fn what_comes_too_late_to_spare_the_app_changes_nothing() {
+        let mut life = running(POLICY);
+        life.handle(ends_in("a", 20_000), T0);
+        life.handle(said("a", Says::Withdrawn), T0.plus_ms(10));
+        // Who wants it stopped now is answered with what was stored.
+        assert_eq!(
+            life.handle(request(1, Afterwards::Stop), T0.plus_ms(20)),
+            []
+        );
+        let effects = life.handle(DURABLE, T0.plus_ms(100));
+        assert_eq!(
+            effects,
+            [
+                Effect::Answer(RequestId(1)),
+                Effect::Finish(Finish::Checkpointed)
+            ]
+        );
+    }
+
+    #[test]
+    fn nobody_is_spared_whom_something_else_wants_stopped() {
+        let begun = || {
+            let mut life = running(POLICY);
+            assert_eq!(begins(&life.handle(ends_in("a", 20_000), T0)), 1);
+            life
+        };
+        let withdrawn =
+            |life: &mut Lifecycle| spares(&life.handle(said("a", Says::Withdrawn), T0.plus_ms(20)));
+        let mut life = begun();
+        life.handle(Event::Signal(SIGTERM), T0.plus_ms(10));
+        assert!(!withdrawn(&mut life), "SIGTERM");
+        let mut life = begun();
+        life.handle(request(1, Afterwards::Stop), T0.plus_ms(10));
+        assert!(!withdrawn(&mut life), "a request");
+        let mut life = begun();
+        life.handle(goes("b", Fate::Stop, Some(25_000)), T0.plus_ms(10));
+        assert!(!withdrawn(&mut life), "another end that is near");
+        let mut life = begun();
+        life.handle(
+            goes("b", Fate::Maintenance, Some(9_000_000)),
+            T0.plus_ms(10),
+        );
+        assert!(withdrawn(&mut life), "another end that is far");
+        let mut life = running(POLICY);
+        life.handle(request(1, Afterwards::Stop), T0);
+        life.handle(ends_in("a", 20_000), T0.plus_ms(10));
+        assert!(!withdrawn(&mut life), "a request from before");
+    }
+
+    #[test]
+    fn an_end_that_is_put_off_spares_the_app_and_one_that_is_told_again_does_not() {
+        let mut life = running(POLICY);
+        life.handle(ends_in("a", 20_000), T0);
+        assert!(!spares(&life.handle(ends_in("a", 20_000), T0.plus_ms(10))));
+        assert!(!spares(&life.handle(ends_in("a", 22_000), T0.plus_ms(20))));
+        assert!(spares(&life.handle(ends_in("a", 900_000), T0.plus_ms(30))));
+        // It comes near again, and is met when this one has ended.
+        life.handle(ends_in("a", 25_000), T0.plus_ms(40));
+        let spared = Event::CheckpointEnded(Ended::Spared(MEASURED));
+        let effects = life.handle(spared, T0.plus_ms(100));
+        let wakes = life.wake().is_some();
+        assert!(begins(&effects) == 1 || wakes, "{effects:?}");
+        assert!(life.going().is_some());
+    }
+
+    #[test]
+    fn a_sigterm_after_the_app_was_spared_is_carried_out() {
+        let mut life = running(POLICY);
+        life.handle(ends_in("a", 20_000), T0);
+        life.handle(said("a", Says::Withdrawn), T0.plus_ms(10));
+        life.handle(Event::Signal(SIGTERM), T0.plus_ms(20));
+        let spared = Event::CheckpointEnded(Ended::Spared(MEASURED));
+        let effects = life.handle(spared, T0.plus_ms(100));
+        let final_one = |effect: &Effect| matches!(effect, Effect::Begin { notice, .. } if notice.afterwards == Afterwards::Stop);
+        assert!(effects.iter().any(final_one), "{effects:?}");
+    }
+
     #[test]
     fn what_is_announced_during_the_boot_is_acted_on_when_the_app_runs() {
         let heard = |kind: u8| {
@@ -1029,6 +1208,18 @@ mod tests {
     }
 
     fn announced(id: RequestId, kind: u8, now: Moment) -> Event {
+        if kind == 14 {
+            let announcement = Announcement {
+                source: Source::Sqs,
+                identity: "11".to_owned(),
+                says: Says::Withdrawn,
+            };
+            return Event::Announced {
+                id,
+                announcement,
+                wall_now: WallMs(now.0),
+            };
+        }
         let (fate, at) = match kind {
             11 => (Fate::Terminate, Some(WallMs(now.0 + 3_000))),
             12 => (Fate::AtRisk, None),
@@ -1046,7 +1237,7 @@ mod tests {
     }
 
     fn any_event() -> impl Strategy<Value = u8> {
-        0u8..14
+        0u8..15
     }
 
     proptest! {
@@ -1058,6 +1249,7 @@ mod tests {
             let mut asked = Vec::new();
             let mut answered = Vec::new();
             let mut under_way = 0i32;
+            let mut spared = false;
             let mut finished = 0;
             for (number, kind) in script.into_iter().enumerate() {
                 now = now.plus_ms(10);
@@ -1072,6 +1264,8 @@ mod tests {
                     }
                     4 => Event::AppReady,
                     5 => Event::AppEnded,
+                    // Too late as often as not.
+                    6 if spared && number % 2 == 0 => Event::CheckpointEnded(Ended::Spared(MEASURED)),
                     6 => DURABLE,
                     7 => Event::CheckpointEnded(Ended::Failed),
                     8 => Event::CheckpointEnded(Ended::Fenced),
@@ -1089,7 +1283,11 @@ mod tests {
                 let frozen = under_way > 0;
                 for effect in life.handle(event, now) {
                     match effect {
-                        Effect::Begin { .. } => under_way += 1,
+                        Effect::Begin { .. } => (under_way, spared) = (under_way + 1, false),
+                        Effect::Spare => {
+                            prop_assert!(frozen && !spared);
+                            spared = true;
+                        }
                         Effect::Answer(id) | Effect::Refuse(id, _) | Effect::Note(id) => answered.push(id),
                         Effect::Forward(_) => prop_assert!(!frozen, "a signal reached a frozen app"),
                         Effect::Finish(_) | Effect::AbortBoot(_) => finished += 1,

@@ -149,6 +149,9 @@ pub struct Manifest {
     /// Why it was taken; snapshots of older versions do not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub decision: Option<Decision>,
+    /// The commands that it answers, by their ids.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub commands: Vec<String>,
     pub app: AppFacts,
     pub host: HostFacts,
     /// Every object that a restore reads. Blocks name them by position.

@@ -177,11 +177,22 @@ pub enum Order {
         deadline: Option<WallMs>,
         /// Names that the snapshot is to carry.
         tags: Vec<String>,
+        /// What whoever asks calls this; the same again is the same order.
+        command: String,
     },
+    /// Store the job, end it, and let its next start go on from an older snapshot.
+    Rollback { to: Goal, command: String },
     /// End the app, as SIGTERM to it does, without a checkpoint.
     Stop,
     /// Say how things are.
     Status,
+}
+
+/// A snapshot by one of its names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Goal {
+    Generation(u64),
+    Tag(String),
 }
 
 /// What became of an order; told to the source that brought it, exactly once.

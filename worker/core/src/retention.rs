@@ -220,6 +220,7 @@ mod tests {
             stored_bytes: 0,
             pinned: false,
             tags: Vec::new(),
+            commands: Vec::new(),
         }
     }
 

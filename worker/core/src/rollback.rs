@@ -150,6 +150,7 @@ mod tests {
                 .then(|| "good".to_owned())
                 .into_iter()
                 .collect(),
+            commands: Vec::new(),
         }
     }
 

@@ -121,6 +121,7 @@ mod tests {
                 stored_bytes: 0,
                 pinned: false,
                 tags: Vec::new(),
+                commands: Vec::new(),
             };
             head = head.committed(generation, &[], String::new());
         }
@@ -144,6 +145,7 @@ mod tests {
             stored_bytes: 0,
             pinned: false,
             tags: Vec::new(),
+            commands: Vec::new(),
         };
         let head = Head::new("job").committed(generation, &[], String::new());
         let ended = |exit_code| {

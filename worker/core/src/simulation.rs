@@ -176,6 +176,7 @@ fn simulate(seed: u64) -> (Outcome, u64, u64) {
     let mut outcome = Outcome::default();
     let (mut asked, mut answered) = (0, Vec::new());
     let mut under_way: Option<(u64, u64, Afterwards)> = None;
+    let mut spared = false;
     let mut whole = true;
     let mut now = 0;
     let mut steps = 0;
@@ -219,20 +220,24 @@ fn simulate(seed: u64) -> (Outcome, u64, u64) {
                 let (begun, wall_ms, afterwards) =
                     under_way.take().expect("only what was begun ends");
                 let fails = dice.below(100) < job.failing;
-                if !fails && afterwards == Afterwards::Stop {
+                // Every other one hears of it too late.
+                let spared = spared && begun % 2 == 0;
+                if !fails && !spared && afterwards == Afterwards::Stop {
                     outcome.durable_finals += 1;
                 }
                 let changed = if whole { 1 << 30 } else { 64 << 20 };
                 whole &= fails;
-                Event::CheckpointEnded(match fails {
-                    true => Ended::Failed,
-                    false => Ended::Durable(Measured {
-                        frozen_at: Moment(begun + 50),
-                        wall_ms,
-                        frozen_ms: 50,
-                        memory: 1 << 30,
-                        changed,
-                    }),
+                let measured = Measured {
+                    frozen_at: Moment(begun + 50),
+                    wall_ms,
+                    frozen_ms: 50,
+                    memory: 1 << 30,
+                    changed,
+                };
+                Event::CheckpointEnded(match (fails, spared) {
+                    (true, _) => Ended::Failed,
+                    (false, true) => Ended::Spared(measured),
+                    (false, false) => Ended::Durable(measured),
                 })
             }
         };
@@ -245,8 +250,10 @@ fn simulate(seed: u64) -> (Outcome, u64, u64) {
                     let mean = if whole { job.whole_ms } else { job.changing_ms };
                     let wall_ms = dice.between(mean * 9 / 10, mean * 11 / 10).max(100);
                     under_way = Some((now, wall_ms, notice.afterwards));
+                    spared = false;
                     agenda.add(now + wall_ms, Coming::CheckpointEnds);
                 }
+                Effect::Spare => spared = true,
                 Effect::Answer(id) | Effect::Refuse(id, _) | Effect::Note(id) => answered.push(id),
                 Effect::Finish(finish) => {
                     assert_eq!(finish, Finish::Checkpointed, "seed {seed}");

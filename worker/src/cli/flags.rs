@@ -132,8 +132,12 @@ fn argument(setting: &'static Setting) -> Arg {
 
 fn value_name(kind: Kind) -> &'static str {
     match kind {
-        Kind::StoreAddress | Kind::Endpoint | Kind::PlainEndpoint | Kind::QueueUrl => "URL",
-        Kind::Region | Kind::JobName | Kind::Instance => "NAME",
+        Kind::StoreAddress
+        | Kind::Endpoint
+        | Kind::PlainEndpoint
+        | Kind::WebAddress
+        | Kind::QueueUrl => "URL",
+        Kind::Region | Kind::JobName | Kind::Instance | Kind::LifecycleHook => "NAME",
         Kind::Choice(_) => "CHOICE",
         Kind::Sources => "NAMES",
         Kind::Period => "PERIOD",

@@ -90,6 +90,8 @@ pub(super) async fn clone(target: &Job, what: &Source) -> Result<Cloned, Failure
         epoch: 0,
         attempt: catalog::nonce(),
         parent: None,
+        // They were for the other job.
+        commands: Vec::new(),
         parts,
         keys: keys
             .into_values()

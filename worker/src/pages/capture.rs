@@ -677,7 +677,7 @@ mod tests {
 
     use crate::pages::codec::unpack;
     use crate::pages::fingerprint::PageKey;
-    use crate::pages::tuning::Wanted;
+    use crate::pages::tuning::{Usual, Wanted};
 
     fn header(command: u32, flags: u32, pages: u64, vaddr: u64, image: u64) -> Vec<u8> {
         let mut bytes = (flags << command::BITS | command).to_ne_bytes().to_vec();
@@ -736,7 +736,7 @@ mod tests {
         let (sender, receiver) = mpsc::channel(4);
         let known = Arc::new(Known::nothing(PageKey::Blake3([1; 32])));
         let level = Wanted::Always(Level::Strong);
-        let tuning = Tuning::new(level, 3, 1, 0, tokio::time::Instant::now);
+        let tuning = Tuning::new(level, 3, 1, 0, Usual::default(), tokio::time::Instant::now);
         let blocks = Blocks::new(sender, Buffers::default(), Arc::new(tuning), None, 0);
         let server = PageServer::start(&blocks, &known, 3).expect("threads");
         drop(blocks);

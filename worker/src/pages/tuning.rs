@@ -103,11 +103,35 @@ pub(crate) struct Tuning {
     uploads: f64,
     /// Bytes of memory that are about to come.
     expected: u64,
+    /// What is taken for true until it is measured.
+    usual: Usual,
     deadline: Box<dyn Fn() -> Instant + Send + Sync>,
     measured: Mutex<Measured>,
     /// Position in [`Level::ALL`].
     level: AtomicUsize,
 }
+
+/// What holds before anything was measured: as a rule, or as the checkpoint before had it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Usual {
+    /// As [`USUAL`].
+    costs: [(f64, f64); 3],
+    look: f64,
+    upload: f64,
+}
+
+impl Default for Usual {
+    fn default() -> Self {
+        Self {
+            costs: USUAL,
+            look: USUAL_LOOK,
+            upload: USUAL_UPLOAD,
+        }
+    }
+}
+
+/// Less than this tells of latency, not of speed.
+const TELLING: u64 = 4 << 20;
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Amount {
@@ -154,6 +178,7 @@ impl Tuning {
         workers: usize,
         uploads: usize,
         expected: u64,
+        usual: Usual,
         deadline: impl Fn() -> Instant + Send + Sync + 'static,
     ) -> Self {
         let tuning = Self {
@@ -161,6 +186,7 @@ impl Tuning {
             workers: workers.max(1) as f64,
             uploads: uploads.max(1) as f64,
             expected,
+            usual,
             deadline: Box::new(deadline),
             measured: Mutex::default(),
             level: AtomicUsize::new(0),
@@ -228,9 +254,45 @@ impl Tuning {
     fn choose(&self, measured: &Measured) {
         let left = (self.deadline)().saturating_duration_since(Instant::now());
         let facts = self.facts(measured, left);
-        let level = effort::choose(&facts);
-        if self.level.swap(level as usize, Ordering::Relaxed) != level as usize {
-            tracing::debug!(?level, ?facts, "how hard to compress from here on");
+        let plan = effort::plan(&facts);
+        let before = self.level.swap(plan.level as usize, Ordering::Relaxed);
+        if self.wanted == Wanted::Fitting && measured.blocks == 0 {
+            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // for people
+            let takes_ms = plan.takes_ms as u64;
+            tracing::info!(
+                level = plan.level.as_str(),
+                reason = plan.reason.as_str(),
+                takes_ms,
+                left_ms = facts.left_ms,
+                left_bytes = facts.left,
+                uploads = self.uploads,
+                "it is decided how the job's memory is stored"
+            );
+        } else if before != plan.level as usize {
+            tracing::debug!(?plan, ?facts, "what is left is stored otherwise");
+        }
+    }
+
+    /// What the next checkpoint may begin from.
+    pub(crate) fn learned(&self) -> Usual {
+        let measured = self.lock();
+        let tried = measured.tried.iter().any(|tried| tried.raw >= TELLING);
+        let uploaded = measured.uploaded;
+        Usual {
+            costs: match tried {
+                true => costs(&measured, &self.usual),
+                false => self.usual.costs,
+            },
+            look: match measured.looked_at.raw >= TELLING {
+                true => per_gib(measured.looked_at).unwrap_or(self.usual.look),
+                false => self.usual.look,
+            },
+            upload: match uploaded.packed >= TELLING && !uploaded.took.is_zero() {
+                true => {
+                    uploaded.packed as f64 / uploaded.took.as_secs_f64() * contention(measured.busy)
+                }
+                false => self.usual.upload,
+            },
         }
     }
 
@@ -249,8 +311,8 @@ impl Tuning {
         } else {
             1.0 - (measured.random as f64 / stored as f64).min(1.0)
         };
-        let look = per_gib(measured.looked_at).unwrap_or(USUAL_LOOK) / new.max(0.001);
-        let costs = costs(measured);
+        let look = per_gib(measured.looked_at).unwrap_or(self.usual.look) / new.max(0.001);
+        let costs = costs(measured, &self.usual);
         let rates = costs.map(|(seconds, ratio)| {
             let pack = shrinkable * seconds + (1.0 - shrinkable) * costs[0].0;
             let shrinks_to = 1.0 - shrinkable * (1.0 - ratio);
@@ -262,7 +324,7 @@ impl Tuning {
         });
         let Amount { packed, took, .. } = measured.uploaded;
         let one = match took.as_secs_f64() {
-            0.0 => USUAL_UPLOAD,
+            0.0 => self.usual.upload,
             seconds => packed as f64 / seconds * contention(measured.busy),
         };
         #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
@@ -293,7 +355,8 @@ fn per_gib(amount: Amount) -> Option<f64> {
 }
 
 /// Seconds for a GiB that may shrink, and what it shrinks to, for each level: measured, or as usual beside a measured one.
-fn costs(measured: &Measured) -> [(f64, f64); 3] {
+fn costs(measured: &Measured, usual: &Usual) -> [(f64, f64); 3] {
+    let usual = usual.costs;
     let [raw, fast, strong] = measured.tried;
     let found = |amount: Amount| {
         let ratio = amount.packed as f64 / amount.raw.max(1) as f64;
@@ -301,18 +364,18 @@ fn costs(measured: &Measured) -> [(f64, f64); 3] {
     };
     let beside = |(seconds, ratio): (f64, f64), own: usize, other: usize| {
         (
-            seconds * USUAL[own].0 / USUAL[other].0,
-            (ratio * USUAL[own].1 / USUAL[other].1).min(1.0),
+            seconds * usual[own].0 / usual[other].0,
+            (ratio * usual[own].1 / usual[other].1).min(1.0),
         )
     };
     let (fast, strong) = match (found(fast), found(strong)) {
         (Some(fast), Some(strong)) => (fast, strong),
         (Some(fast), None) => (fast, beside(fast, 2, 1)),
         (None, Some(strong)) => (beside(strong, 1, 2), strong),
-        (None, None) => (USUAL[1], USUAL[2]),
+        (None, None) => (usual[1], usual[2]),
     };
     // Blocks that would not shrink are in there, too: raw is raw.
-    let raw = per_gib(raw).unwrap_or(USUAL[0].0);
+    let raw = per_gib(raw).unwrap_or(usual[0].0);
     [(raw, 1.0), fast, strong]
 }
 
@@ -349,7 +412,10 @@ mod tests {
 
     fn tuning(expected: usize, deadline: Duration) -> Tuning {
         let deadline = Instant::now() + deadline;
-        Tuning::new(Wanted::Fitting, 2, 4, expected as u64, move || deadline)
+        let usual = Usual::default();
+        Tuning::new(Wanted::Fitting, 2, 4, expected as u64, usual, move || {
+            deadline
+        })
     }
 
     /// Lets the clock show a job of text of which a half was stored at this upload rate, per upload.
@@ -381,6 +447,25 @@ mod tests {
         let hour = Duration::from_secs(3600);
         assert_eq!(half_done(&tuning(16 << 30, hour), 1000, 1), Level::Raw);
         assert_eq!(half_done(&tuning(16 << 30, hour), 10, 1), Level::Strong);
+    }
+
+    #[test]
+    fn the_next_checkpoint_begins_with_what_this_one_measured() {
+        let minute = Duration::from_secs(60);
+        let level = |usual: Usual| {
+            let deadline = Instant::now() + minute;
+            let next = Tuning::new(Wanted::Fitting, 2, 4, 4 << 30, usual, move || deadline);
+            next.level_for(&b"the same line again\n".repeat(256 * 1024 / 20))
+        };
+        for (upload_mib, expected) in [(1000, Level::Raw), (5, Level::Strong)] {
+            let this = tuning(16 << 30, minute);
+            half_done(&this, upload_mib, 1);
+            assert_eq!(level(this.learned()), expected, "{upload_mib} MiB/s");
+        }
+        // A few bytes tell nothing.
+        let this = tuning(16 << 30, minute);
+        this.uploaded(1000, minute);
+        assert!((this.learned().upload - USUAL_UPLOAD).abs() < 1.0);
     }
 
     #[test]
@@ -419,7 +504,14 @@ mod tests {
     fn what_was_asked_for_is_done() {
         let text = b"the same line again\n".repeat(256 * 1024 / 20);
         for level in Level::ALL {
-            let tuning = Tuning::new(Wanted::Always(level), 1, 1, 0, Instant::now);
+            let tuning = Tuning::new(
+                Wanted::Always(level),
+                1,
+                1,
+                0,
+                Usual::default(),
+                Instant::now,
+            );
             assert_eq!(tuning.level_for(&text), level);
         }
     }

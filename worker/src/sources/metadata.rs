@@ -72,7 +72,9 @@ pub(super) fn azure(settings: &Settings, ear: Ear) -> Task {
 }
 
 /// None when the environment switches the service off.
-fn ec2_options(settings: &Settings) -> Result<Option<ec2_metadata::Options>, BadEndpoint> {
+pub(crate) fn ec2_options(
+    settings: &Settings,
+) -> Result<Option<ec2_metadata::Options>, BadEndpoint> {
     match given(settings.ec2_metadata_endpoint.as_ref()) {
         Some(endpoint) => endpoint.map(|endpoint| Some(ec2_metadata::Options::new(endpoint))),
         None => ec2_metadata::Options::from_environment(environment),

@@ -25,6 +25,7 @@ use crate::failure::{ExitCode, Failure};
 use crate::host;
 use crate::journal::Journal;
 use crate::keys::MasterKey;
+use crate::machine;
 use crate::metrics::{self, RestoreOutcome, SelfTest, StartedHow};
 use crate::pages::load::{self, Read, Unusable};
 use crate::pages::parts::PART;
@@ -122,6 +123,7 @@ pub(crate) async fn boot(
     presence: Arc<Presence>,
     journal: Journal,
 ) -> Result<Booted, Failure> {
+    machine::wait_for_service(&settings).await;
     let Some(address) = settings.store.clone() else {
         tracing::warn!("no store is set: the app runs without checkpoints");
         return start(&reaper, &gate, &argv, None).await;
@@ -567,6 +569,7 @@ impl Prepared {
                 reaper: Arc::clone(reaper),
                 work: self.work,
                 host: self.host,
+                usual: Mutex::default(),
                 compression: match settings.compression {
                     Compression::Auto => Wanted::Fitting,
                     Compression::Low => Wanted::Always(Level::Raw),
@@ -680,6 +683,7 @@ async fn recovered(
                     stored_bytes: manifest.sizes.stored,
                     pinned: false,
                     tags: Vec::new(),
+                    commands: Vec::new(),
                 });
             }
             Ok(_) => {}

@@ -8,6 +8,7 @@
 //!
 //! CRIU holds the app frozen at its `post-dump` stage until we answer. When the app is to stop, the answer waits for the
 //! commit, and the app is killed while it is still frozen: it runs not one instruction that is not in the snapshot.
+//! Until it is killed it can be spared ([`Course`]): from the cut on it is let go at once, as if it never was to stop.
 //! Whatever fails before the commit, the app goes on: the transfer is hung up, CRIU cures the app and lets it go. CRIU
 //! is only ever killed when it does not do so in time; a tracee whose tracer dies goes on by itself.
 
@@ -43,7 +44,7 @@ use crate::pages::known::{self, Assembled, Known};
 use crate::pages::load;
 use crate::pages::parts::{self, Buffers, Destination, Stored};
 use crate::pages::seal::AttemptKey;
-use crate::pages::tuning::{Tuning, Wanted};
+use crate::pages::tuning::{Tuning, Usual, Wanted};
 use crate::steps::{self, Step};
 use crate::store::StoreError;
 use crate::supervisor::ownership::Ownership;
@@ -73,6 +74,56 @@ pub(crate) struct Limits {
     pub committed_by: TokioInstant,
 }
 
+/// What a checkpoint is to do with the app, which may change for the better until it is done.
+#[derive(Debug)]
+pub(crate) struct Course(watch::Sender<Way>);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    Open(Afterwards),
+    /// It is being killed.
+    Taken,
+}
+
+impl Course {
+    pub(crate) fn new(afterwards: Afterwards) -> Self {
+        Self(watch::Sender::new(Way::Open(afterwards)))
+    }
+
+    /// The app is to go on. Whether that was said in time.
+    pub(crate) fn spare(&self) -> bool {
+        let mut in_time = true;
+        self.0.send_modify(|way| match way {
+            Way::Taken => in_time = false,
+            Way::Open(_) => *way = Way::Open(Afterwards::Continue),
+        });
+        in_time
+    }
+
+    /// From now on it cannot be spared, if it was not before.
+    fn take(&self) -> Afterwards {
+        let mut afterwards = Afterwards::Stop;
+        self.0.send_modify(|way| match way {
+            Way::Open(Afterwards::Continue) => afterwards = Afterwards::Continue,
+            _ => *way = Way::Taken,
+        });
+        afterwards
+    }
+
+    fn now(&self) -> Afterwards {
+        match *self.0.borrow() {
+            Way::Open(afterwards) => afterwards,
+            Way::Taken => Afterwards::Stop,
+        }
+    }
+
+    async fn spared(&self) {
+        let spared = |way: &Way| *way == Way::Open(Afterwards::Continue);
+        // We hold the sender.
+        drop(self.0.subscribe().wait_for(spared).await);
+    }
+}
+
 /// The app to dump.
 #[derive(Clone, Debug)]
 pub(crate) struct Subject {
@@ -83,12 +134,19 @@ pub(crate) struct Subject {
     pub decision: Decision,
     /// Told when the app goes on.
     pub thawed: Arc<Notify>,
+    pub course: Arc<Course>,
+    /// The commands that it answers.
+    pub commands: Vec<String>,
+    /// None is removed for it: one of the older ones is about to be gone back to.
+    pub keeps_all: bool,
 }
 
 /// How a checkpoint went that is durable.
 #[derive(Clone, Debug)]
 pub struct Report {
     pub generation: u64,
+    /// What became of the app.
+    pub afterwards: Afterwards,
     pub sizes: Sizes,
     pub frozen: Duration,
     pub wall: Duration,
@@ -167,6 +225,8 @@ pub(crate) struct Checkpointer {
     pub work: PathBuf,
     pub host: HostFacts,
     pub compression: Wanted,
+    /// What the checkpoint before measured of this machine and its way to the store.
+    pub usual: Mutex<Usual>,
     /// Parts on their way at once.
     pub in_flight: usize,
     pub workers: usize,
@@ -198,6 +258,7 @@ struct Attempt<'a> {
     /// The head that the snapshot is added to.
     head: Head,
     seal: Option<Seal>,
+    tuning: Option<Arc<Tuning>>,
 }
 
 /// What an attempt seals with.
@@ -251,7 +312,7 @@ impl Checkpointer {
         let seal = self.seal(&name)?;
         let images = self.work.join(format!("dump-{name}"));
         std::fs::create_dir(&images)?;
-        let attempt = Attempt {
+        let mut attempt = Attempt {
             of: self,
             subject,
             name,
@@ -260,8 +321,12 @@ impl Checkpointer {
             begun: Instant::now(),
             head: self.ownership.last_head(),
             seal,
+            tuning: None,
         };
         let result = attempt.run(notice).await;
+        if let Some(tuning) = &attempt.tuning {
+            *self.usual.lock().expect("no holder of this lock panics") = tuning.learned();
+        }
         self.seeds.release();
         sys::give_memory_back();
         let log = keep_log(&self.work, &images, result.is_err());
@@ -407,7 +472,7 @@ async fn blocking<T: Send + 'static>(
 }
 
 impl Attempt<'_> {
-    async fn run(mut self, notice: Notice) -> Result<Report, CheckpointError> {
+    async fn run(&mut self, notice: Notice) -> Result<Report, CheckpointError> {
         steps::reached(Step::Begun);
         let step = self.of.journal.checkpoint_step(CheckpointPhase::Prepare);
         self.of.refuse_orphans(self.subject)?;
@@ -417,7 +482,7 @@ impl Attempt<'_> {
         let step = self.of.journal.checkpoint_step(CheckpointPhase::Dump);
         let frozen = self.freeze(&known).await?;
         step.done();
-        match notice.afterwards {
+        match self.subject.course.now() {
             Afterwards::Stop => self.store_and_stop(notice, frozen).await,
             Afterwards::Continue => self.thaw_and_store(notice, frozen).await,
         }
@@ -448,7 +513,8 @@ impl Attempt<'_> {
             in_flight,
             ..
         } = *self.of;
-        Tuning::new(compression, workers, in_flight, expected, deadline)
+        let usual = *self.of.usual.lock().expect("no holder of this lock panics");
+        Tuning::new(compression, workers, in_flight, expected, usual, deadline)
     }
 
     /// While the app still runs: whether it is still ours to commit, and what the store has of it already. Apart from the
@@ -506,6 +572,7 @@ impl Attempt<'_> {
     /// Dumps until CRIU asks whether to go on, with the app frozen.
     async fn freeze(&mut self, known: &Arc<Known>) -> Result<Frozen, CheckpointError> {
         let tuning = Arc::new(self.tuning());
+        self.tuning = Some(Arc::clone(&tuning));
         let spare = Buffers::default();
         let (sender, writer) = parts::start(self.destination(), Arc::clone(&tuning), spare.clone());
         let mut writer = Writer(writer);
@@ -589,24 +656,47 @@ impl Attempt<'_> {
             transfer,
             since,
         } = frozen;
-        let result = tokio::select! {
-            result = async {
-                let tree = self.of.refuse_orphans(self.subject)?;
-                let held = self.cut().await?;
+        let (subject, images) = (self.subject, self.images.clone());
+        let (mut asked, mut spared_after) = (Some(asked), None);
+        let result = {
+            let tree = self.of.refuse_orphans(subject);
+            let held = match tree {
+                Ok(tree) => self.cut().await.map(|held| (tree, held)),
+                Err(error) => Err(error),
+            };
+            let stored = async {
+                let (tree, held) = held?;
                 let manifest = self.store(notice, &tree, held, transfer).await?;
                 self.commit(&manifest).await?;
                 Ok(manifest)
-            } => result,
-            // It should wait for our answer; if it does not, the app is no longer frozen.
-            _ = &mut criu.exit => Err(CheckpointError::Criu(criu::complaint("dump", Exit::Code(1), &self.images))),
+            };
+            tokio::pin!(stored);
+            tokio::select! {
+                result = &mut stored => result,
+                // It should wait for our answer; if it does not, the app is no longer frozen.
+                _ = &mut criu.exit => Err(CheckpointError::Criu(criu::complaint("dump", Exit::Code(1), &images))),
+                () = subject.course.spared() => {
+                    spared_after = Some(let_go(subject, &mut asked, since).await);
+                    stored.await
+                }
+            }
         };
         match result {
             Ok(manifest) => {
                 steps::reached(Step::Committed);
-                self.kill();
-                steps::reached(Step::Killed);
-                let frozen_for = since.elapsed();
-                asked.go_on().await;
+                let frozen_for = match (spared_after, subject.course.take()) {
+                    (Some(frozen_for), _) => frozen_for,
+                    (None, Afterwards::Continue) => let_go(subject, &mut asked, since).await,
+                    (None, Afterwards::Stop) => {
+                        self.kill();
+                        steps::reached(Step::Killed);
+                        let frozen_for = since.elapsed();
+                        if let Some(asked) = asked.take() {
+                            asked.go_on().await;
+                        }
+                        frozen_for
+                    }
+                };
                 steps::reached(Step::Thawed);
                 wait_for(criu).await;
                 steps::reached(Step::Done);
@@ -649,11 +739,8 @@ impl Attempt<'_> {
             Ok(tree) => self.cut().await.map(|held| (tree, held)),
             Err(error) => Err(error),
         };
-        asked.go_on().await;
+        let frozen_for = let_go(self.subject, &mut Some(asked), since).await;
         steps::reached(Step::Thawed);
-        let frozen_for = since.elapsed();
-        self.subject.stdio.resume();
-        self.subject.thawed.notify_one();
         let result = match cut {
             Ok((tree, held)) => {
                 async {
@@ -770,8 +857,9 @@ impl Attempt<'_> {
             parent: head.tip().map(|tip| tip.generation),
             taken_at_ms: host::wall_ms(),
             trigger: notice.trigger,
-            afterwards: notice.afterwards,
+            afterwards: self.subject.course.now(),
             decision: Some(self.subject.decision),
+            commands: self.subject.commands.clone(),
             app: AppFacts {
                 argv: self.subject.argv.clone(),
                 root_pid: self.subject.root_pid,
@@ -793,9 +881,14 @@ impl Attempt<'_> {
         let deadline = self.limits.borrow().committed_by;
         let (ownership, base) = (&self.of.ownership, self.of.base());
         let base = base.as_ref().map(|base| base.manifest.as_str());
-        let head = ownership
-            .commit(manifest, base, self.of.keep, deadline)
-            .await?;
+        let keep = match self.subject.keeps_all {
+            true => Policy {
+                last: usize::MAX,
+                ..self.of.keep
+            },
+            false => self.of.keep,
+        };
+        let head = ownership.commit(manifest, base, keep, deadline).await?;
         if let Some(newest) = head.generations.first() {
             self.of.build_upon(newest.into());
         }
@@ -811,12 +904,24 @@ impl Attempt<'_> {
             .saturating_duration_since(TokioInstant::now());
         Report {
             generation: manifest.generation,
+            afterwards: self.subject.course.now(),
             sizes: manifest.sizes,
             frozen,
             wall: self.begun.elapsed(),
             left,
         }
     }
+}
+
+/// The app goes on. Says how long it stood still.
+async fn let_go(subject: &Subject, asked: &mut Option<Asked>, since: Instant) -> Duration {
+    if let Some(asked) = asked.take() {
+        asked.go_on().await;
+    }
+    let frozen_for = since.elapsed();
+    subject.stdio.resume();
+    subject.thawed.notify_one();
+    frozen_for
 }
 
 /// Waits until a limit that may come closer has passed.

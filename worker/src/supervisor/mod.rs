@@ -32,7 +32,8 @@ use reprieve_core::lifecycle::{
     self, Effect, Ended, Event, Finish, Lifecycle, OnFailure, Phase, Policy, RequestId,
 };
 use reprieve_core::notice::{
-    Afterwards, Announcement, Fate, Moment, Notice, Order, Reply, Says, Settled, Source, WallMs,
+    Afterwards, Announcement, Fate, Goal, Moment, Notice, Order, Reply, Says, Settled, Source,
+    WallMs,
 };
 use reprieve_core::planner::{Decision, Every, KeepPromise, OnTooLate, Rules};
 use reprieve_core::promise::Measured;
@@ -63,7 +64,7 @@ use crate::settings::{
 use crate::sources::{self, News, Sources};
 use crate::steps::{self, Step};
 use crate::supervisor::boot::{Booted, Gate, Origin, Protection};
-use crate::supervisor::checkpoint::{Limits, Subject};
+use crate::supervisor::checkpoint::{Course, Limits, Subject};
 use crate::supervisor::housekeeping::Housekeeping;
 use crate::supervisor::ownership::Ownership;
 use crate::supervisor::presence::Presence;
@@ -169,6 +170,7 @@ struct UnderWay {
     thawed: Arc<Notify>,
     after_thaw: JoinHandle<()>,
     limits: watch::Sender<Limits>,
+    course: Arc<Course>,
     task: JoinHandle<Result<Report, CheckpointError>>,
 }
 
@@ -236,6 +238,13 @@ enum Waiter {
     Order {
         reply: oneshot::Sender<Reply>,
         tags: Vec<String>,
+        command: String,
+    },
+    /// Somebody behind a source who wants the job to go on from an older snapshot.
+    Rollback {
+        reply: oneshot::Sender<Reply>,
+        to: u64,
+        command: String,
     },
     /// A signal, which cannot be answered.
     Nobody,
@@ -246,7 +255,9 @@ impl Waiter {
     fn note(self) {
         match self {
             Self::Source(sender) => drop(sender.send(Settled::Noted)),
-            Self::Order { reply, .. } => drop(reply.send(Reply::Settled(Settled::Noted))),
+            Self::Order { reply, .. } | Self::Rollback { reply, .. } => {
+                drop(reply.send(Reply::Settled(Settled::Noted)));
+            }
             // Neither announces anything that could be noted.
             Self::Control(_) | Self::Nobody => {}
         }
@@ -257,7 +268,9 @@ impl Waiter {
         match self {
             Self::Control(sender) => drop(sender.send(outcome)),
             Self::Source(sender) => drop(sender.send(outcome.into())),
-            Self::Order { reply, .. } => drop(reply.send(Reply::Settled(outcome.into()))),
+            Self::Order { reply, .. } | Self::Rollback { reply, .. } => {
+                drop(reply.send(Reply::Settled(outcome.into())));
+            }
             Self::Nobody => {}
         }
     }
@@ -776,11 +789,22 @@ impl Supervisor {
                 afterwards,
                 deadline,
                 tags,
+                command,
             } => {
+                if let Some(generation) = self.answered_before(&command) {
+                    // Whoever made it may have had no time to tag it.
+                    self.tag_then_answer(generation, afterwards, tags, reply);
+                    return Vec::new();
+                }
                 let deadline = self.deadline(deadline);
-                let waiter = Waiter::Order { reply, tags };
+                let waiter = Waiter::Order {
+                    reply,
+                    tags,
+                    command,
+                };
                 self.wanted(source, afterwards, deadline, waiter)
             }
+            Order::Rollback { to, command } => self.told_to_go_back(source, &to, command, reply),
             Order::Stop => {
                 drop(reply.send(Reply::Settled(Settled::Noted)));
                 vec![Effect::Forward(libc::SIGTERM)]
@@ -790,6 +814,48 @@ impl Supervisor {
                 Vec::new()
             }
         }
+    }
+
+    /// The snapshot that this command led to, here or with an owner of the job before.
+    fn answered_before(&self, command: &str) -> Option<u64> {
+        let head = self.owned.get()?.last_head();
+        head.answer_to(command).map(|known| known.generation)
+    }
+
+    /// The job is stored and stopped first, so that going back is not for good, and its next start goes on from there.
+    fn told_to_go_back(
+        &mut self,
+        source: Source,
+        to: &Goal,
+        command: String,
+        reply: oneshot::Sender<Reply>,
+    ) -> Vec<Effect> {
+        let settled = if let Some(generation) = self.answered_before(&command) {
+            Settled::Durable {
+                generation,
+                afterwards: Afterwards::Stop,
+            }
+        } else {
+            let head = self.owned.get().map(|ownership| ownership.last_head());
+            let known = head.as_ref().and_then(|head| match to {
+                Goal::Generation(number) => head.generation(*number),
+                Goal::Tag(tag) => head.tagged(tag),
+            });
+            if let Some(known) = known {
+                let to = known.generation;
+                let waiter = Waiter::Rollback { reply, to, command };
+                let deadline = self.deadline(None);
+                return self.wanted(source, Afterwards::Stop, deadline, waiter);
+            }
+            let what = match to {
+                Goal::Generation(number) => format!("generation {number}"),
+                Goal::Tag(tag) => format!("snapshot with the tag {tag}"),
+            };
+            let reason = format!("the job has no {what}");
+            Settled::Refused { reason }
+        };
+        drop(reply.send(Reply::Settled(settled)));
+        Vec::new()
     }
 
     fn status(&self) -> Status {
@@ -855,6 +921,7 @@ impl Supervisor {
                     under_way.limits.send_replace(self.limits(budget));
                 }
             }
+            Effect::Spare => self.spare(),
             Effect::Forward(signal) => self.forward(signal),
             Effect::Answer(id) => {
                 let answer = self.last_answer.clone().unwrap_or(Outcome::Refused {
@@ -918,8 +985,15 @@ impl Supervisor {
             return;
         };
         match (waiter, answer) {
-            (Waiter::Order { reply, tags }, Outcome::Durable(durable)) if !tags.is_empty() => {
-                self.tag_then_answer(durable, tags, reply);
+            (Waiter::Order { reply, tags, .. }, Outcome::Durable(durable)) if !tags.is_empty() => {
+                let afterwards = match durable.left_running {
+                    true => Afterwards::Continue,
+                    false => Afterwards::Stop,
+                };
+                self.tag_then_answer(durable.generation, afterwards, tags, reply);
+            }
+            (Waiter::Rollback { reply, to, command }, Outcome::Durable(_)) => {
+                self.go_back_then_answer(to, command, reply);
             }
             (waiter, answer) => waiter.tell(answer),
         }
@@ -928,7 +1002,8 @@ impl Supervisor {
     /// The job need not wait for it, and the end does.
     fn tag_then_answer(
         &mut self,
-        durable: Durable,
+        generation: u64,
+        afterwards: Afterwards,
         tags: Vec<String>,
         reply: oneshot::Sender<Reply>,
     ) {
@@ -940,7 +1015,6 @@ impl Supervisor {
         let (job, store) = (self.settings.job.clone(), self.settings.store.clone());
         self.last_words.push(tokio::spawn(async move {
             let job = operate::Job::of(catalog, job, store.unwrap_or_default(), TAG_LIMIT);
-            let generation = durable.generation;
             for tag in tags {
                 if let Err(reason) = job.tag(generation, &tag).await {
                     let reason = format!(
@@ -950,7 +1024,52 @@ impl Supervisor {
                     return;
                 }
             }
-            drop(reply.send(Reply::Settled(Outcome::Durable(durable).into())));
+            let settled = Settled::Durable {
+                generation,
+                afterwards,
+            };
+            drop(reply.send(Reply::Settled(settled)));
+        }));
+    }
+
+    /// The job is stopped, and the end waits for it.
+    fn go_back_then_answer(&mut self, to: u64, command: String, reply: oneshot::Sender<Reply>) {
+        let ownership = self.owned.get().cloned();
+        let ownership = ownership.expect("nothing is durable without a store");
+        self.last_words.push(tokio::spawn(async move {
+            let request = format!("{to}@{}", catalog::nonce());
+            let request = request.parse().expect("it names a snapshot");
+            let deadline = Instant::now() + TAG_LIMIT;
+            let kept = ownership.last_head().generation(to).is_some();
+            let gone = match kept {
+                true => ownership
+                    .go_back(to, &request, Some(&command), deadline)
+                    .await
+                    .map_err(|error| with_causes(&error)),
+                false => Err(format!("generation {to} is not kept any more")),
+            };
+            let settled = match gone {
+                Ok(()) => {
+                    tracing::info!(
+                        generation = to,
+                        "a command takes the job back; its next start goes on from there"
+                    );
+                    Settled::Durable {
+                        generation: to,
+                        afterwards: Afterwards::Stop,
+                    }
+                }
+                Err(reason) => {
+                    let reason =
+                        format!("the job is stored and stopped, and was not taken back: {reason}");
+                    tracing::warn!(
+                        reason,
+                        "the job is not taken back; its next start goes on from where it is"
+                    );
+                    Settled::Failed { reason }
+                }
+            };
+            drop(reply.send(Reply::Settled(settled)));
         }));
     }
 
@@ -958,6 +1077,22 @@ impl Supervisor {
         Limits {
             stored_by: self.clock.instant(budget.stored_by),
             committed_by: self.clock.instant(budget.committed_by),
+        }
+    }
+
+    /// What the checkpoint under way was the last one for will not come.
+    fn spare(&self) {
+        let Some(under_way) = &self.under_way else {
+            return;
+        };
+        if under_way.course.spare() {
+            tracing::info!(
+                "the notice that the final checkpoint is for is withdrawn or put off; the job is left running"
+            );
+        } else {
+            tracing::warn!(
+                "the notice that the final checkpoint is for is withdrawn or put off too late; the job is stored and stopped"
+            );
         }
     }
 
@@ -991,8 +1126,15 @@ impl Supervisor {
             stdio: Arc::clone(&app.stdio),
             decision,
             thawed: Arc::default(),
+            course: Arc::new(Course::new(notice.afterwards)),
+            commands: self.commands_waiting(),
+            keeps_all: self
+                .waiting
+                .values()
+                .any(|waiter| matches!(waiter, Waiter::Rollback { .. })),
         };
         let thawed = Arc::clone(&subject.thawed);
+        let course = Arc::clone(&subject.course);
         let (limits, watched) = watch::channel(self.limits(budget));
         let checkpointer = Arc::clone(&protection.checkpointer);
         if let Some(housekeeping) = &mut self.housekeeping {
@@ -1043,8 +1185,22 @@ impl Supervisor {
             thawed,
             after_thaw,
             limits,
+            course,
             task,
         });
+    }
+
+    /// The commands that wait for a checkpoint; those that only begin to wait during one are not among them.
+    fn commands_waiting(&self) -> Vec<String> {
+        let waiting = self.waiting.values();
+        let mut commands: Vec<String> = waiting
+            .filter_map(|waiter| match waiter {
+                Waiter::Order { command, .. } => Some(command.clone()),
+                _ => None,
+            })
+            .collect();
+        commands.sort();
+        commands
     }
 
     fn checkpoint_ended(&mut self, result: &Result<Report, CheckpointError>) -> Vec<Effect> {
@@ -1059,7 +1215,11 @@ impl Supervisor {
             Ok(report) => self.succeeded(report, notice.afterwards, begun),
             Err(error) => self.not_succeeded(error),
         };
-        if how != Ended::Failed && notice.afterwards == Afterwards::Stop {
+        let afterwards = match result {
+            Ok(report) => report.afterwards,
+            Err(_) => notice.afterwards,
+        };
+        if how != Ended::Failed && afterwards == Afterwards::Stop {
             after_thaw.abort();
         } else {
             // If it was not told at the thaw itself.
@@ -1077,8 +1237,8 @@ impl Supervisor {
             },
         };
         self.answer_watchers(|until| (until == Until::Checkpoint).then(|| ended.clone()));
-        self.note_result(notice.afterwards, outcome, result);
-        self.report(notice.afterwards, result);
+        self.note_result(afterwards, outcome, result);
+        self.report(afterwards, result);
         let effects = self
             .life
             .handle(Event::CheckpointEnded(how), self.clock.now());
@@ -1094,9 +1254,10 @@ impl Supervisor {
     fn succeeded(
         &mut self,
         report: &Report,
-        afterwards: Afterwards,
+        wanted: Afterwards,
         begun: Moment,
     ) -> (Ended, CheckpointOutcome) {
+        let afterwards = report.afterwards;
         self.durable += 1;
         self.last_snapshot = Some(LastSnapshot {
             generation: report.generation,
@@ -1165,7 +1326,11 @@ impl Supervisor {
                 .saturating_sub(report.sizes.zero)
                 .saturating_sub(report.sizes.unchanged),
         };
-        (Ended::Durable(measured), CheckpointOutcome::Durable)
+        let how = match wanted == afterwards {
+            true => Ended::Durable(measured),
+            false => Ended::Spared(measured),
+        };
+        (how, CheckpointOutcome::Durable)
     }
 
     /// For those who look.

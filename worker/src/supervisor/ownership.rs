@@ -96,12 +96,13 @@ impl Ownership {
         &self,
         to: u64,
         request: &rollback::Request,
+        command: Option<&str>,
         deadline: Instant,
     ) -> Result<(), CatalogError> {
         let mut lease = self.lock(deadline).await?;
         let gone = self
             .catalog
-            .go_back(&mut lease, to, request, deadline)
+            .go_back(&mut lease, to, request, command, deadline)
             .await;
         self.noticing(gone)?;
         self.remember(&lease.head);

@@ -264,7 +264,7 @@ impl Restorer {
             if let Some(back) = &self.going_back {
                 let noted = back
                     .ownership
-                    .go_back(back.generation, &back.request, deadline);
+                    .go_back(back.generation, &back.request, None, deadline);
                 noted
                     .await
                     .map_err(|error| Unbuilt::Failed(RestoreError::NotNoted(error)))?;

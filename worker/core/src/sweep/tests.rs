@@ -37,6 +37,7 @@ fn generation(number: u64, manifest: String) -> Generation {
         stored_bytes: 0,
         pinned: false,
         tags: Vec::new(),
+        commands: Vec::new(),
     }
 }
 
@@ -50,6 +51,7 @@ fn manifest_of(generation: u64, epoch: u64, attempt: &str, parts: Vec<Part>) -> 
         taken_at_ms: 0,
         trigger: Source::Control,
         decision: None,
+        commands: Vec::new(),
         afterwards: Afterwards::Continue,
         app: AppFacts {
             argv: Vec::new(),

@@ -1,0 +1,178 @@
+//! What the machine says of itself before the job starts: settings that its tags give, whether its group wants it to work yet,
+//! and for people what it is.
+//!
+//! Only what was asked for by a setting can keep the job from starting: without the store that a tag was to name, a job that
+//! has snapshots would begin anew. Everything else is best effort.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use reprieve_hooks::ec2::{Ec2, TAG_JOB, TAG_QUEUE, TAG_STORE};
+use reprieve_hooks::ec2_metadata::{self, TargetState};
+use reprieve_hooks::ecs;
+use tokio::time::{sleep, timeout};
+
+use crate::aws;
+use crate::failure::{ExitCode, Failure};
+use crate::queue;
+use crate::settings::{DefaultsFromTags, InstanceTags, OnWarmPool, Settings};
+use crate::sources::ec2_options;
+
+/// The tags that settings come from.
+const TAGS: [(&str, &str); 3] = [("store", TAG_STORE), ("job", TAG_JOB), ("queue", TAG_QUEUE)];
+
+/// How long a machine that may be in a warm pool may take to say so, before the job starts.
+const STATE_LIMIT: Duration = Duration::from_secs(2);
+
+/// How long the machine may take to say what it is; nothing waits for it.
+const INTRODUCTION_LIMIT: Duration = Duration::from_secs(30);
+
+/// Adds what the machine's tags say to settings that want it.
+///
+/// # Errors
+/// When they cannot be read, or are not what their settings can be.
+pub async fn complete(settings: Settings) -> Result<Settings, Failure> {
+    if settings.defaults_from_tags == DefaultsFromTags::Off || settings.unsaid.is_empty() {
+        return Ok(settings);
+    }
+    let read = timeout(settings.boot_timeout, tags(&settings)).await;
+    let found =
+        read.unwrap_or_else(|_| Err(format!("no answer within {:?}", settings.boot_timeout)));
+    let found = found.map_err(|reason| {
+        let what = "the tags of this machine cannot be read, and settings are to come from them";
+        Failure::new(ExitCode::FailedBeforeReady, what)
+            .detail(reason)
+            .remedy(
+                "let the instance have its tags in its metadata (--instance-metadata-tags enabled) or its role \
+                 ec2:DescribeTags; or give --store, --job and --queue, or set --defaults-from-tags off",
+            )
+    })?;
+    for (name, tag) in TAGS {
+        if let Some(value) = found.get(name).filter(|_| settings.unsaid.contains(&name)) {
+            tracing::info!(tag, value, "a tag of this machine is taken as a setting");
+        }
+    }
+    Ok(settings.with_tags(&found)?)
+}
+
+/// By the names of the settings.
+async fn tags(settings: &Settings) -> Result<BTreeMap<&'static str, String>, String> {
+    let ours = |all: &BTreeMap<String, String>| {
+        let found = TAGS.into_iter();
+        found
+            .filter_map(|(name, tag)| Some((name, all.get(tag)?.clone())))
+            .collect::<BTreeMap<_, _>>()
+    };
+    let unanswered = match ec2_options(settings) {
+        Ok(Some(options)) => match ec2_metadata::instance(&options).await {
+            // Without any tag of ours it may have been started without tags in its metadata.
+            Ok(instance) if !ours(&instance.tags).is_empty() => return Ok(ours(&instance.tags)),
+            Ok(_) => None,
+            Err(fault) => Some(fault.reason),
+        },
+        Ok(None) => Some("the metadata service is switched off".to_owned()),
+        Err(error) => Some(error.to_string()),
+    };
+    let described = async {
+        let instance = queue::instance(settings).await;
+        let instance = instance.ok_or("which machine this is is not known")?;
+        let ec2 = ec2().await.ok_or("no region is set")?;
+        ec2.tags(&instance).await.map_err(|error| error.to_string())
+    };
+    let described = described.await;
+    described.map(|all| ours(&all)).map_err(|reason| {
+        let unanswered =
+            unanswered.unwrap_or_else(|| "there are no tags in the metadata".to_owned());
+        format!("{unanswered}; {reason}")
+    })
+}
+
+/// EC2 of this region.
+pub(crate) async fn ec2() -> Option<Ec2> {
+    let endpoint = ["AWS_ENDPOINT_URL_EC2", "AWS_ENDPOINT_URL"]
+        .into_iter()
+        .find_map(|name| std::env::var(name).ok());
+    Ec2::new(&aws::shared(None).await, aws::connector(), endpoint)
+}
+
+/// Waits while this machine is only being prepared. One that does not say so at once is not.
+pub(crate) async fn wait_for_service(settings: &Settings) {
+    if settings.on_warm_pool == OnWarmPool::Start || !may_be_ec2(settings) {
+        return;
+    }
+    let Ok(Some(options)) = ec2_options(settings) else {
+        return;
+    };
+    let mut waits = false;
+    loop {
+        let asked = timeout(STATE_LIMIT, ec2_metadata::target_state(&options)).await;
+        match asked {
+            Ok(Ok(Some(TargetState::Warmed | TargetState::WarmedTerminated))) => {
+                if !waits {
+                    tracing::info!(
+                        "this machine is being prepared in a warm pool; the job is started when it is to be in service"
+                    );
+                }
+                waits = true;
+            }
+            // What was said before counts until something else is.
+            Ok(Err(_)) | Err(_) if waits => {}
+            _ => return,
+        }
+        sleep(settings.metadata_poll).await;
+    }
+}
+
+/// Elsewhere nobody answers, and the job need not wait to find that out.
+fn may_be_ec2(settings: &Settings) -> bool {
+    let says = |path: &str, what: &str| {
+        let text = std::fs::read_to_string(Path::new(path));
+        text.is_ok_and(|text| text.to_ascii_lowercase().starts_with(what))
+    };
+    settings.ec2_metadata_endpoint.is_some()
+        || std::env::var_os("AWS_EC2_METADATA_SERVICE_ENDPOINT").is_some()
+        || says("/sys/class/dmi/id/board_vendor", "amazon ec2")
+        || says("/sys/hypervisor/uuid", "ec2")
+}
+
+/// Says what this machine, and what this task, is.
+pub async fn introduce(settings: Settings) {
+    let told = async {
+        match ecs::task(|name| std::env::var(name).ok()).await {
+            Ok(Some(task)) => tracing::info!(
+                cluster = task.cluster,
+                arn = task.arn,
+                family = task.family,
+                launch_type = task.launch_type,
+                "this is a task of ECS"
+            ),
+            Ok(None) => {}
+            Err(fault) => tracing::debug!(
+                reason = fault.reason,
+                "ECS does not tell which task this is"
+            ),
+        }
+        // Whoever writes its tags says it, too.
+        if settings.instance_tags == InstanceTags::On || !may_be_ec2(&settings) {
+            return;
+        }
+        let Ok(Some(options)) = ec2_options(&settings) else {
+            return;
+        };
+        match ec2_metadata::instance(&options).await {
+            Ok(instance) => tracing::info!(
+                instance = instance.id,
+                r#type = instance.kind,
+                zone = instance.zone,
+                purchase = ?instance.purchase,
+                "this is a machine of EC2"
+            ),
+            Err(fault) => tracing::debug!(
+                reason = fault.reason,
+                "EC2 does not tell which machine this is"
+            ),
+        }
+    };
+    drop(timeout(INTRODUCTION_LIMIT, told).await);
+}
