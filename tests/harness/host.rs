@@ -161,6 +161,8 @@ impl Builder {
         // The clouds' metadata services have addresses beyond the test's own; nobody listens here.
         self.env("AWS_EC2_METADATA_SERVICE_ENDPOINT", NOBODY)
             .env("GCE_METADATA_HOST", NOBODY.trim_start_matches("http://"))
+            .env("GCE_METADATA_IP", NOBODY.trim_start_matches("http://"))
+            .env("IDENTITY_ENDPOINT", NOBODY)
             .env("REPRIEVE_AZURE_METADATA_ENDPOINT", NOBODY)
     }
 

@@ -133,7 +133,7 @@ fn argument(setting: &'static Setting) -> Arg {
 fn value_name(kind: Kind) -> &'static str {
     match kind {
         Kind::StoreAddress | Kind::Endpoint | Kind::PlainEndpoint | Kind::QueueUrl => "URL",
-        Kind::Region | Kind::JobName | Kind::Instance => "NAME",
+        Kind::Region | Kind::AzureAccount | Kind::JobName | Kind::Instance => "NAME",
         Kind::Choice(_) => "CHOICE",
         Kind::Sources => "NAMES",
         Kind::Period => "PERIOD",

@@ -38,17 +38,13 @@ use aws_sdk_s3::primitives::{ByteStream, SdkBody};
 use aws_sdk_s3::types::{ChecksumMode, RequestPayer, ServerSideEncryption, StorageClass};
 use aws_smithy_http_client::tls::TrustStore;
 use aws_smithy_types::base64;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
+use super::wire::{self, BODY_BROKEN, BodyFault, Cause, Limits};
 use super::{
-    ATTEMPT_LIMIT, Condition, Entry, Object, Store, StoreError, StoreErrorKind, Tag, check_key,
-    check_prefix,
+    Condition, Entry, Object, Store, StoreError, StoreErrorKind, Tag, check_key, check_prefix,
 };
 use crate::aws;
-
-/// An upload slower than this many bytes per second is taken for stalled, so that a small one is not waited for as long
-/// as a large one.
-const SLOWEST_UPLOAD: u64 = 256 * 1024;
 
 /// How requests name the bucket.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -73,7 +69,7 @@ pub struct S3Options {
     pub objects: S3Objects,
     /// Else the usual chain: environment, profile, web identity, container, machine.
     pub credentials: Option<Credentials>,
-    pub limits: S3Limits,
+    pub limits: Limits,
 }
 
 impl fmt::Debug for S3Options {
@@ -120,31 +116,6 @@ impl S3Objects {
 /// Smaller objects are billed as if they had this many bytes in every class but the standard one.
 const CLASS_FROM: usize = 128 * 1024;
 
-/// How long each wait may be, and how much one request asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct S3Limits {
-    /// A whole attempt.
-    pub attempt: Duration,
-    /// A connection, with TLS.
-    pub connect: Duration,
-    /// The beginning of an answer, credentials included, and then each further piece. Uploads get the time that
-    /// [`SLOWEST_UPLOAD`] allows on top.
-    pub answer: Duration,
-    /// Keys in one page of a listing. S3 gives 1000 at most.
-    pub page: u16,
-}
-
-impl Default for S3Limits {
-    fn default() -> Self {
-        Self {
-            attempt: ATTEMPT_LIMIT,
-            connect: Duration::from_secs(5),
-            answer: Duration::from_secs(15),
-            page: 1000,
-        }
-    }
-}
-
 /// A store in a bucket, or in the part of one below a prefix.
 #[derive(Clone)]
 pub struct S3Store {
@@ -153,7 +124,7 @@ pub struct S3Store {
     /// With a `/` at the end, or empty.
     prefix: String,
     objects: S3Objects,
-    limits: S3Limits,
+    limits: Limits,
 }
 
 impl fmt::Debug for S3Store {
@@ -206,7 +177,7 @@ impl S3Store {
         })
     }
 
-    fn with_config(config: Config, bucket: &str, prefix: String, limits: S3Limits) -> Self {
+    fn with_config(config: Config, bucket: &str, prefix: String, limits: Limits) -> Self {
         Self {
             client: Client::from_conf(config),
             bucket: bucket.to_owned(),
@@ -299,36 +270,21 @@ impl S3Store {
     async fn read(
         &self,
         call: &Call<'_>,
-        mut body: ByteStream,
+        body: ByteStream,
         expected: u64,
         limit: u64,
     ) -> Result<Bytes, StoreError> {
-        let too_large = || {
-            call.error(
+        let read = wire::read(body, expected, limit, self.limits.answer).await;
+        read.map_err(|fault| match fault {
+            BodyFault::TooLarge => call.error(
                 StoreErrorKind::BadSize,
                 format!("more than the {limit} bytes allowed"),
-            )
-        };
-        let capacity = usize::try_from(expected.min(limit)).map_err(|_| too_large())?;
-        let mut bytes = BytesMut::with_capacity(capacity);
-        loop {
-            match tokio::time::timeout(self.limits.answer, body.try_next()).await {
-                Ok(Ok(Some(piece))) if (bytes.len() + piece.len()) as u64 > limit => {
-                    return Err(too_large());
-                }
-                Ok(Ok(Some(piece))) => bytes.extend_from_slice(&piece),
-                Ok(Ok(None)) => return Ok(bytes.freeze()),
-                // Cut off, or not what its checksum says: either may go well another time.
-                Ok(Err(e)) => {
-                    let error = call.error(
-                        StoreErrorKind::Unavailable,
-                        "the answer broke off or is damaged",
-                    );
-                    return Err(error.because(Cause::of(&e)));
-                }
-                Err(_) => return Err(call.no_answer(self.limits.answer)),
-            }
-        }
+            ),
+            BodyFault::Broken(error) => call
+                .error(StoreErrorKind::Unavailable, BODY_BROKEN)
+                .because(Cause::of(&*error)),
+            BodyFault::Silent => call.no_answer(self.limits.answer),
+        })
     }
 
     async fn head(&self, call: &Call<'_>) -> Result<u64, StoreError> {
@@ -398,8 +354,7 @@ impl S3Store {
         bytes: Bytes,
         condition: &Condition,
     ) -> Result<Tag, StoreError> {
-        let slack = Duration::from_secs(bytes.len() as u64 / SLOWEST_UPLOAD);
-        let limit = (self.limits.answer + slack).min(self.limits.attempt);
+        let limit = self.limits.upload(bytes.len() as u64);
         let class = self
             .objects
             .storage_class
@@ -862,17 +817,7 @@ fn kind_of(status: u16, code: Option<&str>) -> StoreErrorKind {
         | "XMinioAdminBucketQuotaExceeded" => return StoreErrorKind::Full,
         _ => {}
     }
-    match status {
-        401 | 403 => StoreErrorKind::Denied,
-        404 => StoreErrorKind::NotFound,
-        409 => StoreErrorKind::Conflict,
-        412 => StoreErrorKind::ConditionFailed,
-        416 => StoreErrorKind::BadSize,
-        429 | 503 => StoreErrorKind::Throttled,
-        507 => StoreErrorKind::Full,
-        408 | 500..=599 => StoreErrorKind::Unavailable,
-        _ => StoreErrorKind::Other,
-    }
+    wire::kind_of_status(status)
 }
 
 /// What to do about it, where the answer alone does not tell.
@@ -895,40 +840,6 @@ fn hint(call: &Call<'_>, kind: StoreErrorKind, code: Option<&str>) -> Option<Str
     }
 }
 
-/// The text of an SDK error and of what caused it, without their values.
-#[derive(Debug)]
-struct Cause {
-    text: String,
-    source: Option<Box<Cause>>,
-}
-
-impl Cause {
-    fn of(error: &(dyn Error + 'static)) -> Self {
-        Self {
-            text: error.to_string(),
-            source: error.source().map(|source| Box::new(Self::of(source))),
-        }
-    }
-
-    fn innermost(&self) -> &str {
-        self.source
-            .as_ref()
-            .map_or(&self.text, |source| source.innermost())
-    }
-}
-
-impl fmt::Display for Cause {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
-    }
-}
-
-impl Error for Cause {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        self.source.as_ref().map(|source| source.as_ref() as _)
-    }
-}
-
 // ---- Settings of the SDK
 
 /// The same for other services of AWS: no retries of the SDK's own, our certificates.
@@ -936,9 +847,9 @@ pub(crate) async fn sdk_config_for(
     region: Option<String>,
     connect: Duration,
 ) -> aws_config::SdkConfig {
-    let limits = S3Limits {
+    let limits = Limits {
         connect,
-        ..S3Limits::default()
+        ..Limits::default()
     };
     let options = S3Options {
         region,
@@ -1043,7 +954,7 @@ mod tests {
     }
 
     fn store(config: Config) -> S3Store {
-        S3Store::with_config(config, "bucket", String::new(), S3Limits::default())
+        S3Store::with_config(config, "bucket", String::new(), Limits::default())
     }
 
     /// A chain of providers that ends this way.
