@@ -90,6 +90,11 @@ impl Builder {
         self
     }
 
+    pub(crate) fn without_env(mut self, name: &str) -> Self {
+        self.bundle.environment.retain(|(other, _)| other != name);
+        self
+    }
+
     pub(crate) fn cwd(mut self, directory: impl Into<String>) -> Self {
         self.bundle.working_directory = directory.into();
         self

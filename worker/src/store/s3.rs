@@ -10,12 +10,17 @@
 //! "Not found" is the answer that can cost a user's work, because "no snapshot yet" means starting over. It is therefore
 //! only given when the store says that this key is missing; a 404 that could also mean a missing bucket is looked into.
 //!
+//! Credentials are kept until they are about to end, by the SDK. Where the store says earlier that they have ended, they are
+//! asked for anew, and the attempt counts as one that another may better.
+//!
 //! Errors keep the text of their causes but not the SDK's values, whose debug form has whole responses in it, and those
 //! can repeat keys and session tokens.
 
 use std::error::Error;
 use std::fmt;
 use std::future::Future;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -30,7 +35,8 @@ use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::http::HttpResponse;
 use aws_sdk_s3::config::{
-    Config, Credentials, Region, RequestChecksumCalculation, ResponseChecksumValidation,
+    Config, Credentials, IdentityCache, Region, RequestChecksumCalculation,
+    ResponseChecksumValidation,
 };
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::operation::get_object::GetObjectOutput;
@@ -116,10 +122,28 @@ impl S3Objects {
 /// Smaller objects are billed as if they had this many bytes in every class but the standard one.
 const CLASS_FROM: usize = 128 * 1024;
 
+/// A client and the credentials that it keeps until they end.
+#[derive(Debug)]
+struct Session {
+    client: Client,
+    /// A request was answered, so its credentials were good then.
+    proven: AtomicBool,
+}
+
+impl Session {
+    fn new(client: Client) -> Arc<Self> {
+        Arc::new(Self {
+            client,
+            proven: AtomicBool::new(false),
+        })
+    }
+}
+
 /// A store in a bucket, or in the part of one below a prefix.
 #[derive(Clone)]
 pub struct S3Store {
-    client: Client,
+    /// Replaced when the store says that its credentials have ended.
+    session: Arc<Mutex<Arc<Session>>>,
     bucket: String,
     /// With a `/` at the end, or empty.
     prefix: String,
@@ -179,11 +203,31 @@ impl S3Store {
 
     fn with_config(config: Config, bucket: &str, prefix: String, limits: Limits) -> Self {
         Self {
-            client: Client::from_conf(config),
+            session: Arc::new(Mutex::new(Session::new(Client::from_conf(config)))),
             bucket: bucket.to_owned(),
             prefix,
             objects: S3Objects::default(),
             limits,
+        }
+    }
+
+    fn session(&self) -> MutexGuard<'_, Arc<Session>> {
+        self.session.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The store says that the credentials of this call have ended, maybe before they were to. From now on they are asked
+    /// for anew. Another attempt can help if they were good once; those that never were may be all there are.
+    fn renew(&self, call: &Call<'_>) -> StoreErrorKind {
+        let mut session = self.session();
+        if Arc::ptr_eq(&session, &call.session) {
+            let config = session.client.config().to_builder();
+            let kept_anew = IdentityCache::lazy().build();
+            let client = Client::from_conf(config.identity_cache(kept_anew).build());
+            *session = Session::new(client);
+        }
+        match call.session.proven.load(Ordering::Relaxed) {
+            true => StoreErrorKind::Unavailable,
+            false => StoreErrorKind::Denied,
         }
     }
 
@@ -195,8 +239,20 @@ impl S3Store {
     {
         // On the heap: the SDK's futures are large.
         match tokio::time::timeout(limit, Box::pin(sent)).await {
-            Ok(Ok(output)) => Ok(output),
-            Ok(Err(error)) => Err(refusal(call, &error)),
+            Ok(Ok(output)) => {
+                call.session.proven.store(true, Ordering::Relaxed);
+                Ok(output)
+            }
+            Ok(Err(error)) => {
+                let refusal = refusal(call, &error);
+                Err(match (refusal, error.code()) {
+                    (Refusal::Clear(mut refused), Some(code)) if has_expired(code) => {
+                        refused.kind = self.renew(call);
+                        Refusal::Clear(refused)
+                    }
+                    (refusal, _) => refusal,
+                })
+            }
             Err(_) => Err(Refusal::Clear(call.no_answer(limit))),
         }
     }
@@ -252,7 +308,8 @@ impl S3Store {
         range: Option<String>,
     ) -> Result<GetObjectOutput, StoreError> {
         let checked = range.is_none().then_some(ChecksumMode::Enabled);
-        let request = self
+        let request = call
+            .session
             .client
             .get_object()
             .set_request_payer(self.objects.payer())
@@ -288,7 +345,8 @@ impl S3Store {
     }
 
     async fn head(&self, call: &Call<'_>) -> Result<u64, StoreError> {
-        let sent = self
+        let sent = call
+            .session
             .client
             .head_object()
             .set_request_payer(self.objects.payer())
@@ -297,7 +355,25 @@ impl S3Store {
             .send();
         match self.send(call, self.limits.answer, sent).await {
             Ok(output) => call.content_length(output.content_length()),
-            Err(refusal) => Err(self.settle(refusal, StoreErrorKind::NotFound).await),
+            Err(refusal) => {
+                let error = self.settle(refusal, StoreErrorKind::NotFound).await;
+                Err(self.reason_for(error).await)
+            }
+        }
+    }
+
+    /// An answer to a HEAD has no body, and does not say that it is only the credentials that have ended; another does.
+    async fn reason_for(&self, error: StoreError) -> StoreError {
+        if !matches!(error.kind, StoreErrorKind::Denied | StoreErrorKind::Other) {
+            return error;
+        }
+        match self.reach().await {
+            Err(reached) if reached.kind == StoreErrorKind::Unavailable => StoreError {
+                operation: error.operation,
+                key: error.key,
+                ..reached
+            },
+            _ => error,
         }
     }
 
@@ -359,7 +435,8 @@ impl S3Store {
             .objects
             .storage_class
             .filter(|_| *condition == Condition::Always && bytes.len() >= CLASS_FROM);
-        let request = self
+        let request = call
+            .session
             .client
             .put_object()
             .set_request_payer(self.objects.payer())
@@ -408,7 +485,8 @@ impl S3Store {
         let mut continuation = None;
         while entries.len() < limit {
             let page = usize::from(self.limits.page).min(limit - entries.len());
-            let sent = self
+            let sent = call
+                .session
                 .client
                 .list_objects_v2()
                 .set_request_payer(self.objects.payer())
@@ -482,6 +560,7 @@ impl S3Store {
     fn call(&self, operation: &'static str, action: &'static str, key: &str) -> Call<'_> {
         Call {
             store: self,
+            session: Arc::clone(&self.session()),
             operation,
             action,
             full_key: format!("{}{key}", self.prefix),
@@ -552,7 +631,8 @@ impl Store for S3Store {
 
     async fn delete(&self, key: &str) -> Result<(), StoreError> {
         let call = self.call_on("delete", "s3:DeleteObject", key)?;
-        let sent = self
+        let sent = call
+            .session
             .client
             .delete_object()
             .set_request_payer(self.objects.payer())
@@ -574,7 +654,8 @@ impl Store for S3Store {
 
     async fn reach(&self) -> Result<(), StoreError> {
         let call = self.call("reach", "s3:ListBucket", "");
-        let request = self
+        let request = call
+            .session
             .client
             .list_objects_v2()
             .set_request_payer(self.objects.payer())
@@ -593,6 +674,7 @@ impl Store for S3Store {
 /// What errors of one call have in common.
 struct Call<'a> {
     store: &'a S3Store,
+    session: Arc<Session>,
     operation: &'static str,
     /// The right it needs.
     action: &'static str,
@@ -818,6 +900,14 @@ fn kind_of(status: u16, code: Option<&str>) -> StoreErrorKind {
         _ => {}
     }
     wire::kind_of_status(status)
+}
+
+/// Whether this code says that credentials were good and are no more.
+fn has_expired(code: &str) -> bool {
+    matches!(
+        code,
+        "ExpiredToken" | "ExpiredTokenException" | "TokenRefreshRequired"
+    )
 }
 
 /// What to do about it, where the answer alone does not tell.
