@@ -37,9 +37,11 @@ test: setup lint ## All that CI checks: setup, lint and every test, end to end o
 	@echo "test: unit tests, contracts and end-to-end tests"
 	@cargo test --workspace --locked
 
-soak: setup ## 200 generations of a job whose memory churns, with figures (some minutes)
+soak: setup ## 200 generations of a job whose memory churns, with figures; kills at each step with a key and with S3 (some minutes)
 	@echo "soak: 200 generations of a job whose memory churns"
 	@SOAK_GENERATIONS=200 cargo test --locked --package reprieve --test kills many_generations -- --nocapture
+	@echo "soak: a kill at each step, with a key and with S3"
+	@SOAK_STEPS=all cargo test --locked --package reprieve --test kills killed_at_a_step
 
 demo: setup build ## An eviction and a resume, to watch (ten seconds; the first build takes four minutes on two cores)
 	@infra/local/demo

@@ -7,9 +7,10 @@ mod job;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use harness::{Exit, Host, LIMIT, Stdio, wait_until};
+use harness::{Builder, Exit, Host, LIMIT, Lookalike, Stdio, wait_until};
 use job::{COUNTER, Store, checkpoint_ok, evict, numbers, wait_for_log, wait_for_output};
 use reprieve::steps::Step;
 use reprieve_core::head::Head;
@@ -31,15 +32,17 @@ fn newest(store: &Store) -> u64 {
 
 #[track_caller]
 fn reprieve(store: &Store, arguments: &[&str]) -> String {
-    let output = Command::new(env!("CARGO_BIN_EXE_reprieve"))
+    let store = format!("file://{}", store.path().display());
+    run(Command::new(env!("CARGO_BIN_EXE_reprieve"))
         .args(arguments)
-        .arg("--store")
-        .arg(format!("file://{}", store.path().display()))
-        .args(["--job", "job"])
-        .output()
-        .expect("the binary was built");
+        .args(["--store", &store, "--job", "job"]))
+}
+
+#[track_caller]
+fn run(command: &mut Command) -> String {
+    let output = command.output().expect("the binary was built");
     let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{arguments:?}: {said}");
+    assert!(output.status.success(), "{command:?}: {said}");
     String::from_utf8(output.stdout).expect("it is text")
 }
 
@@ -130,9 +133,119 @@ const SEVERAL: &str = "200";
 /// More memory than what is worth storing ahead, a digest of it on request, and numbered lines.
 const MEMORY: &[&str] = &["python3", "/apps/memory.py", "40", "--churn", SEVERAL];
 
+/// For all tests of this program.
+static SERVER: LazyLock<Lookalike> = LazyLock::new(Lookalike::start);
+
+/// Where snapshots are, and how.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Kind {
+    Directory,
+    /// In a directory, sealed with a key.
+    Sealed,
+    S3,
+}
+
+/// One such place.
+struct Site {
+    kind: Kind,
+    /// Empty with S3.
+    store: Store,
+    key: tempfile::NamedTempFile,
+    bucket: String,
+}
+
+impl Site {
+    fn new(kind: Kind) -> Self {
+        static MADE: AtomicUsize = AtomicUsize::new(0);
+        let site = Self {
+            kind,
+            store: Store::new(),
+            key: tempfile::NamedTempFile::new().expect("a temporary file can be made"),
+            bucket: format!("bucket-{}", MADE.fetch_add(1, Ordering::Relaxed)),
+        };
+        fs::write(site.key.path(), "a passphrase in one line\n").expect("it can be written");
+        if kind == Kind::S3 {
+            SERVER.make_bucket(&site.bucket);
+        }
+        site
+    }
+
+    /// Another with what is in this one of the job.
+    fn copied(&self) -> Self {
+        let copied = Self::new(self.kind);
+        if self.kind == Kind::S3 {
+            let keys = SERVER.keys(&self.bucket).into_iter();
+            for key in keys.filter(|key| key.starts_with("job/")) {
+                let bytes = SERVER.object(&self.bucket, &key);
+                SERVER.put_object(&copied.bucket, &key, &bytes);
+            }
+            return copied;
+        }
+        let [from, to] = [&self.store, &copied.store].map(|store| store.path().join("job"));
+        copy(&from, &to);
+        copied
+    }
+
+    fn address(&self) -> String {
+        format!("s3://{}", self.bucket)
+    }
+
+    fn host_with(&self, name: &str, options: &[&str], app: &[&str]) -> Builder {
+        match self.kind {
+            Kind::Directory => self.store.host_with(name, options, app),
+            Kind::Sealed => {
+                let options = [&["--key-file", "/key"], options].concat();
+                let host = self.store.host_with(name, &options, app);
+                host.bind_read_only(self.key.path(), "/key")
+            }
+            Kind::S3 => {
+                let address = self.address();
+                let always = ["--store", &address, "--s3-endpoint", &SERVER.url];
+                let job = ["--job", "job", "--term-grace", "60s"];
+                let options = always.into_iter().chain(job).chain(options.iter().copied());
+                Host::builder(name)
+                    .share_net()
+                    .env("AWS_ACCESS_KEY_ID", "AKIDFORTESTS")
+                    .env("AWS_SECRET_ACCESS_KEY", "a-secret-that-stays-one")
+                    .reprieve(
+                        options.chain(["--on-other-owner", "take-over"]),
+                        app.iter().copied(),
+                    )
+            }
+        }
+    }
+
+    /// A command on the job's snapshots, which must succeed.
+    #[track_caller]
+    fn command(&self, arguments: &[&str]) -> String {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_reprieve"));
+        command.args(arguments).args(["--job", "job"]);
+        let path = format!("file://{}", self.store.path().display());
+        match self.kind {
+            Kind::Directory => command.args(["--store", &path]),
+            Kind::Sealed => command
+                .args(["--store", &path, "--key-file"])
+                .arg(self.key.path()),
+            Kind::S3 => command
+                .args(["--store", &self.address(), "--s3-endpoint", &SERVER.url])
+                .env("AWS_ACCESS_KEY_ID", "AKIDFORTESTS")
+                .env("AWS_SECRET_ACCESS_KEY", "a-secret-that-stays-one"),
+        };
+        run(&mut command)
+    }
+
+    /// The newest generation, by what people are told.
+    fn newest(&self) -> u64 {
+        let told = self.command(&["snapshots", "--json"]);
+        let told: serde_json::Value = serde_json::from_str(&told).expect("it is JSON");
+        let newest = &told["snapshots"][0]["generation"];
+        newest.as_u64().expect("there is one, and it has a number")
+    }
+}
+
 /// A job with two generations that was evicted: its store, what it has written, and the digest of its memory.
 struct Template {
-    store: Store,
+    site: Site,
     text: String,
     digest: String,
 }
@@ -157,6 +270,20 @@ impl Death {
         once.clone()
             .chain(again.map(|death| Self { time: 2, ..death }))
             .collect()
+    }
+
+    /// Some of those at which the store or the key have a part, for the places that are slower.
+    fn some() -> Vec<Self> {
+        [
+            (Step::Claimed, 1),
+            (Step::Seeded, 1),
+            (Step::Uploaded, 1),
+            (Step::Manifested, 2),
+            (Step::Committed, 2),
+            (Step::Condemned, 1),
+        ]
+        .map(|(step, time)| Self { step, time })
+        .to_vec()
     }
 
     fn is_during(self, what: &str) -> bool {
@@ -188,19 +315,16 @@ impl Death {
 
     /// Dies of it in a copy of the store, and goes on with what is left there.
     fn die(self, template: &Template) {
-        let store = Store::new();
         let is_new = [Step::Starting, Step::Started].contains(&self.step);
-        if !is_new {
-            copy(
-                &template.store.path().join("job"),
-                &store.path().join("job"),
-            );
-        }
+        let site = match is_new {
+            true => Site::new(template.site.kind),
+            false => template.site.copied(),
+        };
         let mut options = vec!["--keep-generations", "2", "--lease-term", "1h"];
         if self.is_during("seeding") {
             options.extend(["--seed-interval", "100ms"]);
         }
-        let killed = store
+        let killed = site
             .host_with("killed", &options, MEMORY)
             .env("KILL_AT_STEP", format!("{}:{}", self.step, self.time))
             .start();
@@ -211,15 +335,15 @@ impl Death {
             "{self:?} was never there"
         );
         killed.destroy();
-        let next = |store: &Store| store.host_with("next", &options[..4], MEMORY).start();
+        let next = || site.host_with("next", &options[..4], MEMORY).start();
         if is_new {
-            let next = next(&store);
+            let next = next();
             wait_for_log(&next, "the app is started from scratch");
             return;
         }
-        reprieve(&store, &["verify", "--all"]);
-        let counts = newest(&store);
-        let next = next(&store);
+        site.command(&["verify", "--all"]);
+        let counts = site.newest();
+        let next = next();
         let resumed = wait_for_log(&next, "the job is resumed");
         let is_newest = resumed.contains(&format!("\"generation\":{counts},"));
         assert!(is_newest, "{self:?}: {counts} of {resumed}");
@@ -288,24 +412,22 @@ fn assert_goes_on_within(first: &str, second: &str) {
     assert_eq!(after, expected);
 }
 
-#[test]
-fn a_worker_killed_at_any_step_leaves_the_newest_snapshot_exactly() {
-    let store = Store::new();
-    let host = store.host("whole", MEMORY).start();
+fn killed_at(deaths: &[Death], kind: Kind) {
+    let site = Site::new(kind);
+    let host = site.host_with("whole", &[], MEMORY).start();
     wait_for_output(&host, "ready");
     checkpoint_ok(&host);
     let digest = digest(&host, libc::SIGUSR2);
     evict(&host);
     let template = Template {
-        store,
+        site,
         text: host.stdout().text(),
         digest,
     };
-    assert_eq!(newest(&template.store), 2);
-    let deaths = Death::all();
+    assert_eq!(template.site.newest(), 2);
     let next = AtomicUsize::new(0);
     std::thread::scope(|scope| {
-        for _ in 0..AT_ONCE {
+        for _ in 0..AT_ONCE.min(deaths.len() / 2) {
             scope.spawn(|| {
                 while let Some(death) = deaths.get(next.fetch_add(1, Ordering::SeqCst)) {
                     death.die(&template);
@@ -313,6 +435,29 @@ fn a_worker_killed_at_any_step_leaves_the_newest_snapshot_exactly() {
             });
         }
     });
+}
+
+/// `make soak` goes through all steps in each place.
+fn killed_at_some_in(kind: Kind) {
+    match std::env::var_os("SOAK_STEPS") {
+        Some(_) => killed_at(&Death::all(), kind),
+        None => killed_at(&Death::some(), kind),
+    }
+}
+
+#[test]
+fn a_worker_killed_at_any_step_leaves_the_newest_snapshot_exactly() {
+    killed_at(&Death::all(), Kind::Directory);
+}
+
+#[test]
+fn a_worker_with_a_key_killed_at_a_step_leaves_the_newest_snapshot_exactly() {
+    killed_at_some_in(Kind::Sealed);
+}
+
+#[test]
+fn a_worker_with_s3_killed_at_a_step_leaves_the_newest_snapshot_exactly() {
+    killed_at_some_in(Kind::S3);
 }
 
 /// The lines so far go on with those of a host that resumed at one of them.

@@ -8,7 +8,9 @@ use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use harness::{Builder, Exit, Fault, Host, LIMIT, Lab, Lookalike, Proxy, Ran, Request, wait_until};
+use harness::{
+    Builder, Exit, Fault, Handout, Host, LIMIT, Lab, Lookalike, Proxy, Ran, Request, wait_until,
+};
 use job::{COUNTER, assert_counts, checkpoint_ok, evict, wait_for_log, wait_for_output};
 use reprieve_core::head::Head;
 
@@ -313,6 +315,96 @@ fn a_store_that_asks_to_slow_down_is_asked_again() {
         .filter(|request| request.fault == Some(Fault::SlowDown));
     assert_eq!(slowed.count(), 9);
     assert_eq!(bucket.generations(), [1]);
+}
+
+/// A host that has its credentials from there alone.
+fn host_by(bucket: &Bucket, handout: &Handout, name: &str) -> Host {
+    bucket
+        .host_with(name, PATIENT, COUNTER)
+        .without_env("AWS_ACCESS_KEY_ID")
+        .without_env("AWS_SECRET_ACCESS_KEY")
+        .env("AWS_CONTAINER_CREDENTIALS_FULL_URI", handout.url())
+        .start()
+}
+
+/// The store takes this key no longer.
+fn end_of(bucket: &Bucket, key_id: String) {
+    bucket.proxy.fail(Fault::Expired, move |request| {
+        request.signed_by.as_ref() == Some(&key_id)
+    });
+}
+
+#[test]
+fn credentials_that_end_before_their_time_are_asked_for_anew() {
+    let (bucket, handout) = (Bucket::new(), Handout::start());
+    let host = host_by(&bucket, &handout, "first");
+    wait_for_output(&host, "line 10");
+    checkpoint_ok(&host);
+    let first = handout.renew();
+    let log = bucket.proxy.log();
+    assert!(
+        log.iter()
+            .all(|request| request.signed_by.as_ref() == Some(&first))
+    );
+    end_of(&bucket, first);
+    checkpoint_ok(&host);
+    assert_eq!(bucket.generations(), [2, 1]);
+    let log = bucket.proxy.log();
+    let last = log.last().expect("there were some");
+    assert_eq!(last.signed_by, Some(handout.key_id()));
+    // And at an eviction, when nothing else asks the store first.
+    let second = handout.renew();
+    end_of(&bucket, second);
+    evict(&host);
+    assert_eq!(bucket.generations(), [3, 2, 1]);
+    let output = host.stdout().text();
+    let next = host_by(&bucket, &handout, "next");
+    wait_for_log(&next, "the job is resumed");
+    assert_runs_on(&next);
+    next.destroy();
+    assert_counts(&(output + &whole_lines(&next)), None);
+}
+
+#[test]
+fn credentials_that_nobody_renews_are_refused_in_the_end() {
+    let bucket = Bucket::new();
+    let host = bucket.host_with("host", PATIENT, COUNTER).start();
+    wait_for_output(&host, "line 10");
+    checkpoint_ok(&host);
+    bucket.proxy.fail(Fault::Expired, |_| true);
+    let ran = checkpoint_within(&host, "60s");
+    assert_ne!(ran.code, 0);
+    assert!(
+        ran.stderr.contains("the credentials have expired"),
+        "{}",
+        ran.stderr
+    );
+    assert_runs_on(&host);
+    // Given back, as a clock is set right.
+    bucket.proxy.pass();
+    checkpoint_ok(&host);
+    evict(&host);
+}
+
+#[test]
+fn credentials_are_renewed_before_they_end() {
+    let (bucket, handout) = (Bucket::new(), Handout::start());
+    // A little more than what is kept back.
+    handout.set_life(Duration::from_secs(12));
+    let host = host_by(&bucket, &handout, "host");
+    wait_for_output(&host, "line 10");
+    let begun = handout.times_asked();
+    while handout.times_asked() < begun + 2 {
+        checkpoint_ok(&host);
+    }
+    let keys: HashSet<_> = bucket
+        .proxy
+        .log()
+        .into_iter()
+        .filter_map(|one| one.signed_by)
+        .collect();
+    assert!(keys.len() >= 2, "{keys:?}");
+    evict(&host);
 }
 
 #[test]

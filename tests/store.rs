@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use aws_sdk_s3::config::Credentials;
 use bytes::Bytes;
 use reprieve::store::{
-    self, Condition, Encryption, S3Limits, S3Objects, S3Options, Store, StoreAddress, StoreError,
-    StoreErrorKind, Tag,
+    self, Condition, Encryption, Limits, Options, S3Objects, S3Options, Store, StoreAddress,
+    StoreError, StoreErrorKind, Tag,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -36,9 +36,16 @@ fn options(endpoint: &str) -> S3Options {
     }
 }
 
+fn with_s3(options: &S3Options) -> Options {
+    Options {
+        s3: options.clone(),
+        ..Options::default()
+    }
+}
+
 async fn open(address: &str, options: &S3Options) -> Arc<dyn Store> {
     let address = StoreAddress::parse(address).expect("an address");
-    store::open(&address, options)
+    store::open(&address, &with_s3(options))
         .await
         .expect("nothing to fail yet")
 }
@@ -222,11 +229,11 @@ impl Canned {
 
 /// With limits that a test can wait for.
 fn quick(url: &str) -> S3Options {
-    let limits = S3Limits {
+    let limits = Limits {
         attempt: Duration::from_secs(2),
         connect: Duration::from_millis(500),
         answer: Duration::from_millis(500),
-        ..S3Limits::default()
+        ..Limits::default()
     };
     S3Options {
         limits,
@@ -658,7 +665,7 @@ async fn secrets_are_in_no_debug_form() {
     };
     assert!(!format!("{options:?} {options:#?}").contains(SECRET));
     let address = StoreAddress::parse("s3://bucket/prefix").expect("an address");
-    let error = store::open(&address, &options)
+    let error = store::open(&address, &with_s3(&options))
         .await
         .expect_err("credentials in the endpoint");
     assert!(!format!("{error} {error:?}").contains(SECRET), "{error}");
@@ -674,7 +681,7 @@ async fn secrets_are_in_no_debug_form() {
 async fn an_endpoint_that_is_no_url_is_refused() {
     let address = StoreAddress::parse("s3://bucket").expect("an address");
     for endpoint in ["localhost:9000", "ftp://host", "nonsense", ""] {
-        let error = store::open(&address, &options(endpoint))
+        let error = store::open(&address, &with_s3(&options(endpoint)))
             .await
             .expect_err(endpoint);
         assert_eq!(error.kind, StoreErrorKind::Other);

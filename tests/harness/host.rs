@@ -90,6 +90,11 @@ impl Builder {
         self
     }
 
+    pub(crate) fn without_env(mut self, name: &str) -> Self {
+        self.bundle.environment.retain(|(other, _)| other != name);
+        self
+    }
+
     pub(crate) fn cwd(mut self, directory: impl Into<String>) -> Self {
         self.bundle.working_directory = directory.into();
         self
@@ -161,6 +166,8 @@ impl Builder {
         // The clouds' metadata services have addresses beyond the test's own; nobody listens here.
         self.env("AWS_EC2_METADATA_SERVICE_ENDPOINT", NOBODY)
             .env("GCE_METADATA_HOST", NOBODY.trim_start_matches("http://"))
+            .env("GCE_METADATA_IP", NOBODY.trim_start_matches("http://"))
+            .env("IDENTITY_ENDPOINT", NOBODY)
             .env("REPRIEVE_AZURE_METADATA_ENDPOINT", NOBODY)
     }
 

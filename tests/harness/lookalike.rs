@@ -1,9 +1,13 @@
-//! A look-alike of AWS on a port of its own: the real HTTP, the real conditional writes, gone with the test.
+//! Look-alikes of AWS and of Azure's blob storage, each on a port of its own: the real HTTP, the real conditional writes,
+//! gone with the test.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
+
+use object_store::azure::{AzureAccessKey, AzureAuthorizer, AzureCredential};
+use object_store::client::HttpRequestBody;
 
 use super::project_path;
 
@@ -17,7 +21,11 @@ pub(crate) struct Lookalike {
 
 impl Lookalike {
     pub(crate) fn start() -> Self {
-        let script = project_path("infra/local/aws-lookalike");
+        Self::start_script("infra/local/aws-lookalike")
+    }
+
+    fn start_script(script: &str) -> Self {
+        let script = project_path(script);
         let mut child = Command::new(&script)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -68,11 +76,15 @@ impl Lookalike {
         self.ask("GET", &format!("/{bucket}/{key}"))
     }
 
+    pub(crate) fn put_object(&self, bucket: &str, key: &str, bytes: &[u8]) {
+        self.send("PUT", &format!("/{bucket}/{key}"), "s3", "", bytes);
+    }
+
     /// Makes a key of KMS and returns its id.
     pub(crate) fn make_kms_key(&self) -> String {
         let head =
             "X-Amz-Target: TrentService.CreateKey\r\nContent-Type: application/x-amz-json-1.1\r\n";
-        let answer = self.send("POST", "/", "kms", head, "{}");
+        let answer = self.send("POST", "/", "kms", head, b"{}");
         let answer: serde_json::Value = serde_json::from_slice(&answer).expect("it is JSON");
         let id = answer["KeyMetadata"]["KeyId"].as_str();
         id.expect("a key has an id").to_owned()
@@ -83,7 +95,7 @@ impl Lookalike {
         let head = format!(
             "X-Amz-Target: AmazonSQS.{action}\r\nContent-Type: application/x-amz-json-1.0\r\n"
         );
-        let answer = self.send("POST", "/", "sqs", &head, &request.to_string());
+        let answer = self.send("POST", "/", "sqs", &head, request.to_string().as_bytes());
         match answer.is_empty() {
             true => serde_json::Value::Null,
             false => serde_json::from_slice(&answer).expect("SQS speaks JSON"),
@@ -106,7 +118,7 @@ impl Lookalike {
             "/",
             "ec2",
             head,
-            &format!("{form}&Version=2016-11-15"),
+            format!("{form}&Version=2016-11-15").as_bytes(),
         );
         String::from_utf8(answer).expect("XML is text")
     }
@@ -134,28 +146,29 @@ impl Lookalike {
         let request = serde_json::json!({ "Entries": [entry] });
         let head =
             "X-Amz-Target: AWSEvents.PutEvents\r\nContent-Type: application/x-amz-json-1.1\r\n";
-        let answer = self.send("POST", "/", "events", head, &request.to_string());
+        let answer = self.send("POST", "/", "events", head, request.to_string().as_bytes());
         let answer: serde_json::Value = serde_json::from_slice(&answer).expect("it is JSON");
         assert_eq!(answer["FailedEntryCount"], 0, "{answer}");
     }
 
     /// The body of the answer to a request that must succeed.
     fn ask(&self, method: &str, path: &str) -> Vec<u8> {
-        self.send(method, path, "s3", "", "")
+        self.send(method, path, "s3", "", b"")
     }
 
-    fn send(&self, method: &str, path: &str, service: &str, more: &str, body: &str) -> Vec<u8> {
+    fn send(&self, method: &str, path: &str, service: &str, more: &str, body: &[u8]) -> Vec<u8> {
         let host = self.url.trim_start_matches("http://");
         let mut stream = TcpStream::connect(host).expect("it listens");
         // Any credentials are taken, but without any the objects are private.
         let head = format!(
             "{method} {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {}\r\nConnection: close\r\n{more}\
              Authorization: AWS4-HMAC-SHA256 Credential=a/20260101/{}/{service}/aws4_request, \
-             SignedHeaders=host, Signature=0\r\n\r\n{body}",
+             SignedHeaders=host, Signature=0\r\n\r\n",
             body.len(),
             self.region
         );
-        stream.write_all(head.as_bytes()).expect("it reads");
+        let whole = [head.as_bytes(), body].concat();
+        stream.write_all(&whole).expect("it reads");
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer).expect("it answers");
         let end = answer.windows(4).position(|window| window == b"\r\n\r\n");
@@ -167,6 +180,57 @@ impl Lookalike {
             String::from_utf8_lossy(&answer[end..])
         );
         answer.split_off(end)
+    }
+}
+
+/// The server of `infra/local/azure-lookalike`, likewise.
+pub(crate) struct Azurite {
+    server: Lookalike,
+}
+
+impl Azurite {
+    pub(crate) const ACCOUNT: &str = "devstoreaccount1";
+    /// Azurite's own, which is printed in its manual.
+    pub(crate) const KEY: &str =
+        "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw==";
+
+    pub(crate) fn start() -> Self {
+        Self {
+            server: Lookalike::start_script("infra/local/azure-lookalike"),
+        }
+    }
+
+    /// Below which the containers are.
+    pub(crate) fn url(&self) -> &str {
+        &self.server.url
+    }
+
+    /// Answers to an unsigned request are refused, so the library that signs for the worker signs this as well.
+    pub(crate) fn make_container(&self, container: &str) {
+        let path = format!("{}/{container}?restype=container", self.url());
+        let key = AzureAccessKey::try_new(Self::KEY).expect("it is base64");
+        let credential = AzureCredential::AccessKey(key);
+        let request = hyper::Request::put(path).header("content-length", "0");
+        let mut request = request
+            .body(HttpRequestBody::empty())
+            .expect("it is well formed");
+        AzureAuthorizer::new(&credential, Self::ACCOUNT)
+            .try_authorize(&mut request)
+            .expect("it can be signed");
+        let uri = request.uri();
+        let host = uri.authority().expect("it has a host").as_str();
+        let path = uri.path_and_query().expect("it has a path");
+        let mut head = format!("PUT {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n");
+        for (name, value) in request.headers() {
+            head += &format!("{name}: {}\r\n", value.to_str().expect("it is text"));
+        }
+        let mut stream = TcpStream::connect(host).expect("it listens");
+        stream
+            .write_all(format!("{head}\r\n").as_bytes())
+            .expect("it reads");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("it answers");
+        assert!(answer.starts_with("HTTP/1.1 201 "), "{answer}");
     }
 }
 

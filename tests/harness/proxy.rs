@@ -32,6 +32,8 @@ pub(crate) enum Fault {
     SlowDown,
     /// 403 AccessDenied; the server hears nothing of it.
     Denied,
+    /// 400 ExpiredToken, as S3 says it; the server hears nothing of it.
+    Expired,
     /// The server does it and answers, but the connection is cut before the answer gets through.
     LoseReply,
     /// The server does not hear of the request's conditions (`If-Match`, `If-None-Match`).
@@ -44,6 +46,8 @@ pub(crate) struct Request {
     pub(crate) method: String,
     /// With the query, as it was sent.
     pub(crate) path: String,
+    /// The id of the key it is signed with.
+    pub(crate) signed_by: Option<String>,
     /// How many requests had come when its answer was known.
     pub(crate) answered_at: Option<usize>,
     pub(crate) fault: Option<Fault>,
@@ -273,6 +277,7 @@ impl Drop for Proxy {
                 answered_at,
                 fault,
                 status,
+                ..
             } in self.log()
             {
                 eprintln!("{method} {path} {fault:?} {status:?} before {answered_at:?}");
@@ -301,6 +306,7 @@ fn serve(shared: &Shared, mut client: TcpStream, server: &str) -> io::Result<()>
     let request = Request {
         method: word(),
         path: word(),
+        signed_by: signer(&head),
         answered_at: None,
         fault: None,
         status: None,
@@ -337,6 +343,9 @@ fn answer_to(
         }
         Some(Fault::Denied) => {
             refuse(client, request.left, "403 Forbidden", "AccessDenied").map(Some)
+        }
+        Some(Fault::Expired) => {
+            refuse(client, request.left, "400 Bad Request", "ExpiredToken").map(Some)
         }
         Some(Fault::LoseReply | Fault::ForgetConditions) | None => {
             let forgotten = match fault {
@@ -388,6 +397,13 @@ fn take_head(client: &mut TcpStream, taken: &mut Vec<u8>) -> io::Result<Option<u
         }
         taken.extend_from_slice(&piece[..count]);
     }
+}
+
+/// Of `Authorization: AWS4-HMAC-SHA256 Credential=ID/...`.
+fn signer(head: &str) -> Option<String> {
+    let (_, rest) = head.split_once("Credential=")?;
+    let (id, _) = rest.split_once('/')?;
+    Some(id.to_owned())
 }
 
 fn content_length(head: &str) -> usize {

@@ -5,7 +5,9 @@ use std::time::Duration;
 use aws_config::SdkConfig;
 use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore, rustls_provider::CryptoMode};
 use aws_smithy_http_client::{Builder, Connector};
-use aws_smithy_runtime_api::client::http::{SharedHttpClient, SharedHttpConnector};
+use aws_smithy_runtime_api::client::http::{
+    HttpConnectorSettings, SharedHttpClient, SharedHttpConnector,
+};
 
 use crate::store::s3;
 
@@ -28,8 +30,15 @@ pub(crate) fn http_client(trusted: TrustStore) -> SharedHttpClient {
 
 /// For requests that are signed by hand.
 pub(crate) fn connector() -> SharedHttpConnector {
+    connector_within(CONNECT_LIMIT)
+}
+
+/// The same with a limit of one's own for connecting.
+pub(crate) fn connector_within(connect: Duration) -> SharedHttpConnector {
+    let settings = HttpConnectorSettings::builder().connect_timeout(connect);
     SharedHttpConnector::new(
         Connector::builder()
+            .connector_settings(settings.build())
             .tls_provider(Provider::Rustls(CryptoMode::Ring))
             .tls_context(tls(s3::trust_store()))
             .build(),

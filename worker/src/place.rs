@@ -13,8 +13,8 @@ use crate::settings::{
     StoreSettings,
 };
 use crate::store::{
-    self, Addressing, Encryption, S3Objects, S3Options, Store, StoreAddress, StoreError,
-    StoreErrorKind,
+    self, Addressing, CloudOptions, Encryption, Options, S3Objects, S3Options, Store, StoreAddress,
+    StoreError, StoreErrorKind,
 };
 
 /// Opens the store and makes sure that it is there.
@@ -27,7 +27,7 @@ pub(crate) async fn open(settings: &StoreSettings) -> Result<Arc<dyn Store>, Fai
         )
         .caused_by(error)
     })?;
-    let options = S3Options {
+    let s3 = S3Options {
         endpoint: settings.s3_endpoint.as_ref().map(ToString::to_string),
         region: settings.s3_region.clone(),
         addressing: match settings.s3_path_style {
@@ -37,6 +37,18 @@ pub(crate) async fn open(settings: &StoreSettings) -> Result<Arc<dyn Store>, Fai
         },
         objects: objects(&settings.s3_objects),
         ..S3Options::default()
+    };
+    let options = Options {
+        s3,
+        google: CloudOptions {
+            endpoint: settings.gs_endpoint.as_ref().map(ToString::to_string),
+            ..CloudOptions::default()
+        },
+        azure: CloudOptions {
+            endpoint: settings.azure_endpoint.as_ref().map(ToString::to_string),
+            account: settings.azure_account.clone(),
+            ..CloudOptions::default()
+        },
     };
     let deadline = Instant::now() + settings.timeout;
     let store = store::open(&parsed, &options)
@@ -131,10 +143,10 @@ pub(crate) fn refused_keys(
 pub(crate) fn unreachable_store(address: &str, error: StoreError) -> Failure {
     let remedy = match error.kind {
         StoreErrorKind::NoSuchStore => {
-            "create the bucket, or mount the directory into the container; a missing one is never taken for an empty one"
+            "create the bucket or container, or mount the directory into the container; a missing one is never taken for an empty one"
         }
         StoreErrorKind::Denied => {
-            "give this worker credentials that may list, read and write there (s3:ListBucket, s3:GetObject, \
+            "give this worker credentials that may list, read, write and delete there (in S3 s3:ListBucket, s3:GetObject, \
              s3:PutObject, s3:DeleteObject), or the right to the directory"
         }
         _ => "check the address, the network and the service; then start again",

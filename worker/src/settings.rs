@@ -75,6 +75,7 @@ pub enum Kind {
     WebAddress,
     LifecycleHook,
     Region,
+    AzureAccount,
     /// Of a queue of SQS.
     QueueUrl,
     JobName,
@@ -168,7 +169,8 @@ pub const TABLE: &[Setting] = &[
         kind: Kind::StoreAddress,
         default: None,
         unset: "nothing is checkpointed",
-        meaning: "Where snapshots are kept: `s3://BUCKET/PREFIX` or `file:///DIRECTORY`.",
+        meaning: "Where snapshots are kept: `s3://BUCKET/PREFIX`, `gs://BUCKET/PREFIX`, `az://CONTAINER/PREFIX` or \
+                  `file:///DIRECTORY`.",
     },
     Setting {
         name: "job",
@@ -240,6 +242,30 @@ pub const TABLE: &[Setting] = &[
         unset: "",
         meaning: "Who pays for requests: the owner of the bucket, or whoever makes them (`requester`), which buckets of that \
                   kind ask for.",
+    },
+    Setting {
+        name: "gs-endpoint",
+        section: STORE,
+        kind: Kind::Endpoint,
+        default: None,
+        unset: "https://storage.googleapis.com",
+        meaning: "The address of Google Cloud Storage, or of what speaks its XML interface.",
+    },
+    Setting {
+        name: "azure-account",
+        section: STORE,
+        kind: Kind::AzureAccount,
+        default: None,
+        unset: "as `AZURE_STORAGE_ACCOUNT` or `AZURE_STORAGE_CONNECTION_STRING` says",
+        meaning: "The storage account that has the container of an `az://` store.",
+    },
+    Setting {
+        name: "azure-endpoint",
+        section: STORE,
+        kind: Kind::Endpoint,
+        default: None,
+        unset: "https://ACCOUNT.blob.core.windows.net",
+        meaning: "The address of the account's blob storage, below which the containers are.",
     },
     Setting {
         name: "store-self-test",
@@ -1123,6 +1149,9 @@ pub struct Settings {
     pub s3_region: Option<String>,
     pub s3_path_style: PathStyle,
     pub s3_objects: S3Objects,
+    pub gs_endpoint: Option<Url>,
+    pub azure_account: Option<String>,
+    pub azure_endpoint: Option<Url>,
     pub store_self_test: StoreSelfTest,
     pub keep_generations: u32,
     pub keep_hourly: u32,
@@ -1331,6 +1360,9 @@ pub struct StoreSettings {
     pub s3_region: Option<String>,
     pub s3_path_style: PathStyle,
     pub s3_objects: S3Objects,
+    pub gs_endpoint: Option<Url>,
+    pub azure_account: Option<String>,
+    pub azure_endpoint: Option<Url>,
     /// How long it may take to become reachable.
     pub timeout: Duration,
 }
@@ -1473,6 +1505,9 @@ impl Settings {
             s3_region: merged.text("s3-region"),
             s3_path_style: merged.need("s3-path-style", Checked::choice(PathStyle::from_name)),
             s3_objects: S3Objects::typed(merged),
+            gs_endpoint: merged.get("gs-endpoint", Checked::url),
+            azure_account: merged.text("azure-account"),
+            azure_endpoint: merged.get("azure-endpoint", Checked::url),
             store_self_test: merged
                 .need("store-self-test", Checked::choice(StoreSelfTest::from_name)),
             keep_generations: merged.need("keep-generations", Checked::count),
@@ -1634,6 +1669,9 @@ impl Settings {
             s3_region: self.s3_region.clone(),
             s3_path_style: self.s3_path_style,
             s3_objects: self.s3_objects.clone(),
+            gs_endpoint: self.gs_endpoint.clone(),
+            azure_account: self.azure_account.clone(),
+            azure_endpoint: self.azure_endpoint.clone(),
             timeout: self.boot_timeout,
         }
     }
@@ -1760,13 +1798,27 @@ impl Settings {
         if self.store.is_none() && !self.keys.sources.is_empty() {
             dangers.push("a key is set but no store; it has no effect".into());
         }
-        if self.s3_endpoint.is_some()
-            && !self
-                .store
-                .as_ref()
-                .is_some_and(|store| store.starts_with("s3:"))
-        {
-            dangers.push("s3-endpoint is set but the store is not in S3; it has no effect".into());
+        let store = self.store.as_deref().unwrap_or_default();
+        for (name, is_set, scheme, service) in [
+            ("s3-endpoint", self.s3_endpoint.is_some(), "s3:", "S3"),
+            (
+                "gs-endpoint",
+                self.gs_endpoint.is_some(),
+                "gs:",
+                "Google Cloud Storage",
+            ),
+            (
+                "azure-endpoint",
+                self.azure_endpoint.is_some(),
+                "az:",
+                "Azure",
+            ),
+        ] {
+            if is_set && !store.starts_with(scheme) {
+                dangers.push(format!(
+                    "{name} is set but the store is not in {service}; it has no effect"
+                ));
+            }
         }
         dangers
     }
@@ -1802,6 +1854,9 @@ impl JobSettings {
         "s3-sse-key",
         "s3-storage-class",
         "s3-request-payer",
+        "gs-endpoint",
+        "azure-account",
+        "azure-endpoint",
         "key-file",
         "kms-key",
         "old-key-file",
@@ -1855,6 +1910,9 @@ impl JobSettings {
                 s3_region: merged.text("s3-region"),
                 s3_path_style: merged.need("s3-path-style", Checked::choice(PathStyle::from_name)),
                 s3_objects: S3Objects::typed(&merged),
+                gs_endpoint: merged.get("gs-endpoint", Checked::url),
+                azure_account: merged.text("azure-account"),
+                azure_endpoint: merged.get("azure-endpoint", Checked::url),
                 timeout: merged.need("boot-timeout", Checked::duration),
             },
             keys: KeySettings::typed(&merged, layers.environment),
@@ -2341,6 +2399,16 @@ fn check(kind: Kind, text: &str) -> Result<Checked, Problem> {
             true => Ok(Checked::Text(text.into())),
             false => Err(Problem::new(kind, "is not the name of a machine")),
         },
+        Kind::AzureAccount => {
+            let is_small = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+            match (3..=24).contains(&text.len()) && text.bytes().all(is_small) {
+                true => Ok(Checked::Text(text.into())),
+                false => Err(Problem::new(
+                    kind,
+                    "is not 3 to 24 of the characters a-z and 0-9",
+                )),
+            }
+        }
         Kind::Region => match is_name(text, b"-", 64) {
             true => Ok(Checked::Text(text.into())),
             false => Err(Problem::new(kind, "is not the name of a region")),
@@ -2435,13 +2503,13 @@ fn check_store(text: &str) -> Result<Checked, Problem> {
     refuse_credentials(kind, &url)?;
     let host = url.host_str().unwrap_or_default();
     match url.scheme() {
-        "s3" if host.is_empty() => Err(Problem::new(kind, "names no bucket")),
+        "s3" | "gs" | "az" if host.is_empty() => Err(Problem::new(kind, "names no bucket")),
         "file" if !host.is_empty() && host != "localhost" => Err(Problem::new(
             kind,
             format!("names \"{host}\" as a host; a directory needs three slashes"),
         )),
         "file" if url.path() == "/" => Err(Problem::new(kind, "names no directory")),
-        "s3" | "file" => Ok(Checked::Text(text.into())),
+        "s3" | "gs" | "az" | "file" => Ok(Checked::Text(text.into())),
         scheme => Err(Problem::new(
             kind,
             format!("there is no kind of store called \"{scheme}\""),
@@ -2473,7 +2541,7 @@ fn refuse_credentials(kind: Kind, url: &Url) -> Result<(), Problem> {
     Err(Problem {
         problem: "holds more than an address; credentials in it would end up in logs".into(),
         remedy: format!(
-            "write {}; credentials come from the usual AWS sources (role, AWS_* variables, profile)",
+            "write {}; credentials come from the machine's role or the usual variables",
             expected(kind)
         ),
     })
@@ -2576,10 +2644,14 @@ pub(crate) fn expected(kind: Kind) -> String {
         _ => humantime::format_duration(duration).to_string(),
     };
     match kind {
-        Kind::StoreAddress => "s3://BUCKET/PREFIX or file:///DIRECTORY".into(),
+        Kind::StoreAddress => {
+            "s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX or file:///DIRECTORY"
+                .into()
+        }
         Kind::Endpoint => "a URL like https://s3.example.net:9000".into(),
         Kind::PlainEndpoint => "a URL like http://127.0.0.1:8000, without TLS".into(),
         Kind::Region => "a region like eu-central-1".into(),
+        Kind::AzureAccount => "the name of a storage account like mysnapshots".into(),
         Kind::QueueUrl => {
             "a URL like https://sqs.eu-central-1.amazonaws.com/123456789012/my-queue".into()
         }
@@ -2760,7 +2832,7 @@ pub fn document() -> String {
          Unknown keys and unknown `REPRIEVE_*` variables are refused, except those that Kubernetes sets for a service \
          called `reprieve...` (`REPRIEVE_SERVICE_HOST`, `REPRIEVE_PORT_80_TCP` and so on). `reprieve checkpoint` and \
          `reprieve status` read only `control-socket` and `checkpoint-timeout`.\n\n\
-         No setting holds a secret. Credentials for S3 and KMS come from the usual AWS sources; a key comes from a file, from \
+         No setting holds a secret. Credentials for S3 and KMS come from the usual AWS sources, those for Google and Azure likewise from theirs; a key comes from a file, from \
          KMS, or from the environment variable `REPRIEVE_KEY`, which holds what a key file would hold and is neither a flag \
          nor a key of the settings file. Reprieve wipes it from its own environment and gives it to nobody.\n",
     );
@@ -2961,6 +3033,9 @@ mod tests {
                     storage_class: S3StorageClass::Bucket,
                     request_payer: S3RequestPayer::Owner,
                 },
+                gs_endpoint: None,
+                azure_account: None,
+                azure_endpoint: None,
                 store_self_test: StoreSelfTest::On,
                 keep_generations: 5,
                 keep_hourly: 0,
@@ -3057,6 +3132,9 @@ mod tests {
         ("s3-sse-key", "alias/snapshots"),
         ("s3-storage-class", "glacier-ir"),
         ("s3-request-payer", "requester"),
+        ("gs-endpoint", "http://127.0.0.1:9001"),
+        ("azure-account", "account1"),
+        ("azure-endpoint", "http://127.0.0.1:9002/account1"),
         ("store-self-test", "off"),
         ("keep-generations", "2"),
         ("keep-hourly", "24"),
@@ -3193,6 +3271,9 @@ mod tests {
                 storage_class: S3StorageClass::GlacierInstantRetrieval,
                 request_payer: S3RequestPayer::Requester,
             },
+            gs_endpoint: Url::parse("http://127.0.0.1:9001").ok(),
+            azure_account: Some("account1".into()),
+            azure_endpoint: Url::parse("http://127.0.0.1:9002/account1").ok(),
             store_self_test: StoreSelfTest::Off,
             keep_generations: 2,
             keep_hourly: 24,
@@ -3396,7 +3477,7 @@ reprieve: 9 settings are not valid
   - term-grace = \"1 fortnight\" (file DIR/reprieve.toml): is not a duration: unknown time unit \"fortnight\", supported units: ns, us/µs, ms, sec, min, hours, days, weeks, months, years (and few variations)
     write a duration with its unit like 25s or 2m, from 1s to 24h
   - store = \"s3://[hidden]@bucket/x\" (environment variable REPRIEVE_STORE): holds more than an address; credentials in it would end up in logs
-    write s3://BUCKET/PREFIX or file:///DIRECTORY; credentials come from the usual AWS sources (role, AWS_* variables, profile)
+    write s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX or file:///DIRECTORY; credentials come from the machine's role or the usual variables
   - term-grace = \"10\" (environment variable REPRIEVE_TERM_GRACE): has no unit
     write \"10s\" if seconds are meant
   - memory-budget = \"16MiB\" (flag --memory-budget): is outside these limits
@@ -3416,6 +3497,11 @@ reprieve: 9 settings are not valid
             ("store", "file:///var/snapshots", None),
             ("store", "s3://bucket", None),
             ("store", "s3:///prefix", Some("names no bucket")),
+            ("store", "gs://bucket/prefix", None),
+            ("store", "az://container/prefix", None),
+            ("store", "az:///prefix", Some("names no bucket")),
+            ("azure-account", "account1", None),
+            ("azure-account", "Account", Some("3 to 24")),
             (
                 "store",
                 "file://var/snapshots",
@@ -3424,8 +3510,8 @@ reprieve: 9 settings are not valid
             ("store", "file:///", Some("names no directory")),
             (
                 "store",
-                "gs://bucket",
-                Some("no kind of store called \"gs\""),
+                "gcs://bucket",
+                Some("no kind of store called \"gcs\""),
             ),
             ("store", "/var/snapshots", Some("is not a URL")),
             ("store", "s3://a@bucket", Some("\"s3://[hidden]@bucket\"")),

@@ -20,16 +20,34 @@ pub enum StoreAddress {
         /// Without slashes at either end; empty for the whole bucket.
         prefix: String,
     },
+    /// `gs://bucket` or `gs://bucket/prefix`
+    Google {
+        bucket: String,
+        /// As with S3.
+        prefix: String,
+    },
+    /// `az://container` or `az://container/prefix`; the account has a setting of its own.
+    Azure {
+        container: String,
+        /// As with S3.
+        prefix: String,
+    },
 }
 
 /// Why a text is no store address. Never repeats a text that may hold a password.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AddressError {
-    #[error("no store is given; write file:///path or s3://bucket/prefix")]
+    #[error(
+        "no store is given; write file:///path, s3://bucket/prefix, gs://bucket/prefix or az://container/prefix"
+    )]
     Empty,
-    #[error("`{0}` has no scheme; write file:///path or s3://bucket/prefix")]
+    #[error(
+        "`{0}` has no scheme; write file:///path, s3://bucket/prefix, gs://bucket/prefix or az://container/prefix"
+    )]
     NoScheme(String),
-    #[error("`{0}://` is not a kind of store; known are file:///path and s3://bucket/prefix")]
+    #[error(
+        "`{0}://` is not a kind of store; write file:///path, s3://bucket/prefix, gs://bucket/prefix or az://container/prefix"
+    )]
     UnknownScheme(String),
     #[error("`file://{0}` is not an absolute path; write three slashes, as in file:///path")]
     RelativePath(String),
@@ -37,9 +55,9 @@ pub enum AddressError {
     RootPath,
     #[error("`{0}` in a path is ambiguous; write the path without `.` and `..`")]
     DottedPath(String),
-    #[error("`s3://` is followed by a bucket's name, as in s3://bucket/prefix")]
-    NoBucket,
-    #[error("`{bucket}` is not a bucket's name: {fault}")]
+    #[error("`{0}://` is followed by the name of a bucket or container, as in {0}://name/prefix")]
+    NoBucket(&'static str),
+    #[error("`{bucket}` is not the name of a bucket or container: {fault}")]
     BadBucket { bucket: String, fault: &'static str },
     #[error("the prefix `{prefix}` cannot be used: {fault}")]
     BadPrefix { prefix: String, fault: &'static str },
@@ -80,7 +98,18 @@ impl StoreAddress {
         };
         match scheme {
             "file" => parse_directory(rest),
-            "s3" => parse_s3(rest),
+            "s3" => {
+                let (bucket, prefix) = parse_bucket("s3", rest, s3_bucket_fault)?;
+                Ok(Self::S3 { bucket, prefix })
+            }
+            "gs" => {
+                let (bucket, prefix) = parse_bucket("gs", rest, google_bucket_fault)?;
+                Ok(Self::Google { bucket, prefix })
+            }
+            "az" => {
+                let (container, prefix) = parse_bucket("az", rest, container_fault)?;
+                Ok(Self::Azure { container, prefix })
+            }
             other => Err(AddressError::UnknownScheme(other.to_owned())),
         }
     }
@@ -102,19 +131,24 @@ fn parse_directory(rest: &str) -> Result<StoreAddress, AddressError> {
     }
 }
 
-fn parse_s3(rest: &str) -> Result<StoreAddress, AddressError> {
+/// The name, which has no fault, and the prefix.
+fn parse_bucket(
+    scheme: &'static str,
+    rest: &str,
+    fault_of: fn(&str) -> Option<&'static str>,
+) -> Result<(String, String), AddressError> {
     let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
     if bucket.is_empty() {
-        return Err(AddressError::NoBucket);
+        return Err(AddressError::NoBucket(scheme));
     }
-    if let Some(fault) = bucket_fault(bucket) {
+    if let Some(fault) = fault_of(bucket) {
         return Err(AddressError::BadBucket {
             bucket: bucket.to_owned(),
             fault,
         });
     }
     let prefix = prefix.trim_end_matches('/');
-    // Leaves room for the keys below it in S3's 1024 bytes.
+    // Leaves room for the keys below it in the 1024 bytes of S3 and its like.
     let fault = if prefix.len() > 255 {
         Some("it is longer than 255 bytes")
     } else {
@@ -125,33 +159,17 @@ fn parse_s3(rest: &str) -> Result<StoreAddress, AddressError> {
             prefix: prefix.to_owned(),
             fault,
         }),
-        None => Ok(StoreAddress::S3 {
-            bucket: bucket.to_owned(),
-            prefix: prefix.to_owned(),
-        }),
+        None => Ok((bucket.to_owned(), prefix.to_owned())),
     }
 }
 
 /// The naming rules of S3 for buckets made since 2018.
-fn bucket_fault(bucket: &str) -> Option<&'static str> {
-    let letter_or_digit = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+fn s3_bucket_fault(bucket: &str) -> Option<&'static str> {
     if bucket.starts_with("arn:") {
         return Some("access points are named by their alias, not by their ARN");
     }
-    if bucket.chars().any(|c| c.is_ascii_uppercase()) {
-        return Some("it contains capital letters");
-    }
-    if !bucket
-        .chars()
-        .all(|c| letter_or_digit(c) || matches!(c, '-' | '.'))
-    {
-        return Some("it contains more than a-z, 0-9, `-` and `.`");
-    }
-    if !(3..=63).contains(&bucket.len()) {
-        return Some("it is not between 3 and 63 characters long");
-    }
-    if !bucket.starts_with(letter_or_digit) || !bucket.ends_with(letter_or_digit) {
-        return Some("it starts or ends with `-` or `.`");
+    if let Some(fault) = name_fault(bucket, "-.", 63) {
+        return Some(fault);
     }
     if bucket.contains("..") || bucket.parse::<Ipv4Addr>().is_ok() {
         return Some("it contains two dots in a row or is an IP address");
@@ -160,6 +178,53 @@ fn bucket_fault(bucket: &str) -> Option<&'static str> {
         return Some(
             "directory buckets list their objects in no order, which this store relies on",
         );
+    }
+    None
+}
+
+/// Google's rules; a name with dots may be longer, as that of a domain.
+fn google_bucket_fault(bucket: &str) -> Option<&'static str> {
+    let longest = if bucket.contains('.') { 222 } else { 63 };
+    match name_fault(bucket, "-._", longest) {
+        None if bucket.starts_with("goog") || bucket.parse::<Ipv4Addr>().is_ok() => {
+            Some("it starts with `goog` or is an IP address")
+        }
+        fault => fault,
+    }
+}
+
+/// Azure's rules.
+fn container_fault(container: &str) -> Option<&'static str> {
+    match name_fault(container, "-", 63) {
+        None if container.contains("--") => Some("it contains two `-` in a row"),
+        fault => fault,
+    }
+}
+
+/// What all of them have in common.
+fn name_fault(name: &str, punctuation: &str, longest: usize) -> Option<&'static str> {
+    let letter_or_digit = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    if name.chars().any(|c| c.is_ascii_uppercase()) {
+        return Some("it contains capital letters");
+    }
+    if !name
+        .chars()
+        .all(|c| letter_or_digit(c) || punctuation.contains(c))
+    {
+        return Some(match punctuation {
+            "-." => "it contains more than a-z, 0-9, `-` and `.`",
+            "-" => "it contains more than a-z, 0-9 and `-`",
+            _ => "it contains more than a-z, 0-9, `-`, `_` and `.`",
+        });
+    }
+    if !(3..=longest).contains(&name.len()) {
+        return Some(match longest {
+            63 => "it is not between 3 and 63 characters long",
+            _ => "it is not between 3 and 222 characters long",
+        });
+    }
+    if !name.starts_with(letter_or_digit) || !name.ends_with(letter_or_digit) {
+        return Some("it starts or ends with a character that is no letter or digit");
     }
     None
 }
@@ -174,10 +239,15 @@ impl FromStr for StoreAddress {
 
 impl fmt::Display for StoreAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Directory(path) => write!(f, "file://{}", path.display()),
-            Self::S3 { bucket, prefix } if prefix.is_empty() => write!(f, "s3://{bucket}"),
-            Self::S3 { bucket, prefix } => write!(f, "s3://{bucket}/{prefix}"),
+        let (scheme, name, prefix) = match self {
+            Self::Directory(path) => return write!(f, "file://{}", path.display()),
+            Self::S3 { bucket, prefix } => ("s3", bucket, prefix),
+            Self::Google { bucket, prefix } => ("gs", bucket, prefix),
+            Self::Azure { container, prefix } => ("az", container, prefix),
+        };
+        match prefix.as_str() {
+            "" => write!(f, "{scheme}://{name}"),
+            prefix => write!(f, "{scheme}://{name}/{prefix}"),
         }
     }
 }
@@ -193,6 +263,8 @@ mod tests {
             "file:///srv/with space/100%",
             "s3://my.bucket-1",
             "s3://bucket/team/job",
+            "gs://my_bucket.example.net/team/job",
+            "az://container-1/team/job",
         ] {
             assert_eq!(StoreAddress::parse(text).expect(text).to_string(), text);
         }
@@ -225,8 +297,19 @@ mod tests {
             ("file://./x", E::RelativePath("./x".into())),
             ("file:///", E::RootPath),
             ("file:///srv/../etc", E::DottedPath("..".into())),
-            ("s3://", E::NoBucket),
-            ("s3:///prefix", E::NoBucket),
+            ("s3://", E::NoBucket("s3")),
+            ("s3:///prefix", E::NoBucket("s3")),
+            ("gs://", E::NoBucket("gs")),
+            (
+                "gs://goog-x",
+                bucket("goog-x", "it starts with `goog` or is an IP address"),
+            ),
+            ("az:///x", E::NoBucket("az")),
+            ("az://a--b", bucket("a--b", "it contains two `-` in a row")),
+            (
+                "az://a.b.c",
+                bucket("a.b.c", "it contains more than a-z, 0-9 and `-`"),
+            ),
             (
                 "s3://MyBucket/x",
                 bucket("MyBucket", "it contains capital letters"),
@@ -241,7 +324,10 @@ mod tests {
             ),
             (
                 "s3://-abc",
-                bucket("-abc", "it starts or ends with `-` or `.`"),
+                bucket(
+                    "-abc",
+                    "it starts or ends with a character that is no letter or digit",
+                ),
             ),
             (
                 "s3://10.0.0.1/x",

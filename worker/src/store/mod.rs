@@ -9,6 +9,7 @@
 //! - of any number of concurrent `put`s with the same satisfied condition exactly one succeeds;
 //! - a [`Tag`] changes whenever the object's bytes change.
 
+mod cloud;
 #[cfg(test)]
 mod contract;
 mod directory;
@@ -21,6 +22,7 @@ pub(crate) mod s3;
 pub mod selftest;
 pub mod turns;
 pub mod unreliable;
+mod wire;
 
 use std::fmt;
 use std::sync::Arc;
@@ -30,11 +32,13 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use reprieve_core::pace::Pace;
 
+pub use cloud::{CloudOptions, CloudStore, Variables};
 pub use directory::DirectoryStore;
 pub use hedged::HedgedStore;
 pub use location::{AddressError, StoreAddress};
-pub use s3::{Addressing, Encryption, S3Limits, S3Objects, S3Options, S3Store};
+pub use s3::{Addressing, Encryption, S3Objects, S3Options, S3Store};
 pub use unreliable::UnreliableStore;
+pub use wire::Limits;
 
 /// What a store knows an object's present bytes by (an S3 ETag, or a digest in a directory).
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -213,18 +217,29 @@ pub trait Store: Send + Sync + fmt::Debug {
     }
 }
 
+/// How to talk to the kinds of stores that are reached over a network.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    pub s3: S3Options,
+    pub google: CloudOptions,
+    pub azure: CloudOptions,
+}
+
 /// The store at an address. Whether it is there and may be used is for [`Store::reach`] to find out.
-pub async fn open(
-    address: &StoreAddress,
-    options: &S3Options,
-) -> Result<Arc<dyn Store>, StoreError> {
-    Ok(match address {
-        StoreAddress::Directory(path) => Arc::new(DirectoryStore::new(path)),
+pub async fn open(address: &StoreAddress, options: &Options) -> Result<Arc<dyn Store>, StoreError> {
+    let remote: Arc<dyn Store> = match address {
+        StoreAddress::Directory(path) => return Ok(Arc::new(DirectoryStore::new(path))),
         StoreAddress::S3 { bucket, prefix } => {
-            let store = S3Store::open(bucket, prefix, options).await?;
-            Arc::new(HedgedStore::new(Arc::new(store)))
+            Arc::new(S3Store::open(bucket, prefix, &options.s3).await?)
         }
-    })
+        StoreAddress::Google { bucket, prefix } => {
+            Arc::new(CloudStore::google(bucket, prefix, &options.google)?)
+        }
+        StoreAddress::Azure { container, prefix } => {
+            Arc::new(CloudStore::azure(container, prefix, &options.azure)?)
+        }
+    };
+    Ok(Arc::new(HedgedStore::new(remote)))
 }
 
 /// The longest that one attempt may take before it is given up and counted as [`StoreErrorKind::Unavailable`].

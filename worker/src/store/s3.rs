@@ -10,12 +10,17 @@
 //! "Not found" is the answer that can cost a user's work, because "no snapshot yet" means starting over. It is therefore
 //! only given when the store says that this key is missing; a 404 that could also mean a missing bucket is looked into.
 //!
+//! Credentials are kept until they are about to end, by the SDK. Where the store says earlier that they have ended, they are
+//! asked for anew, and the attempt counts as one that another may better.
+//!
 //! Errors keep the text of their causes but not the SDK's values, whose debug form has whole responses in it, and those
 //! can repeat keys and session tokens.
 
 use std::error::Error;
 use std::fmt;
 use std::future::Future;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -30,7 +35,8 @@ use aws_credential_types::provider::error::CredentialsError;
 use aws_sdk_s3::Client;
 use aws_sdk_s3::config::http::HttpResponse;
 use aws_sdk_s3::config::{
-    Config, Credentials, Region, RequestChecksumCalculation, ResponseChecksumValidation,
+    Config, Credentials, IdentityCache, Region, RequestChecksumCalculation,
+    ResponseChecksumValidation,
 };
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::operation::get_object::GetObjectOutput;
@@ -38,17 +44,13 @@ use aws_sdk_s3::primitives::{ByteStream, SdkBody};
 use aws_sdk_s3::types::{ChecksumMode, RequestPayer, ServerSideEncryption, StorageClass};
 use aws_smithy_http_client::tls::TrustStore;
 use aws_smithy_types::base64;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
+use super::wire::{self, BODY_BROKEN, BodyFault, Cause, Limits};
 use super::{
-    ATTEMPT_LIMIT, Condition, Entry, Object, Store, StoreError, StoreErrorKind, Tag, check_key,
-    check_prefix,
+    Condition, Entry, Object, Store, StoreError, StoreErrorKind, Tag, check_key, check_prefix,
 };
 use crate::aws;
-
-/// An upload slower than this many bytes per second is taken for stalled, so that a small one is not waited for as long
-/// as a large one.
-const SLOWEST_UPLOAD: u64 = 256 * 1024;
 
 /// How requests name the bucket.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -73,7 +75,7 @@ pub struct S3Options {
     pub objects: S3Objects,
     /// Else the usual chain: environment, profile, web identity, container, machine.
     pub credentials: Option<Credentials>,
-    pub limits: S3Limits,
+    pub limits: Limits,
 }
 
 impl fmt::Debug for S3Options {
@@ -120,40 +122,33 @@ impl S3Objects {
 /// Smaller objects are billed as if they had this many bytes in every class but the standard one.
 const CLASS_FROM: usize = 128 * 1024;
 
-/// How long each wait may be, and how much one request asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct S3Limits {
-    /// A whole attempt.
-    pub attempt: Duration,
-    /// A connection, with TLS.
-    pub connect: Duration,
-    /// The beginning of an answer, credentials included, and then each further piece. Uploads get the time that
-    /// [`SLOWEST_UPLOAD`] allows on top.
-    pub answer: Duration,
-    /// Keys in one page of a listing. S3 gives 1000 at most.
-    pub page: u16,
+/// A client and the credentials that it keeps until they end.
+#[derive(Debug)]
+struct Session {
+    client: Client,
+    /// A request was answered, so its credentials were good then.
+    proven: AtomicBool,
 }
 
-impl Default for S3Limits {
-    fn default() -> Self {
-        Self {
-            attempt: ATTEMPT_LIMIT,
-            connect: Duration::from_secs(5),
-            answer: Duration::from_secs(15),
-            page: 1000,
-        }
+impl Session {
+    fn new(client: Client) -> Arc<Self> {
+        Arc::new(Self {
+            client,
+            proven: AtomicBool::new(false),
+        })
     }
 }
 
 /// A store in a bucket, or in the part of one below a prefix.
 #[derive(Clone)]
 pub struct S3Store {
-    client: Client,
+    /// Replaced when the store says that its credentials have ended.
+    session: Arc<Mutex<Arc<Session>>>,
     bucket: String,
     /// With a `/` at the end, or empty.
     prefix: String,
     objects: S3Objects,
-    limits: S3Limits,
+    limits: Limits,
 }
 
 impl fmt::Debug for S3Store {
@@ -206,13 +201,33 @@ impl S3Store {
         })
     }
 
-    fn with_config(config: Config, bucket: &str, prefix: String, limits: S3Limits) -> Self {
+    fn with_config(config: Config, bucket: &str, prefix: String, limits: Limits) -> Self {
         Self {
-            client: Client::from_conf(config),
+            session: Arc::new(Mutex::new(Session::new(Client::from_conf(config)))),
             bucket: bucket.to_owned(),
             prefix,
             objects: S3Objects::default(),
             limits,
+        }
+    }
+
+    fn session(&self) -> MutexGuard<'_, Arc<Session>> {
+        self.session.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The store says that the credentials of this call have ended, maybe before they were to. From now on they are asked
+    /// for anew. Another attempt can help if they were good once; those that never were may be all there are.
+    fn renew(&self, call: &Call<'_>) -> StoreErrorKind {
+        let mut session = self.session();
+        if Arc::ptr_eq(&session, &call.session) {
+            let config = session.client.config().to_builder();
+            let kept_anew = IdentityCache::lazy().build();
+            let client = Client::from_conf(config.identity_cache(kept_anew).build());
+            *session = Session::new(client);
+        }
+        match call.session.proven.load(Ordering::Relaxed) {
+            true => StoreErrorKind::Unavailable,
+            false => StoreErrorKind::Denied,
         }
     }
 
@@ -224,8 +239,20 @@ impl S3Store {
     {
         // On the heap: the SDK's futures are large.
         match tokio::time::timeout(limit, Box::pin(sent)).await {
-            Ok(Ok(output)) => Ok(output),
-            Ok(Err(error)) => Err(refusal(call, &error)),
+            Ok(Ok(output)) => {
+                call.session.proven.store(true, Ordering::Relaxed);
+                Ok(output)
+            }
+            Ok(Err(error)) => {
+                let refusal = refusal(call, &error);
+                Err(match (refusal, error.code()) {
+                    (Refusal::Clear(mut refused), Some(code)) if has_expired(code) => {
+                        refused.kind = self.renew(call);
+                        Refusal::Clear(refused)
+                    }
+                    (refusal, _) => refusal,
+                })
+            }
             Err(_) => Err(Refusal::Clear(call.no_answer(limit))),
         }
     }
@@ -281,7 +308,8 @@ impl S3Store {
         range: Option<String>,
     ) -> Result<GetObjectOutput, StoreError> {
         let checked = range.is_none().then_some(ChecksumMode::Enabled);
-        let request = self
+        let request = call
+            .session
             .client
             .get_object()
             .set_request_payer(self.objects.payer())
@@ -299,40 +327,26 @@ impl S3Store {
     async fn read(
         &self,
         call: &Call<'_>,
-        mut body: ByteStream,
+        body: ByteStream,
         expected: u64,
         limit: u64,
     ) -> Result<Bytes, StoreError> {
-        let too_large = || {
-            call.error(
+        let read = wire::read(body, expected, limit, self.limits.answer).await;
+        read.map_err(|fault| match fault {
+            BodyFault::TooLarge => call.error(
                 StoreErrorKind::BadSize,
                 format!("more than the {limit} bytes allowed"),
-            )
-        };
-        let capacity = usize::try_from(expected.min(limit)).map_err(|_| too_large())?;
-        let mut bytes = BytesMut::with_capacity(capacity);
-        loop {
-            match tokio::time::timeout(self.limits.answer, body.try_next()).await {
-                Ok(Ok(Some(piece))) if (bytes.len() + piece.len()) as u64 > limit => {
-                    return Err(too_large());
-                }
-                Ok(Ok(Some(piece))) => bytes.extend_from_slice(&piece),
-                Ok(Ok(None)) => return Ok(bytes.freeze()),
-                // Cut off, or not what its checksum says: either may go well another time.
-                Ok(Err(e)) => {
-                    let error = call.error(
-                        StoreErrorKind::Unavailable,
-                        "the answer broke off or is damaged",
-                    );
-                    return Err(error.because(Cause::of(&e)));
-                }
-                Err(_) => return Err(call.no_answer(self.limits.answer)),
-            }
-        }
+            ),
+            BodyFault::Broken(error) => call
+                .error(StoreErrorKind::Unavailable, BODY_BROKEN)
+                .because(Cause::of(&*error)),
+            BodyFault::Silent => call.no_answer(self.limits.answer),
+        })
     }
 
     async fn head(&self, call: &Call<'_>) -> Result<u64, StoreError> {
-        let sent = self
+        let sent = call
+            .session
             .client
             .head_object()
             .set_request_payer(self.objects.payer())
@@ -341,7 +355,25 @@ impl S3Store {
             .send();
         match self.send(call, self.limits.answer, sent).await {
             Ok(output) => call.content_length(output.content_length()),
-            Err(refusal) => Err(self.settle(refusal, StoreErrorKind::NotFound).await),
+            Err(refusal) => {
+                let error = self.settle(refusal, StoreErrorKind::NotFound).await;
+                Err(self.reason_for(error).await)
+            }
+        }
+    }
+
+    /// An answer to a HEAD has no body, and does not say that it is only the credentials that have ended; another does.
+    async fn reason_for(&self, error: StoreError) -> StoreError {
+        if !matches!(error.kind, StoreErrorKind::Denied | StoreErrorKind::Other) {
+            return error;
+        }
+        match self.reach().await {
+            Err(reached) if reached.kind == StoreErrorKind::Unavailable => StoreError {
+                operation: error.operation,
+                key: error.key,
+                ..reached
+            },
+            _ => error,
         }
     }
 
@@ -398,13 +430,13 @@ impl S3Store {
         bytes: Bytes,
         condition: &Condition,
     ) -> Result<Tag, StoreError> {
-        let slack = Duration::from_secs(bytes.len() as u64 / SLOWEST_UPLOAD);
-        let limit = (self.limits.answer + slack).min(self.limits.attempt);
+        let limit = self.limits.upload(bytes.len() as u64);
         let class = self
             .objects
             .storage_class
             .filter(|_| *condition == Condition::Always && bytes.len() >= CLASS_FROM);
-        let request = self
+        let request = call
+            .session
             .client
             .put_object()
             .set_request_payer(self.objects.payer())
@@ -453,7 +485,8 @@ impl S3Store {
         let mut continuation = None;
         while entries.len() < limit {
             let page = usize::from(self.limits.page).min(limit - entries.len());
-            let sent = self
+            let sent = call
+                .session
                 .client
                 .list_objects_v2()
                 .set_request_payer(self.objects.payer())
@@ -527,6 +560,7 @@ impl S3Store {
     fn call(&self, operation: &'static str, action: &'static str, key: &str) -> Call<'_> {
         Call {
             store: self,
+            session: Arc::clone(&self.session()),
             operation,
             action,
             full_key: format!("{}{key}", self.prefix),
@@ -597,7 +631,8 @@ impl Store for S3Store {
 
     async fn delete(&self, key: &str) -> Result<(), StoreError> {
         let call = self.call_on("delete", "s3:DeleteObject", key)?;
-        let sent = self
+        let sent = call
+            .session
             .client
             .delete_object()
             .set_request_payer(self.objects.payer())
@@ -619,7 +654,8 @@ impl Store for S3Store {
 
     async fn reach(&self) -> Result<(), StoreError> {
         let call = self.call("reach", "s3:ListBucket", "");
-        let request = self
+        let request = call
+            .session
             .client
             .list_objects_v2()
             .set_request_payer(self.objects.payer())
@@ -638,6 +674,7 @@ impl Store for S3Store {
 /// What errors of one call have in common.
 struct Call<'a> {
     store: &'a S3Store,
+    session: Arc<Session>,
     operation: &'static str,
     /// The right it needs.
     action: &'static str,
@@ -862,17 +899,15 @@ fn kind_of(status: u16, code: Option<&str>) -> StoreErrorKind {
         | "XMinioAdminBucketQuotaExceeded" => return StoreErrorKind::Full,
         _ => {}
     }
-    match status {
-        401 | 403 => StoreErrorKind::Denied,
-        404 => StoreErrorKind::NotFound,
-        409 => StoreErrorKind::Conflict,
-        412 => StoreErrorKind::ConditionFailed,
-        416 => StoreErrorKind::BadSize,
-        429 | 503 => StoreErrorKind::Throttled,
-        507 => StoreErrorKind::Full,
-        408 | 500..=599 => StoreErrorKind::Unavailable,
-        _ => StoreErrorKind::Other,
-    }
+    wire::kind_of_status(status)
+}
+
+/// Whether this code says that credentials were good and are no more.
+fn has_expired(code: &str) -> bool {
+    matches!(
+        code,
+        "ExpiredToken" | "ExpiredTokenException" | "TokenRefreshRequired"
+    )
 }
 
 /// What to do about it, where the answer alone does not tell.
@@ -895,40 +930,6 @@ fn hint(call: &Call<'_>, kind: StoreErrorKind, code: Option<&str>) -> Option<Str
     }
 }
 
-/// The text of an SDK error and of what caused it, without their values.
-#[derive(Debug)]
-struct Cause {
-    text: String,
-    source: Option<Box<Cause>>,
-}
-
-impl Cause {
-    fn of(error: &(dyn Error + 'static)) -> Self {
-        Self {
-            text: error.to_string(),
-            source: error.source().map(|source| Box::new(Self::of(source))),
-        }
-    }
-
-    fn innermost(&self) -> &str {
-        self.source
-            .as_ref()
-            .map_or(&self.text, |source| source.innermost())
-    }
-}
-
-impl fmt::Display for Cause {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
-    }
-}
-
-impl Error for Cause {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        self.source.as_ref().map(|source| source.as_ref() as _)
-    }
-}
-
 // ---- Settings of the SDK
 
 /// The same for other services of AWS: no retries of the SDK's own, our certificates.
@@ -936,9 +937,9 @@ pub(crate) async fn sdk_config_for(
     region: Option<String>,
     connect: Duration,
 ) -> aws_config::SdkConfig {
-    let limits = S3Limits {
+    let limits = Limits {
         connect,
-        ..S3Limits::default()
+        ..Limits::default()
     };
     let options = S3Options {
         region,
@@ -1043,7 +1044,7 @@ mod tests {
     }
 
     fn store(config: Config) -> S3Store {
-        S3Store::with_config(config, "bucket", String::new(), S3Limits::default())
+        S3Store::with_config(config, "bucket", String::new(), Limits::default())
     }
 
     /// A chain of providers that ends this way.
