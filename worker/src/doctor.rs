@@ -21,14 +21,16 @@ use reprieve_core::sweep::PROBE_PREFIX;
 use serde::Serialize;
 
 use crate::catalog::{self, Catalog};
+use crate::checkup;
 use crate::control::client::Format;
+use crate::control::protocol::Obstacle;
 use crate::engine::criu::Program;
 use crate::failure::{ExitCode, Failure};
 use crate::host;
 use crate::settings::Settings;
 use crate::store::selftest::{self, SelfTestError};
 use crate::store::{Condition, Store};
-use crate::supervisor::with_causes;
+use crate::supervisor::{proc, with_causes};
 use crate::{operate, place};
 
 /// How long each step of the rehearsal may take.
@@ -60,6 +62,8 @@ const CHILD_PACE: Duration = Duration::from_millis(20);
 pub struct Request {
     pub settings: Settings,
     pub rehearsal: Rehearsal,
+    /// A process to look over, with all below it.
+    pub pid: Option<i32>,
     pub format: Format,
 }
 
@@ -135,9 +139,12 @@ impl Request {
         let work = host::work_directory(settings.work_dir.as_deref());
         findings.push(work_directory(work.as_ref().map(PathBuf::as_path)));
         findings.extend(store(settings).await);
+        findings.extend(self.pid.map_or_else(Vec::new, |pid| {
+            job(pid, u64::from(settings.ghost_limit_bytes))
+        }));
         let has_worked = findings
             .iter()
-            .all(|one| one.level < Level::Fatal || one.check == "store");
+            .all(|one| one.level < Level::Fatal || matches!(one.check, "store" | "job"));
         match (self.rehearsal, work) {
             (Rehearsal::Held, Ok(work)) if has_worked => {
                 let criu = settings.criu.clone();
@@ -251,6 +258,36 @@ fn container() -> Vec<Finding> {
         ),
     ));
     found
+}
+
+/// What a checkpoint of these processes would fail at.
+fn job(pid: i32, ghost_limit: u64) -> Vec<Finding> {
+    const CHECK: &str = "job";
+    if proc::process(pid).is_none() {
+        let remedy = "`reprieve status` tells the app's pid";
+        return vec![Finding::fatal(
+            CHECK,
+            format!("there is no process {pid} here"),
+            remedy,
+        )];
+    }
+    match checkup::of_tree(pid, &[], ghost_limit) {
+        Ok(found) if found.is_empty() => vec![Finding::ok(
+            CHECK,
+            format!(
+                "nothing known stands in the way of a checkpoint of process {pid} and those below it"
+            ),
+        )],
+        Ok(found) => found
+            .iter()
+            .map(|one| Finding::fatal(CHECK, Obstacle::of(one).sentence(), one.reason.remedy()))
+            .collect(),
+        Err(error) => vec![Finding::warning(
+            CHECK,
+            format!("the processes cannot be looked at: {error}"),
+            "mount /proc in the container",
+        )],
+    }
 }
 
 /// The first two numbers of a kernel's version.

@@ -455,6 +455,15 @@ pub const TABLE: &[Setting] = &[
                   checkpoint.",
     },
     Setting {
+        name: "checkup-interval",
+        section: EVICTION,
+        kind: Kind::Duration(Duration::from_millis(100), DAY),
+        default: Some("1m"),
+        unset: "",
+        meaning: "The pause before each look at the job's processes for what a checkpoint would fail at (docs/checkup.md). \
+                  There is a look at the start and after each checkpoint as well.",
+    },
+    Setting {
         name: "signal-target",
         section: EVICTION,
         kind: Kind::Choice(SignalTarget::NAMES),
@@ -1093,6 +1102,7 @@ pub struct Settings {
     pub on_checkpoint_failure: OnCheckpointFailure,
     pub checkpointed_exit_code: u8,
     pub ghost_limit_bytes: u32,
+    pub checkup_interval: Duration,
     pub signal_target: SignalTarget,
     pub on_sigint: OnSignal,
     pub on_sighup: OnSignal,
@@ -1445,6 +1455,7 @@ impl Settings {
             ghost_limit_bytes: merged.need("ghost-limit", |checked| {
                 checked.bytes().and_then(|bytes| u32::try_from(bytes).ok())
             }),
+            checkup_interval: merged.need("checkup-interval", Checked::duration),
             signal_target: merged.need("signal-target", Checked::choice(SignalTarget::from_name)),
             on_sigint: merged.need("on-sigint", Checked::choice(OnSignal::from_name)),
             on_sighup: merged.need("on-sighup", Checked::choice(OnSignal::from_name)),
@@ -2810,6 +2821,7 @@ mod tests {
                 on_checkpoint_failure: OnCheckpointFailure::RunOn,
                 checkpointed_exit_code: 75,
                 ghost_limit_bytes: 64 * 1024 * 1024,
+                checkup_interval: Duration::from_secs(60),
                 signal_target: SignalTarget::Group,
                 on_sigint: OnSignal::Forward,
                 on_sighup: OnSignal::Forward,
@@ -2901,6 +2913,7 @@ mod tests {
         ("on-checkpoint-failure", "forward"),
         ("checkpointed-exit-code", "143"),
         ("ghost-limit", "0B"),
+        ("checkup-interval", "10s"),
         ("signal-target", "child"),
         ("platform", "ecs"),
         ("on-sigint", "stop"),
@@ -3038,6 +3051,7 @@ mod tests {
             on_checkpoint_failure: OnCheckpointFailure::Forward,
             checkpointed_exit_code: 143,
             ghost_limit_bytes: 0,
+            checkup_interval: Duration::from_secs(10),
             signal_target: SignalTarget::Child,
             on_sigint: OnSignal::Stop,
             on_sighup: OnSignal::Checkpoint,

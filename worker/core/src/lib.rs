@@ -4,6 +4,7 @@
 //! and carries the decisions out.
 #![forbid(unsafe_code)]
 
+pub mod checkup;
 pub mod command;
 pub mod compat;
 pub mod deadline;
