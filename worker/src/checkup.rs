@@ -342,6 +342,11 @@ mod tests {
     }
 
     #[test]
+    fn the_document_follows_the_table() {
+        crate::stored::assert_document("checkup.md", &checkup::document());
+    }
+
+    #[test]
     fn a_file_that_is_called_deleted_is_none_that_was() {
         let directory = tempfile::tempdir().expect("a temporary directory can be made");
         let path = directory.path().join("x (deleted)");
@@ -355,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn this_process_has_nothing_that_stands_in_the_way_but_what_is_made_here() {
+    fn a_socket_says_its_protocol() {
         let socket = std::net::TcpListener::bind("127.0.0.1:0").expect("there are ports");
         let number = std::os::fd::AsRawFd::as_raw_fd(&socket);
         let path = PathBuf::from(format!("/proc/self/fd/{number}"));

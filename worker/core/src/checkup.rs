@@ -131,6 +131,41 @@ impl Reason {
     }
 }
 
+/// The text of docs/checkup.md.
+pub fn document() -> String {
+    let mut text = String::from(INTRODUCTION);
+    for reason in Reason::ALL {
+        text.push_str(&format!(
+            "| `{}` | {} | {} |\n",
+            reason.as_str(),
+            reason.cause(),
+            reason.remedy()
+        ));
+    }
+    text
+}
+
+const INTRODUCTION: &str = "\
+# Can this job be checkpointed?
+
+Generated from the table in `worker/core/src/checkup.rs`; do not edit.
+
+The job's processes are looked over at the start, every `--checkup-interval` (1 minute) and after each checkpoint, while the job \
+runs. What CRIU would refuse is named with process, descriptor or mapping, cause and remedy: in the log (`the job cannot be \
+checkpointed as it is now`, once for each kind until it is gone), in `reprieve status`, on the [status page](status-page.md), \
+as `reprieve_checkpoint_obstacles` and `reprieve_checkpointable` in the [metrics](metrics.md), and by `reprieve doctor --pid PID`. \
+A job with a finding is not protected and not ready; it runs on, and a checkpoint is still tried when one is due.
+
+Each rule was seen to be CRIU's (4.2, with the privileges of [docker.md](docker.md)): `tests/checkup.rs` makes every one of these things, finds \
+it, and has a real checkpoint refused. It does the same with things that look alike and are stored, and must not be found. No finding \
+therefore means that nothing known stands in the way. Not looked for: unix sockets that are connected to a process outside of the job, \
+files that the next host will not have, and whatever is opened and closed between two looks. That a GPU is a device of the \
+refused kind is known from its number; it was not tried with one.
+
+| Kind | Cause | Remedy |
+|---|---|---|
+";
+
 /// One thing that is in the way.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {

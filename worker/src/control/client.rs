@@ -640,6 +640,8 @@ mod tests {
              last failure   the store is full\n\
              owner epoch    3\n\
              source         sqs is degraded, last seen to work 1m 1s ago, 4 failures in a row; it does not answer; see its log\n\
+             in the way     301 (node), descriptor 7 (anon_inode:[io_uring]): CRIU cannot store an io_uring; do without\n\
+             in the way     and 2 more\n\
              plan           nothing is to be expected\n\
              deadline       in 1m 30s\n\
              safe within    700ms\n\
