@@ -15,7 +15,14 @@ fn shown(store: &Store, name: &str, app: &[&str]) -> Host {
     store
         .host_with(
             name,
-            &["--metrics-listen", "127.0.0.1:0", "--sources", "none"],
+            &[
+                "--metrics-listen",
+                "127.0.0.1:0",
+                "--sources",
+                "none",
+                "--checkup-interval",
+                "200ms",
+            ],
             app,
         )
         .share_net()
@@ -393,7 +400,8 @@ fn people_see_an_eviction_in_a_browser() {
     host.destroy();
 
     let app = ["python3", "/apps/feature.py", "inotify-tmpfs"];
-    let host = shown(&Store::new(), "watching", &app);
+    let store = Store::new();
+    let host = shown(&store, "watching", &app);
     wait_for_log(&host, "the job cannot be checkpointed as it is now");
     browser.open(&format!("http://{}/", self::address(&host)));
     browser.wait_for_js(&format!(
