@@ -763,6 +763,24 @@ pub const TABLE: &[Setting] = &[
                   over at once (the other one then stops its copy), or leave with exit code 172.",
     },
     Setting {
+        name: "on-clock-behind",
+        section: BOOT,
+        kind: Kind::Choice(OnClockBehind::NAMES),
+        default: Some("warn"),
+        unset: "",
+        meaning: "When this host's CLOCK_MONOTONIC is behind what it was in the snapshot, so that the app's timers and sleeps would \
+                  be late by as much: resume all the same with a warning, wait until it has caught up (at most clock-wait), or \
+                  end with exit code 171. No older snapshot is tried instead.",
+    },
+    Setting {
+        name: "clock-wait",
+        section: BOOT,
+        kind: Kind::Duration(Duration::ZERO, DAY),
+        default: Some("10m"),
+        unset: "",
+        meaning: "With on-clock-behind \"wait\": the longest wait. A clock that is further behind ends the start at once, with 171.",
+    },
+    Setting {
         name: "lease-term",
         section: BOOT,
         kind: Kind::Duration(Duration::from_secs(1), DAY),
@@ -910,6 +928,11 @@ named! {
 named! {
     /// What to do with what is not sealed although a key is set.
     pub enum OnUnsealed { Refuse = "refuse", Accept = "accept", }
+}
+
+named! {
+    /// What to do when this host's monotonic clock is behind that of the snapshot.
+    pub enum OnClockBehind { Warn = "warn", Wait = "wait", Refuse = "refuse", }
 }
 
 named! {
@@ -1138,6 +1161,8 @@ pub struct Settings {
     pub restore_timeout: Duration,
     pub from: Option<rollback::Request>,
     pub on_other_owner: OnOtherOwner,
+    pub on_clock_behind: OnClockBehind,
+    pub clock_wait: Duration,
     pub lease_term: Duration,
     pub on_no_valid_snapshot: OnNoValidSnapshot,
     /// Absolute, or a bare name to look up in PATH.
@@ -1496,6 +1521,9 @@ impl Settings {
                 request.expect("every layer was checked")
             }),
             on_other_owner: merged.need("on-other-owner", Checked::choice(OnOtherOwner::from_name)),
+            on_clock_behind: merged
+                .need("on-clock-behind", Checked::choice(OnClockBehind::from_name)),
+            clock_wait: merged.need("clock-wait", Checked::duration),
             lease_term: merged.need("lease-term", Checked::duration),
             on_no_valid_snapshot: merged.need(
                 "on-no-valid-snapshot",
@@ -2857,6 +2885,8 @@ mod tests {
                 restore_timeout: Duration::from_secs(600),
                 from: None,
                 on_other_owner: OnOtherOwner::Wait,
+                on_clock_behind: OnClockBehind::Warn,
+                clock_wait: Duration::from_secs(600),
                 lease_term: Duration::from_secs(30),
                 on_no_valid_snapshot: OnNoValidSnapshot::Fail,
                 criu: None,
@@ -2959,6 +2989,8 @@ mod tests {
         ("restore-timeout", "1h"),
         ("from", "12@again"),
         ("on-other-owner", "leave"),
+        ("on-clock-behind", "refuse"),
+        ("clock-wait", "30s"),
         ("lease-term", "1m"),
         ("on-no-valid-snapshot", "start"),
         ("criu", "/opt/criu"),
@@ -3087,6 +3119,8 @@ mod tests {
             restore_timeout: Duration::from_secs(3600),
             from: "12@again".parse().ok(),
             on_other_owner: OnOtherOwner::Leave,
+            on_clock_behind: OnClockBehind::Refuse,
+            clock_wait: Duration::from_secs(30),
             lease_term: Duration::from_secs(60),
             on_no_valid_snapshot: OnNoValidSnapshot::Start,
             criu: Some("/opt/criu".into()),

@@ -9,6 +9,7 @@ pub mod boot;
 mod checkpoint;
 mod checkups;
 mod child;
+mod files;
 mod housekeeping;
 mod ownership;
 mod pids;
