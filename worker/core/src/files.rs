@@ -150,13 +150,13 @@ mod tests {
         );
         let other = Found {
             build_id: vec![1, 3],
-            ..found.clone()
+            ..found
         };
         starts(Some(other), "/a is another build");
         // What is not known is not held against it.
         let unknown = Found {
             build_id: Vec::new(),
-            ..found.clone()
+            ..found
         };
         assert_eq!(said(Some(unknown)), None);
         let nothing_wanted = Wanted {
