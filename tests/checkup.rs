@@ -58,7 +58,9 @@ const REFUSED: [(&str, &str, &str); 38] = [
 ];
 
 /// What not every kernel or machine has.
-const REFUSED_WHERE_THERE_IS: [(&str, &str, &str); 4] = [
+const REFUSED_WHERE_THERE_IS: [(&str, &str, &str); 6] = [
+    ("device-fuse", "device", "Can't dump file"),
+    ("device-cpuid", "device", "Can't dump file"),
     ("vsock", "socket", "Unknown socket"),
     ("xdp", "socket", "Unknown socket"),
     ("landlock", "descriptor", "anon_inode:[landlock-ruleset]"),
@@ -106,7 +108,11 @@ const STORED: [&str; 34] = [
 /// Runs the app, or says why there is no such thing on this machine.
 fn start(store: &Store, name: &str, thing: &str) -> Result<Host, String> {
     let app = ["python3", "/apps/feature.py", thing, SIZE];
-    let host = store.host_with(name, &OPTIONS, &app).start();
+    let host = store
+        .host_with(name, &OPTIONS, &app)
+        .allow_device(10, 229)
+        .allow_device(203, 0)
+        .start();
     let first = host
         .stdout()
         .wait_for_line("the first line", LIMIT, |_| true);

@@ -397,7 +397,6 @@ fn people_see_an_eviction_in_a_browser() {
     browser.screenshot(&pictures.join("resumed-light.png"));
     let section = "document.getElementById('obstacles-section')";
     assert_eq!(browser.js(&format!("{section}.hidden")), true);
-    host.destroy();
 
     let app = ["python3", "/apps/feature.py", "inotify-tmpfs"];
     let store = Store::new();

@@ -215,13 +215,14 @@ def perf():
 
 
 
-def device(path):
-    kept.append(os.open(path, os.O_RDWR | os.O_NONBLOCK))
+def device(path, access=os.O_RDWR):
+    kept.append(os.open(path, access | os.O_NONBLOCK))
 
 
-def made_device(major, minor):
+def made_device(major, minor, access=os.O_RDWR):
+    # A tmpfs without nodev, unlike /tmp.
     os.mknod("/dev/feature", 0o20600, os.makedev(major, minor))
-    device("/dev/feature")
+    device("/dev/feature", access)
 
 
 def terminal():
@@ -352,6 +353,8 @@ FEATURES = {
     "perf": perf,
     "device-null": lambda: device("/dev/null"),
     "device-urandom": lambda: device("/dev/urandom"),
+    "device-fuse": lambda: made_device(10, 229),
+    "device-cpuid": lambda: made_device(203, 0, os.O_RDONLY),
     "device-tun": lambda: made_device(10, 200),
     "pty": terminal,
     "pty-child": terminal_of_a_child,

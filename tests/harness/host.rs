@@ -140,6 +140,12 @@ impl Builder {
         self
     }
 
+    /// The container may use this character device, as `docker run --device` allows it.
+    pub(crate) fn allow_device(mut self, major: u32, minor: u32) -> Self {
+        self.bundle.devices.push((major, minor));
+        self
+    }
+
     /// For users other than root, who lose all others at exec.
     pub(crate) fn ambient_capability(mut self, name: impl Into<String>) -> Self {
         self.bundle.ambient_capabilities.push(name.into());
@@ -468,6 +474,7 @@ impl Host {
             own_network: true,
             no_new_privileges: false,
             seccomp: false,
+            devices: Vec::new(),
         };
         Builder {
             rootfs: Rootfs::Debian,
