@@ -18,7 +18,14 @@ fn shown(store: &Store, name: &str, app: &[&str]) -> Host {
     store
         .host_with(
             name,
-            &["--metrics-listen", "127.0.0.1:0", "--sources", "none"],
+            &[
+                "--metrics-listen",
+                "127.0.0.1:0",
+                "--sources",
+                "none",
+                "--checkup-interval",
+                "200ms",
+            ],
             app,
         )
         .share_net()
@@ -213,10 +220,11 @@ fn a_job_that_cannot_be_checkpointed_is_not_ready() {
         &["bash", "-c", "(sleep 1000 &); sleep 1000"],
     );
     let address = address(&host);
-    wait_until(LIMIT, "readiness", || {
-        get(&address, "/readyz").0.starts_with("HTTP/1.1 200 ")
+    // It is known before anybody asks for a checkpoint.
+    wait_until(LIMIT, "a look at the job", || {
+        get(&address, "/readyz").1 == "not ready: running, orphans\n"
     });
-    wait_until(LIMIT, "a refusal", || checkpoint(&host).code != 0);
+    assert_ne!(checkpoint(&host).code, 0);
     assert_eq!(get(&address, "/readyz").1, "not ready: running, orphans\n");
     let told = status(&address);
     let run = newest(&told, "checkpoints");
@@ -390,6 +398,19 @@ fn people_see_an_eviction_in_a_browser() {
     browser.open(&format!("http://{}/", self::address(&host)));
     browser.wait_for_js("document.getElementById('restores').textContent.includes('generation 2')");
     browser.screenshot(&pictures.join("resumed-light.png"));
+    let section = "document.getElementById('obstacles-section')";
+    assert_eq!(browser.js(&format!("{section}.hidden")), true);
+
+    let app = ["python3", "/apps/feature.py", "inotify-tmpfs"];
+    let store = Store::new();
+    let host = shown(&store, "watching", &app);
+    wait_for_log(&host, "the job cannot be checkpointed as it is now");
+    browser.open(&format!("http://{}/", self::address(&host)));
+    browser.wait_for_js(&format!(
+        "!{section}.hidden && {section}.textContent.includes('descriptor 3 (anon_inode:inotify)')"
+    ));
+    browser.wait_for_js("document.getElementById('plan').textContent.includes('Not protected')");
+    browser.screenshot(&pictures.join("obstacle-light.png"));
     assert_eq!(browser.complaints, Vec::<String>::new());
 }
 

@@ -5,6 +5,7 @@ mod job;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::time::Instant;
 
 use harness::{Exit, Host, LIMIT, Rootfs, Stdio, wait_until};
 use job::{
@@ -93,6 +94,136 @@ fn damage_to_any_object_of_the_newest_snapshot_leads_to_the_one_before_it() {
     // Nothing that was tried on the way took the newest one away.
     let host = store.host("host", COUNTER).start();
     assert_eq!(first_number(&host), second);
+}
+
+/// The job has files of a volume open; each is changed, and put right again.
+#[test]
+fn files_that_are_not_as_they_were_are_named_before_criu_is_asked() {
+    let store = Store::new();
+    let volume = tempfile::tempdir().expect("a temporary directory can be made");
+    let script =
+        "cp /usr/bin/bash /data/bash; echo 1234567 > /data/read; echo 1234567 > /data/written
+        exec 5< /data/read 6<> /data/written 7>> /data/log
+        exec /data/bash -c 'echo ready; while :; do sleep 0.05; echo on; done'";
+    let app = ["bash", "-c", script];
+    let host = |name: &str| store.host(name, &app).bind(volume.path(), "/data").start();
+    let first = host("first");
+    wait_for_output(&first, "on");
+    evict(&first);
+
+    let path = |name: &str| volume.path().join(name);
+    let change = |name: &str, change: &dyn Fn(&mut Vec<u8>)| {
+        let mut bytes = fs::read(path(name)).expect("the volume can be read");
+        change(&mut bytes);
+        fs::write(path(name), bytes).expect("the volume can be written");
+    };
+    let mode = |name: &str, mode| {
+        let mode = fs::Permissions::from_mode(mode);
+        fs::set_permissions(path(name), mode).expect("the file is the test's");
+    };
+    let other_build = |bytes: &mut Vec<u8>| {
+        const NOTE: &[u8] = b"\x14\0\0\0\x03\0\0\0GNU\0";
+        let found = bytes.windows(NOTE.len()).position(|part| part == NOTE);
+        bytes[found.expect("Debian's programs have build ids") + NOTE.len()] ^= 1;
+    };
+    type Change<'a> = Box<dyn Fn() + 'a>;
+    let away = || fs::rename(path("read"), path("away")).expect("it is there");
+    let back = || fs::rename(path("away"), path("read")).expect("it is there");
+    let cases: [(&str, Change<'_>, Change<'_>); 4] = [
+        (
+            "1 file is not as the job's processes had them: /data/read is not here: put it on a volume",
+            Box::new(away),
+            Box::new(back),
+        ),
+        (
+            "/data/written has 9 bytes instead of 8: use the same image",
+            Box::new(|| change("written", &|bytes| bytes.push(b'x'))),
+            Box::new(|| {
+                change("written", &|bytes| {
+                    bytes.pop();
+                })
+            }),
+        ),
+        (
+            "/data/read has the mode 100600 instead of 100644: chmod it back",
+            Box::new(|| mode("read", 0o600)),
+            Box::new(|| mode("read", 0o644)),
+        ),
+        (
+            "/data/bash is another build (its build id differs): use the same image",
+            Box::new(|| change("bash", &other_build)),
+            Box::new(|| change("bash", &other_build)),
+        ),
+    ];
+    for (message, change, mend) in cases {
+        change();
+        let host = host("changed");
+        assert_eq!(host.wait_exit(LIMIT), Exit::Code(171), "{message}");
+        let said = host.stderr().text();
+        assert!(said.contains(message), "{message}: {said}");
+        assert!(!said.contains("CRIU's restore"), "{said}");
+        mend();
+    }
+    // What is only appended to may have grown.
+    change("log", &|bytes| bytes.extend(b"more"));
+    let last = host("last");
+    resumed(&last);
+    wait_for_output(&last, "on");
+}
+
+#[test]
+fn a_clock_that_is_behind_is_told_waited_for_or_refused() {
+    let store = Store::new();
+    let host = |name: &str, ahead, options: &[&str]| {
+        store
+            .host_with(name, options, COUNTER)
+            .up_for_longer(ahead)
+            .start()
+    };
+    let first = host("first", 50_000, &[]);
+    wait_for_output(&first, "line 5");
+    checkpoint_ok(&first);
+    let taken = Instant::now();
+    first.destroy();
+
+    let behind = "this host's CLOCK_MONOTONIC is ";
+    for options in [
+        ["--on-clock-behind", "refuse", "--clock-wait", "20h"],
+        ["--on-clock-behind", "wait", "--clock-wait", "1h"],
+    ] {
+        let host = host("refused", 0, &options);
+        assert_eq!(host.wait_exit(LIMIT), Exit::Code(171));
+        let said = host.stderr().text();
+        assert!(
+            said.contains("whose clock is behind") && said.contains(behind),
+            "{said}"
+        );
+        assert_eq!(host.stdout().text(), "");
+    }
+
+    // One that waits can be told to leave, and the job is where it was.
+    let waiting = host(
+        "waiting",
+        0,
+        &["--on-clock-behind", "wait", "--clock-wait", "20h"],
+    );
+    wait_for_log(&waiting, "waiting until it has caught up");
+    waiting.signal(libc::SIGTERM);
+    assert_eq!(waiting.wait_exit(LIMIT), Exit::Code(75));
+
+    let wait = ["--on-clock-behind", "wait"];
+    // Fifteen seconds behind, whatever came before.
+    let ahead = 50_000 - 15 - taken.elapsed().as_secs();
+    let patient = host("patient", ahead, &wait);
+    wait_for_log(&patient, "waiting until it has caught up");
+    resumed(&patient);
+    wait_for_output(&patient, "line");
+    assert!(!patient.stderr().text().contains("is late by as much"));
+    patient.destroy();
+
+    let warned = host("warned", 0, &[]);
+    wait_for_log(&warned, "is late by as much");
+    resumed(&warned);
 }
 
 #[test]

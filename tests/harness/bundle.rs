@@ -81,6 +81,8 @@ pub(super) struct Bundle {
     pub(super) own_network: bool,
     pub(super) no_new_privileges: bool,
     pub(super) seccomp: bool,
+    /// Character devices, by major and minor number, on top of Docker's.
+    pub(super) devices: Vec<(u32, u32)>,
 }
 
 impl Bundle {
@@ -119,7 +121,7 @@ impl Bundle {
                     "/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats", "/sys/firmware",
                 ],
                 "readonlyPaths": ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"],
-                "resources": { "devices": [{ "allow": false, "access": "rwm" }] },
+                "resources": { "devices": self.device_rules() },
             },
         });
         if let Some((rows, columns)) = self.terminal {
@@ -132,6 +134,14 @@ impl Bundle {
             });
         }
         config
+    }
+
+    fn device_rules(&self) -> Vec<Value> {
+        let allowed = self.devices.iter().map(|(major, minor)| {
+            json!({ "allow": true, "type": "c", "major": major, "minor": minor, "access": "rwm" })
+        });
+        let none = json!({ "allow": false, "access": "rwm" });
+        std::iter::once(none).chain(allowed).collect()
     }
 
     fn capabilities(&self) -> Vec<&str> {

@@ -61,6 +61,8 @@ pub(crate) struct Builder {
     stdin: Stdio,
     stdout: Stdio,
     stderr: Stdio,
+    /// In seconds.
+    clock_ahead: u64,
 }
 
 impl Builder {
@@ -143,6 +145,12 @@ impl Builder {
         self
     }
 
+    /// The container may use this character device, as `docker run --device` allows it.
+    pub(crate) fn allow_device(mut self, major: u32, minor: u32) -> Self {
+        self.bundle.devices.push((major, minor));
+        self
+    }
+
     /// For users other than root, who lose all others at exec.
     pub(crate) fn ambient_capability(mut self, name: impl Into<String>) -> Self {
         self.bundle.ambient_capabilities.push(name.into());
@@ -177,6 +185,12 @@ impl Builder {
         self
     }
 
+    /// A machine whose monotonic clock began so much earlier than this one's.
+    pub(crate) fn up_for_longer(mut self, seconds: u64) -> Self {
+        self.clock_ahead = seconds;
+        self
+    }
+
     pub(crate) fn stdin(mut self, stdin: Stdio) -> Self {
         self.stdin = stdin;
         self
@@ -206,6 +220,11 @@ impl Builder {
         let console = directory.join("console");
 
         let mut command = Command::new("unshare");
+        if self.clock_ahead > 0 {
+            let ahead = self.clock_ahead.to_string();
+            // The boot clock stays: runc knows its containers again by the time of their start.
+            command.args(["--time", "--monotonic", &ahead]);
+        }
         command.args([
             "--mount",
             "--propagation",
@@ -462,6 +481,7 @@ impl Host {
             own_network: true,
             no_new_privileges: false,
             seccomp: false,
+            devices: Vec::new(),
         };
         Builder {
             rootfs: Rootfs::Debian,
@@ -469,6 +489,7 @@ impl Host {
             stdin: Stdio::Null,
             stdout: Stdio::Pipe,
             stderr: Stdio::Pipe,
+            clock_ahead: 0,
         }
         .bind_read_only(env!("CARGO_BIN_EXE_reprieve"), "/usr/local/bin/reprieve")
         .bind_read_only(project_path("tests/apps"), "/apps")

@@ -26,7 +26,9 @@ use reprieve_hooks::{Condition as How, Health};
 use serde::Serialize;
 
 use crate::catalog::{self, Catalog};
+use crate::checkup;
 use crate::control::client::Format;
+use crate::control::protocol::Obstacle;
 use crate::engine::criu::Program;
 use crate::failure::{ExitCode, Failure};
 use crate::host;
@@ -34,11 +36,11 @@ use crate::settings::{QueueUse, Settings, Sources as Switched};
 use crate::sources::Sources;
 use crate::store::selftest::{self, SelfTestError};
 use crate::store::{Condition, Store};
-use crate::supervisor::with_causes;
+use crate::supervisor::{proc, with_causes};
 use crate::{aws, operate, place, queue};
 
 /// What is not needed for the rehearsal.
-const BESIDE: [&str; 4] = ["store", "credentials", "keys", "queue"];
+const BESIDE: [&str; 5] = ["store", "credentials", "keys", "queue", "job"];
 
 /// How long credentials may take: from the machine's metadata or a token service.
 const CREDENTIALS_LIMIT: Duration = Duration::from_secs(10);
@@ -84,6 +86,8 @@ const CHILD_PACE: Duration = Duration::from_millis(20);
 pub struct Request {
     pub settings: Settings,
     pub rehearsal: Rehearsal,
+    /// A process to look over, with all below it.
+    pub pid: Option<i32>,
     pub format: Format,
 }
 
@@ -162,6 +166,9 @@ impl Request {
         findings.extend(store(settings).await);
         findings.extend(notices(settings).await);
         findings.extend(queue(settings).await);
+        findings.extend(self.pid.map_or_else(Vec::new, |pid| {
+            job(pid, u64::from(settings.ghost_limit_bytes))
+        }));
         let has_worked = findings
             .iter()
             .all(|one| one.level < Level::Fatal || BESIDE.contains(&one.check));
@@ -278,6 +285,36 @@ fn container() -> Vec<Finding> {
         ),
     ));
     found
+}
+
+/// What a checkpoint of these processes would fail at.
+fn job(pid: i32, ghost_limit: u64) -> Vec<Finding> {
+    const CHECK: &str = "job";
+    if proc::process(pid).is_none() {
+        let remedy = "`reprieve status` tells the app's pid";
+        return vec![Finding::fatal(
+            CHECK,
+            format!("there is no process {pid} here"),
+            remedy,
+        )];
+    }
+    match checkup::of_tree(pid, &[], ghost_limit) {
+        Ok(found) if found.is_empty() => vec![Finding::ok(
+            CHECK,
+            format!(
+                "nothing known stands in the way of a checkpoint of process {pid} and those below it"
+            ),
+        )],
+        Ok(found) => found
+            .iter()
+            .map(|one| Finding::fatal(CHECK, Obstacle::of(one).sentence(), one.reason.remedy()))
+            .collect(),
+        Err(error) => vec![Finding::warning(
+            CHECK,
+            format!("the processes cannot be looked at: {error}"),
+            "mount /proc in the container",
+        )],
+    }
 }
 
 /// The first two numbers of a kernel's version.

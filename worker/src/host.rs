@@ -92,6 +92,14 @@ fn find_obstacles(status: &str, ptrace_scope: &str, page_size: u64) -> Vec<Strin
     found
 }
 
+/// Our effective capabilities, as a mask.
+pub(crate) fn capabilities() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .unwrap_or(0)
+}
+
 fn page_size() -> u64 {
     sysconf(SysconfVar::PAGE_SIZE)
         .ok()

@@ -8,6 +8,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use prost::Message;
+use reprieve_core::files::Wanted;
 
 /// The first number of every image but the inventory.
 const COMMON_MAGIC: u32 = 0x5456_4319;
@@ -267,6 +268,14 @@ struct Regular {
     name: String,
     #[prost(uint64, optional, tag = "8")]
     size: Option<u64>,
+    /// Somebody else opens it at a restore.
+    #[prost(bool, optional, tag = "9")]
+    external: Option<bool>,
+    #[prost(uint32, optional, tag = "10")]
+    mode: Option<u32>,
+    /// In words of four bytes.
+    #[prost(uint32, repeated, packed = "false", tag = "11")]
+    build_id: Vec<u32>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -408,6 +417,24 @@ impl OpenFile {
             20 => FileKind::Pidfd,
             _ => FileKind::Other,
         }
+    }
+
+    /// What a restore needs to find at the path that it was opened by.
+    pub fn wanted(&self) -> Option<Wanted> {
+        let regular = self.regular.as_ref()?;
+        if regular.external == Some(true) {
+            return None;
+        }
+        Some(Wanted {
+            path: format!("/{}", regular.name.trim_start_matches('/')),
+            bytes: regular.size,
+            mode: regular.mode,
+            build_id: regular
+                .build_id
+                .iter()
+                .flat_map(|word| word.to_le_bytes())
+                .collect(),
+        })
     }
 
     /// A path, addresses, the number of a pipe: whatever tells this one from others of its kind.

@@ -6,6 +6,7 @@
 mod aws;
 pub mod callouts;
 pub mod catalog;
+mod checkup;
 pub mod cli;
 pub mod control;
 pub mod doctor;

@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 use metrics_exporter_prometheus::{
     Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder,
 };
+use reprieve_core::checkup::{Finding, Reason};
 use reprieve_core::lifecycle::Phase;
 use reprieve_core::notice::{Fate, Source};
 use reprieve_hooks::{Condition, Health};
@@ -87,6 +88,8 @@ named! {
         NoStore = "no_store",
         /// Processes would be left out.
         Orphans = "orphans",
+        /// Something in its processes, which `reprieve_checkpoint_obstacles` tells.
+        Obstacle = "obstacle",
         /// The latest one failed.
         Failed = "failed",
         Over = "over",
@@ -376,6 +379,26 @@ const CHECKPOINTABLE: Metric = Metric {
            for the others.",
 };
 
+const OBSTACLES: Metric = Metric {
+    name: "reprieve_checkpoint_obstacles",
+    kind: Kind::Gauge,
+    unit: Unit::Count,
+    labels: &[label("reason", &REASONS)],
+    stability: Stability::Stable,
+    help: "What was found in the job's processes that CRIU cannot store, by its kind; docs/checkup.md explains each. \
+           Looked for every `--checkup-interval`.",
+};
+
+const REASONS: [&str; Reason::ALL.len()] = {
+    let mut names = [""; Reason::ALL.len()];
+    let mut at = 0;
+    while at < names.len() {
+        names[at] = Reason::ALL[at].as_str();
+        at += 1;
+    }
+    names
+};
+
 const DEADLINE_MARGIN: Metric = Metric {
     name: "reprieve_deadline_margin_seconds",
     kind: Kind::Histogram,
@@ -638,6 +661,7 @@ pub const TABLE: &[Metric] = &[
     LAST_SNAPSHOT_GENERATION,
     WORK_AT_RISK,
     CHECKPOINTABLE,
+    OBSTACLES,
     DEADLINE_MARGIN,
     LEASE,
     RESTORES,
@@ -710,6 +734,15 @@ pub fn checkpointable(now: Checkpointable) {
     for verdict in Checkpointable::ALL {
         let value = if *verdict == now { 1.0 } else { 0.0 };
         ::metrics::gauge!(CHECKPOINTABLE.name, "verdict" => verdict.as_str()).set(value);
+    }
+}
+
+/// What stands in the way now.
+pub fn obstacles(found: &[Finding]) {
+    for reason in Reason::ALL {
+        let count = found.iter().filter(|one| one.reason == reason).count();
+        // Exact up to 2^53 of them.
+        ::metrics::gauge!(OBSTACLES.name, "reason" => reason.as_str()).set(count as f64);
     }
 }
 
@@ -1039,7 +1072,7 @@ mod tests {
     #[test]
     fn recordings_arrive_under_the_names_of_the_table() {
         let at = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
-        let table: [(fn(), &str); 29] = [
+        let table: [(fn(), &str); 30] = [
             (
                 || deadline(DeadlineOutcome::Missed),
                 "reprieve_deadlines_total{outcome=\"missed\"} 1",
@@ -1076,6 +1109,17 @@ mod tests {
             (
                 || checkpointable(Checkpointable::Orphans),
                 "reprieve_checkpointable{verdict=\"orphans\"} 1",
+            ),
+            (
+                || {
+                    obstacles(&[Finding {
+                        reason: Reason::IoUring,
+                        pid: 301,
+                        command: "node".into(),
+                        what: "descriptor 7".into(),
+                    }])
+                },
+                "reprieve_checkpoint_obstacles{reason=\"io_uring\"} 1",
             ),
             (
                 || deadline_margin(Duration::from_secs(20)),

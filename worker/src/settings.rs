@@ -484,6 +484,15 @@ pub const TABLE: &[Setting] = &[
                   checkpoint.",
     },
     Setting {
+        name: "checkup-interval",
+        section: EVICTION,
+        kind: Kind::Duration(Duration::from_millis(100), DAY),
+        default: Some("1m"),
+        unset: "",
+        meaning: "The pause before each look at the job's processes for what a checkpoint would fail at (docs/checkup.md). \
+                  There is a look at the start and after each checkpoint as well.",
+    },
+    Setting {
         name: "signal-target",
         section: EVICTION,
         kind: Kind::Choice(SignalTarget::NAMES),
@@ -803,6 +812,24 @@ pub const TABLE: &[Setting] = &[
                   over at once (the other one then stops its copy), or leave with exit code 172.",
     },
     Setting {
+        name: "on-clock-behind",
+        section: BOOT,
+        kind: Kind::Choice(OnClockBehind::NAMES),
+        default: Some("warn"),
+        unset: "",
+        meaning: "When this host's CLOCK_MONOTONIC is behind what it was in the snapshot, so that the app's timers and sleeps would \
+                  be late by as much: resume all the same with a warning, wait until it has caught up (at most clock-wait), or \
+                  end with exit code 171. No older snapshot is tried instead.",
+    },
+    Setting {
+        name: "clock-wait",
+        section: BOOT,
+        kind: Kind::Duration(Duration::ZERO, DAY),
+        default: Some("10m"),
+        unset: "",
+        meaning: "With on-clock-behind \"wait\": the longest wait. A clock that is further behind ends the start at once, with 171.",
+    },
+    Setting {
         name: "lease-term",
         section: BOOT,
         kind: Kind::Duration(Duration::from_secs(1), DAY),
@@ -968,6 +995,11 @@ named! {
 named! {
     /// What to do with what is not sealed although a key is set.
     pub enum OnUnsealed { Refuse = "refuse", Accept = "accept", }
+}
+
+named! {
+    /// What to do when this host's monotonic clock is behind that of the snapshot.
+    pub enum OnClockBehind { Warn = "warn", Wait = "wait", Refuse = "refuse", }
 }
 
 named! {
@@ -1173,6 +1205,7 @@ pub struct Settings {
     pub on_checkpoint_failure: OnCheckpointFailure,
     pub checkpointed_exit_code: u8,
     pub ghost_limit_bytes: u32,
+    pub checkup_interval: Duration,
     pub signal_target: SignalTarget,
     pub on_sigint: OnSignal,
     pub on_sighup: OnSignal,
@@ -1212,6 +1245,8 @@ pub struct Settings {
     pub restore_timeout: Duration,
     pub from: Option<rollback::Request>,
     pub on_other_owner: OnOtherOwner,
+    pub on_clock_behind: OnClockBehind,
+    pub clock_wait: Duration,
     pub lease_term: Duration,
     pub on_no_valid_snapshot: OnNoValidSnapshot,
     /// Absolute, or a bare name to look up in PATH.
@@ -1540,6 +1575,7 @@ impl Settings {
             ghost_limit_bytes: merged.need("ghost-limit", |checked| {
                 checked.bytes().and_then(|bytes| u32::try_from(bytes).ok())
             }),
+            checkup_interval: merged.need("checkup-interval", Checked::duration),
             signal_target: merged.need("signal-target", Checked::choice(SignalTarget::from_name)),
             on_sigint: merged.need("on-sigint", Checked::choice(OnSignal::from_name)),
             on_sighup: merged.need("on-sighup", Checked::choice(OnSignal::from_name)),
@@ -1589,6 +1625,9 @@ impl Settings {
                 request.expect("every layer was checked")
             }),
             on_other_owner: merged.need("on-other-owner", Checked::choice(OnOtherOwner::from_name)),
+            on_clock_behind: merged
+                .need("on-clock-behind", Checked::choice(OnClockBehind::from_name)),
+            clock_wait: merged.need("clock-wait", Checked::duration),
             lease_term: merged.need("lease-term", Checked::duration),
             on_no_valid_snapshot: merged.need(
                 "on-no-valid-snapshot",
@@ -3059,6 +3098,7 @@ mod tests {
                 on_checkpoint_failure: OnCheckpointFailure::RunOn,
                 checkpointed_exit_code: 75,
                 ghost_limit_bytes: 64 * 1024 * 1024,
+                checkup_interval: Duration::from_secs(60),
                 signal_target: SignalTarget::Group,
                 on_sigint: OnSignal::Forward,
                 on_sighup: OnSignal::Forward,
@@ -3097,6 +3137,8 @@ mod tests {
                 restore_timeout: Duration::from_secs(600),
                 from: None,
                 on_other_owner: OnOtherOwner::Wait,
+                on_clock_behind: OnClockBehind::Warn,
+                clock_wait: Duration::from_secs(600),
                 lease_term: Duration::from_secs(30),
                 on_no_valid_snapshot: OnNoValidSnapshot::Fail,
                 criu: None,
@@ -3158,6 +3200,7 @@ mod tests {
         ("on-checkpoint-failure", "forward"),
         ("checkpointed-exit-code", "143"),
         ("ghost-limit", "0B"),
+        ("checkup-interval", "10s"),
         ("signal-target", "child"),
         ("platform", "ecs"),
         ("on-sigint", "stop"),
@@ -3205,6 +3248,8 @@ mod tests {
         ("restore-timeout", "1h"),
         ("from", "12@again"),
         ("on-other-owner", "leave"),
+        ("on-clock-behind", "refuse"),
+        ("clock-wait", "30s"),
         ("lease-term", "1m"),
         ("on-no-valid-snapshot", "start"),
         ("criu", "/opt/criu"),
@@ -3302,6 +3347,7 @@ mod tests {
             on_checkpoint_failure: OnCheckpointFailure::Forward,
             checkpointed_exit_code: 143,
             ghost_limit_bytes: 0,
+            checkup_interval: Duration::from_secs(10),
             signal_target: SignalTarget::Child,
             on_sigint: OnSignal::Stop,
             on_sighup: OnSignal::Checkpoint,
@@ -3340,6 +3386,8 @@ mod tests {
             restore_timeout: Duration::from_secs(3600),
             from: "12@again".parse().ok(),
             on_other_owner: OnOtherOwner::Leave,
+            on_clock_behind: OnClockBehind::Refuse,
+            clock_wait: Duration::from_secs(30),
             lease_term: Duration::from_secs(60),
             on_no_valid_snapshot: OnNoValidSnapshot::Start,
             criu: Some("/opt/criu".into()),

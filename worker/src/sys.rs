@@ -103,6 +103,27 @@ pub fn keep_descriptors_private() -> io::Result<()> {
     }
 }
 
+/// The kernel's name of a socket's protocol, as in `TCP`, by a path that leads to it; None for what is no socket.
+pub(crate) fn socket_protocol(path: &std::path::Path) -> Option<String> {
+    use std::os::unix::ffi::OsStrExt;
+    let path = std::ffi::CString::new(path.as_os_str().as_bytes()).ok()?;
+    // Names of protocols have at most 32 bytes (net/sock.h).
+    let mut name = [0_u8; 64];
+    // SAFETY: both strings are C strings, and at most the given number of bytes is written to `name`, which lives as long as
+    // the call.
+    let length = unsafe {
+        libc::getxattr(
+            path.as_ptr(),
+            c"system.sockprotoname".as_ptr(),
+            name.as_mut_ptr().cast(),
+            name.len(),
+        )
+    };
+    let name = name.get(..usize::try_from(length).ok()?)?;
+    let name = String::from_utf8_lossy(name);
+    Some(name.trim_end_matches('\0').to_owned())
+}
+
 /// Bytes that can be read from a pipe right now.
 pub(crate) fn readable_bytes(fd: BorrowedFd<'_>) -> io::Result<usize> {
     let mut count: libc::c_int = 0;

@@ -5,12 +5,15 @@
 #![forbid(unsafe_code)]
 
 pub mod capacity;
+pub mod checkup;
+pub mod clock;
 pub mod command;
 pub mod compat;
 pub mod deadline;
 pub mod document;
 pub mod effort;
 pub mod episode;
+pub mod files;
 pub mod head;
 pub mod lifecycle;
 pub mod manifest;

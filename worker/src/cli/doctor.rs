@@ -28,6 +28,10 @@ pub(super) struct Doctor {
     #[arg(long)]
     no_rehearsal: bool,
 
+    /// Look this process over as well, with all below it, for what a checkpoint would fail at
+    #[arg(long, value_name = "PID")]
+    pid: Option<i32>,
+
     /// Print the answer as a line of JSON
     #[arg(long)]
     json: bool,
@@ -37,6 +41,7 @@ const EXAMPLES: &str = "\
 Examples:
   reprieve doctor
   docker exec CONTAINER reprieve doctor --json
+  reprieve doctor --no-rehearsal --pid 301
   reprieve doctor --store s3://my-bucket/jobs --job nightly
 ";
 
@@ -55,6 +60,7 @@ impl Doctor {
                 true => Rehearsal::LeftOut,
                 false => Rehearsal::Held,
             },
+            pid: self.pid,
             format: super::format(self.json),
         })))
     }

@@ -137,7 +137,11 @@ fn value_name(kind: Kind) -> &'static str {
         | Kind::PlainEndpoint
         | Kind::WebAddress
         | Kind::QueueUrl => "URL",
-        Kind::Region | Kind::AzureAccount | Kind::JobName | Kind::Instance | Kind::LifecycleHook => "NAME",
+        Kind::Region
+        | Kind::AzureAccount
+        | Kind::JobName
+        | Kind::Instance
+        | Kind::LifecycleHook => "NAME",
         Kind::Choice(_) => "CHOICE",
         Kind::Sources => "NAMES",
         Kind::Period => "PERIOD",

@@ -408,6 +408,14 @@ fn describe_status(status: &Status) -> String {
             .iter()
             .map(|source| ("source", describe_source(source))),
     );
+    rows.extend(status.obstacles.iter().map(|obstacle| {
+        let text = format!("{}; {}", obstacle.sentence(), obstacle.remedy);
+        ("in the way", text)
+    }));
+    let more = status
+        .obstacles_total
+        .saturating_sub(status.obstacles.len());
+    rows.extend((more > 0).then(|| ("in the way", format!("and {more} more"))));
     rows.extend(status.plan.clone().map(|plan| ("plan", plan)));
     rows.extend(
         status
@@ -466,6 +474,7 @@ fn bytes(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::protocol::Obstacle;
     use std::io::BufRead;
     use std::os::unix::net::UnixListener;
     use std::thread;
@@ -568,6 +577,15 @@ mod tests {
             to_safe_ms: Some(700),
             protected: true,
             unprotected_because: None,
+            obstacles: vec![Obstacle {
+                reason: "io_uring".into(),
+                pid: 301,
+                command: "node".into(),
+                what: "descriptor 7 (anon_inode:[io_uring])".into(),
+                cause: "CRIU cannot store an io_uring".into(),
+                remedy: "do without".into(),
+            }],
+            obstacles_total: 3,
             uptime_ms: 3_600_000,
         }))
     }
@@ -622,6 +640,8 @@ mod tests {
              last failure   the store is full\n\
              owner epoch    3\n\
              source         sqs is degraded, last seen to work 1m 1s ago, 4 failures in a row; it does not answer; see its log\n\
+             in the way     301 (node), descriptor 7 (anon_inode:[io_uring]): CRIU cannot store an io_uring; do without\n\
+             in the way     and 2 more\n\
              plan           nothing is to be expected\n\
              deadline       in 1m 30s\n\
              safe within    700ms\n\

@@ -11,6 +11,7 @@
 
 use std::time::Duration;
 
+use reprieve_core::checkup::Finding;
 use reprieve_core::notice::{Afterwards, Fate, Settled, WallMs};
 use reprieve_hooks::{Condition, Health};
 use serde::de::DeserializeOwned;
@@ -23,6 +24,9 @@ pub const VERSION: u64 = 1;
 pub const LINE_LIMIT: usize = 64 * 1024;
 /// Bytes of a text about one source: there are eight sources with two texts each, and escaped a byte may take six.
 const SOURCE_TEXT_LIMIT: usize = 256;
+/// Obstacles in an answer, and bytes of a text about one that is not ours.
+pub const OBSTACLES: usize = 8;
+const OBSTACLE_TEXT_LIMIT: usize = 160;
 
 /// What a client wants.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -200,7 +204,50 @@ pub struct Status {
     /// If not: the verdict of the metric `reprieve_checkpointable`.
     #[serde(default)]
     pub unprotected_because: Option<String>,
+    /// What was found in the job's processes that a checkpoint would fail at, the first kind first; at most eight.
+    #[serde(default)]
+    pub obstacles: Vec<Obstacle>,
+    /// How many there are.
+    #[serde(default)]
+    pub obstacles_total: usize,
     pub uptime_ms: u64,
+}
+
+/// Something that CRIU cannot store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Obstacle {
+    /// The name of the metric's label.
+    pub reason: String,
+    pub pid: i32,
+    /// The kernel's name of the process.
+    pub command: String,
+    /// The descriptor or mapping that is meant; empty if it is the process itself.
+    pub what: String,
+    pub cause: String,
+    pub remedy: String,
+}
+
+impl Obstacle {
+    pub fn of(finding: &Finding) -> Self {
+        let short = |text: &str| text[..text.floor_char_boundary(OBSTACLE_TEXT_LIMIT)].to_owned();
+        Self {
+            reason: finding.reason.as_str().to_owned(),
+            pid: finding.pid,
+            command: short(&finding.command),
+            what: short(&finding.what),
+            cause: finding.reason.cause().to_owned(),
+            remedy: finding.reason.remedy().to_owned(),
+        }
+    }
+
+    /// As one line for people, without the remedy.
+    pub fn sentence(&self) -> String {
+        let what = match self.what.as_str() {
+            "" => String::new(),
+            what => format!(", {what}"),
+        };
+        format!("{} ({}){what}: {}", self.pid, self.command, self.cause)
+    }
 }
 
 impl Status {
@@ -392,6 +439,8 @@ fn parse<T: DeserializeOwned>(line: &[u8]) -> Result<T, ProtocolError> {
 
 #[cfg(test)]
 mod tests {
+    use reprieve_core::checkup::Reason;
+
     use super::*;
 
     fn status() -> Status {
@@ -421,6 +470,8 @@ mod tests {
             to_safe_ms: Some(700),
             protected: true,
             unprotected_because: None,
+            obstacles: Vec::new(),
+            obstacles_total: 0,
             uptime_ms: 1,
         }
     }
@@ -510,7 +561,7 @@ mod tests {
             ),
             (
                 Answer::Status(Box::new(status())),
-                r#"{"v":1,"answer":"status","version":"0.1.0","state":"running","job":"nightly","store":null,"last_generation":3,"last_snapshot_age_ms":61000,"app_pid":17,"checkpoints_durable":2,"checkpoints_failed":1,"last_failure":"the store is full","resumed_from":null,"owner_epoch":null,"sources":[{"source":"sqs","condition":"working","reason":null,"remedy":null,"last_success_age_ms":2,"failures":0}],"plan":null,"deadline_ms":null,"to_safe_ms":700,"protected":true,"unprotected_because":null,"uptime_ms":1}"#,
+                r#"{"v":1,"answer":"status","version":"0.1.0","state":"running","job":"nightly","store":null,"last_generation":3,"last_snapshot_age_ms":61000,"app_pid":17,"checkpoints_durable":2,"checkpoints_failed":1,"last_failure":"the store is full","resumed_from":null,"owner_epoch":null,"sources":[{"source":"sqs","condition":"working","reason":null,"remedy":null,"last_success_age_ms":2,"failures":0}],"plan":null,"deadline_ms":null,"to_safe_ms":700,"protected":true,"unprotected_because":null,"obstacles":[],"obstacles_total":0,"uptime_ms":1}"#,
             ),
         ];
         for (answer, line) in answers {
@@ -590,8 +641,15 @@ mod tests {
             job_runs_on: true,
         });
         assert!(answer.to_line().len() <= LINE_LIMIT);
+        let finding = Finding {
+            reason: Reason::IoUring,
+            pid: 301,
+            command: "\u{1}".repeat(15),
+            what: "\u{1}".repeat(LINE_LIMIT),
+        };
         let answer = Answer::Status(Box::new(Status {
             last_failure: Some("ü".repeat(LINE_LIMIT)),
+            obstacles: vec![Obstacle::of(&finding); OBSTACLES],
             ..status()
         }));
         assert!(answer.to_line().len() <= LINE_LIMIT);

@@ -378,7 +378,14 @@ impl<'a> Blocks<'a> {
 
     async fn fetch(&mut self, number: usize) -> Result<(), Unusable> {
         let wanted = self.neighbours(number);
-        for (number, raw) in self.snapshot.fetch(&wanted, self.deadline).await? {
+        let fetched = match self.snapshot.fetch(&wanted, self.deadline).await {
+            // The damage may be a neighbour's, which nobody asked for.
+            Err(Unusable::Block { .. }) if wanted.len() > 1 => {
+                self.snapshot.fetch(&wanted[..1], self.deadline).await?
+            }
+            fetched => fetched?,
+        };
+        for (number, raw) in fetched {
             self.keep(number, raw);
         }
         Ok(())

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use futures::future::{Either, select};
+use reprieve_core::clock;
 use reprieve_core::effort::Level;
 use reprieve_core::head::{Generation, Head, Owner};
 use reprieve_core::manifest::HostFacts;
@@ -32,7 +33,8 @@ use crate::pages::parts::PART;
 use crate::pages::tuning::Wanted;
 use crate::place::{self, refused_keys, unreachable_store};
 use crate::settings::{
-    Compression, OnNoValidSnapshot, OnOtherOwner, OnUnsealed, Settings, StoreSelfTest,
+    Compression, OnClockBehind, OnNoValidSnapshot, OnOtherOwner, OnUnsealed, Settings,
+    StoreSelfTest,
 };
 use crate::steps::{self, Step};
 use crate::store::selftest::{self, SelfTestError};
@@ -44,7 +46,7 @@ use crate::supervisor::reaper::{Reaper, Watched};
 use crate::supervisor::restore::{GoingBack, RestoreError, Restorer, Resumed};
 use crate::supervisor::seeding::Seeds;
 use crate::supervisor::stdio::{Held, Kind, Stdio, Streams};
-use crate::supervisor::{LastSnapshot, with_causes};
+use crate::supervisor::{LastSnapshot, millis, with_causes};
 use crate::supervisor::{pids, proc};
 
 /// What of the memory budget is not for parts on their way: buffers between the threads, the part being filled, CRIU
@@ -545,6 +547,11 @@ impl Prepared {
             work: self.work.clone(),
             host: self.host.clone(),
             going_back: None,
+            clock: match settings.on_clock_behind {
+                OnClockBehind::Warn => clock::Policy::Warn,
+                OnClockBehind::Wait => clock::Policy::Wait(millis(settings.clock_wait)),
+                OnClockBehind::Refuse => clock::Policy::Refuse,
+            },
             journal: journal.clone(),
             ahead_bytes: ahead_bytes.max(LEAST_AHEAD_BYTES),
         }
@@ -735,6 +742,10 @@ async fn resume(
                 failed(journal, &error);
                 return Err(refused_keys(&settings.job, error));
             }
+            Err(error) if error.is_about_the_clock() => {
+                failed(journal, &error);
+                return Err(too_early(settings, error));
+            }
             Err(error) => {
                 metrics::restore_ended(RestoreOutcome::PassedOver);
                 let reason = with_causes(&error);
@@ -796,6 +807,7 @@ async fn resume_exactly(
         Err(RestoreError::NotNoted(error)) => unclaimed(address, &settings.job, error),
         Err(error) if error.is_stores() => undelivered(settings, error),
         Err(error) if error.is_about_keys() => refused_keys(&settings.job, error),
+        Err(error) if error.is_about_the_clock() => too_early(settings, error),
         Err(error) => {
             let number = generation.generation;
             let what = format!(
@@ -818,6 +830,20 @@ fn failed(journal: &Journal, error: &RestoreError) {
     metrics::restore_ended(RestoreOutcome::Failed);
     let reason = with_causes(error);
     journal.restore_ended(RestoreOutcome::Failed, None, Some(&reason));
+}
+
+fn too_early(settings: &Settings, error: RestoreError) -> Failure {
+    let what = format!(
+        "job {} is not resumed on a host whose clock is behind",
+        settings.job
+    );
+    Failure::new(ExitCode::NoValidSnapshot, what)
+        .caused_by(error)
+        .remedy(
+            "nothing was started and nothing is lost; start it on a host that has been up for longer, wait for the clock \
+             (--on-clock-behind wait, --clock-wait), or resume all the same (--on-clock-behind warn): the app's timers \
+             are late then by as much",
+        )
 }
 
 fn none_valid(settings: &Settings, reasons: Vec<String>) -> Failure {

@@ -404,18 +404,28 @@ impl Checkpointer {
         Ok(Some(Seal { key, wrapped }))
     }
 
-    fn refuse_orphans(&self, subject: &Subject) -> Result<Vec<Process>, CheckpointError> {
-        let all = proc::processes()?;
+    /// Processes of the job that were left to us, and would be left out of a snapshot.
+    pub(crate) fn orphans(&self, root: i32) -> io::Result<Vec<Process>> {
+        Ok(self.orphans_of(&proc::processes()?, root))
+    }
+
+    fn orphans_of(&self, all: &[Process], root: i32) -> Vec<Process> {
         let watched = self.reaper.watched();
         let mut known = watched.clone();
-        known.push(subject.root_pid);
+        known.push(root);
         known.extend(&self.strangers);
-        let mut orphans = proc::other_children(&all, own_pid(), &known);
+        let mut orphans = proc::other_children(all, own_pid(), &known);
         // A program of the user's leads a session of its own; what it left to us is killed when it ends.
         orphans.retain(|orphan| {
             let session = getsid(Some(Pid::from_raw(orphan.pid))).map_or(0, Pid::as_raw);
-            session == subject.root_pid || !watched.contains(&session)
+            session == root || !watched.contains(&session)
         });
+        orphans
+    }
+
+    fn refuse_orphans(&self, subject: &Subject) -> Result<Vec<Process>, CheckpointError> {
+        let all = proc::processes()?;
+        let orphans = self.orphans_of(&all, subject.root_pid);
         if orphans.is_empty() {
             Ok(proc::tree(&all, subject.root_pid))
         } else {

@@ -7,12 +7,14 @@
 
 pub mod boot;
 mod checkpoint;
+mod checkups;
 mod child;
+mod files;
 mod housekeeping;
 mod ownership;
 mod pids;
 mod presence;
-mod proc;
+pub(crate) mod proc;
 mod pump;
 pub mod reaper;
 mod reports;
@@ -26,6 +28,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use nix::libc;
+use reprieve_core::checkup::{Finding, Reason};
 use reprieve_core::deadline::Budget;
 use reprieve_core::head::Finished;
 use reprieve_core::lifecycle::{
@@ -50,7 +53,9 @@ pub use checkpoint::{CheckpointError, Report};
 
 use crate::callouts::{Callouts, Moment as CallMoment};
 use crate::catalog::{self, CatalogError};
-use crate::control::protocol::{Durable, Outcome, SourceHealth, Status, Until, Waited};
+use crate::control::protocol::{
+    Durable, OBSTACLES, Obstacle, Outcome, SourceHealth, Status, Until, Waited,
+};
 use crate::failure::{ExitCode, Failure};
 use crate::host;
 use crate::journal::Journal;
@@ -65,6 +70,7 @@ use crate::sources::{self, News, Sources};
 use crate::steps::{self, Step};
 use crate::supervisor::boot::{Booted, Gate, Origin, Protection};
 use crate::supervisor::checkpoint::{Course, Limits, Subject};
+use crate::supervisor::checkups::Checkups;
 use crate::supervisor::housekeeping::Housekeeping;
 use crate::supervisor::ownership::Ownership;
 use crate::supervisor::presence::Presence;
@@ -190,6 +196,7 @@ pub struct Supervisor {
     presence: Arc<Presence>,
     housekeeping: Option<Housekeeping>,
     seeding: Option<Seeding>,
+    checkups: Option<Checkups>,
     under_way: Option<UnderWay>,
     /// Set when the run begins.
     sources: Option<Sources>,
@@ -211,6 +218,8 @@ pub struct Supervisor {
     last_failure: Option<String>,
     /// What was in the way of the latest checkpoint.
     obstacle: Option<Checkpointable>,
+    /// What was found in its processes when they were looked over.
+    findings: Vec<Finding>,
     lease: Lease,
     journal: Journal,
     reports: Reports,
@@ -224,6 +233,7 @@ enum Happened {
     Fenced,
     Asked(Request),
     News(News),
+    Looked(Vec<Finding>),
     /// The moment for which the lifecycle wanted to be woken.
     Woken,
 }
@@ -325,6 +335,7 @@ impl Supervisor {
             owned: Arc::default(),
             housekeeping: None,
             seeding: None,
+            checkups: None,
             under_way: None,
             sources: None,
             callouts,
@@ -343,6 +354,7 @@ impl Supervisor {
             failed: 0,
             last_failure: None,
             obstacle: None,
+            findings: Vec::new(),
             lease: Lease::None,
             journal,
             reports,
@@ -412,6 +424,10 @@ impl Supervisor {
                 Happened::CheckpointEnded(result) => self.checkpoint_ended(&result),
                 Happened::Fenced => self.life.handle(Event::Fenced, self.clock.now()),
                 Happened::Asked(request) => self.asked(request),
+                Happened::Looked(findings) => {
+                    self.looked(findings);
+                    Vec::new()
+                }
                 Happened::News(News::Heard(heard)) => self.heard(heard),
                 Happened::News(News::Asked(source, asked)) => self.ordered(source, asked),
                 Happened::Woken => {
@@ -452,6 +468,7 @@ impl Supervisor {
             booted = finished(boot) => Happened::Booted(Box::new(booted)),
             Some(request) = requests.recv() => Happened::Asked(request),
             news = news(&mut self.sources) => Happened::News(news),
+            findings = looked(&mut self.checkups) => Happened::Looked(findings),
             () = woken(self.life.wake().map(|wake| self.clock.instant(wake))) => Happened::Woken,
         }
     }
@@ -499,8 +516,42 @@ impl Supervisor {
             Phase::Over => Checkpointable::Over,
             Phase::Booting => Checkpointable::Booting,
             _ if self.protection.is_none() => Checkpointable::NoStore,
-            _ => self.obstacle.unwrap_or(Checkpointable::Yes),
+            _ => match self.findings.first().map(|first| first.reason) {
+                Some(Reason::Orphan) => Checkpointable::Orphans,
+                Some(_) => Checkpointable::Obstacle,
+                None => self.obstacle.unwrap_or(Checkpointable::Yes),
+            },
         }
+    }
+
+    /// What a look at the job's processes found; each kind is told once, until it is gone.
+    fn looked(&mut self, findings: Vec<Finding>) {
+        metrics::obstacles(&findings);
+        let known: Vec<Reason> = self.findings.iter().map(|one| one.reason).collect();
+        for reason in Reason::ALL {
+            let of_kind = || findings.iter().filter(|one| one.reason == reason);
+            if let (Some(first), false) = (of_kind().next(), known.contains(&reason)) {
+                tracing::warn!(
+                    kind = reason.as_str(),
+                    pid = first.pid,
+                    command = first.command,
+                    what = first.what,
+                    cause = reason.cause(),
+                    remedy = reason.remedy(),
+                    count = of_kind().count(),
+                    "the job cannot be checkpointed as it is now"
+                );
+            }
+        }
+        if findings.is_empty() && !self.findings.is_empty() {
+            tracing::info!("what stood in the way of a checkpoint is gone");
+        }
+        // An orphan that made a checkpoint fail is gone.
+        let is_gone = |reason| findings.iter().all(|one| one.reason != reason);
+        if self.obstacle == Some(Checkpointable::Orphans) && is_gone(Reason::Orphan) {
+            self.obstacle = None;
+        }
+        self.findings = findings;
     }
 
     fn lease(&self) -> Lease {
@@ -602,6 +653,13 @@ impl Supervisor {
                 };
                 Seeding::begin(Arc::clone(&protection.checkpointer), app.pid, plan)
             });
+        self.checkups = protection.as_ref().map(|protection| {
+            Checkups::begin(
+                Arc::clone(&protection.checkpointer),
+                app.pid,
+                self.settings.checkup_interval,
+            )
+        });
         // The size may have changed since the streams were made.
         stdio.resize();
         self.app = Some(App {
@@ -892,6 +950,13 @@ impl Supervisor {
             to_safe_ms: self.life.promise().ms_to_safe(self.clock.now()),
             protected,
             unprotected_because: (!protected).then(|| checkpointable.as_str().to_owned()),
+            obstacles: self
+                .findings
+                .iter()
+                .take(OBSTACLES)
+                .map(Obstacle::of)
+                .collect(),
+            obstacles_total: self.findings.len(),
             uptime_ms: millis(self.clock.start.elapsed()),
         }
     }
@@ -1141,6 +1206,9 @@ impl Supervisor {
             housekeeping.stop();
         }
         self.reports.hold();
+        if let Some(checkups) = &mut self.checkups {
+            checkups.stop();
+        }
         self.journal.checkpoint_begins(json!({
             "by": notice.trigger.as_str(),
             "afterwards": notice.afterwards,
@@ -1248,6 +1316,9 @@ impl Supervisor {
             housekeeping.look();
         }
         self.send_reports();
+        if let (Phase::Running, Some(checkups)) = (self.life.phase(), &mut self.checkups) {
+            checkups.look();
+        }
         effects
     }
 
@@ -1453,6 +1524,7 @@ impl Supervisor {
     async fn finish(mut self, finish: Finish, signals: &mut Signals) -> u8 {
         self.housekeeping = None;
         self.seeding = None;
+        self.checkups = None;
         let sources = self.sources.take();
         let code = match finish {
             Finish::AppEnded => self.finish_ended(signals).await,
@@ -1706,6 +1778,13 @@ async fn woken(at: Option<Instant>) {
 async fn news(sources: &mut Option<Sources>) -> News {
     match sources {
         Some(sources) => sources.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn looked(checkups: &mut Option<Checkups>) -> Vec<Finding> {
+    match checkups {
+        Some(checkups) => checkups.next().await,
         None => std::future::pending().await,
     }
 }

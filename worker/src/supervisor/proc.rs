@@ -15,7 +15,7 @@ pub struct Process {
 }
 
 /// All processes of our PID namespace. One that ends while we look is left out.
-pub(super) fn processes() -> io::Result<Vec<Process>> {
+pub(crate) fn processes() -> io::Result<Vec<Process>> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc")? {
         let name = entry?.file_name();
@@ -30,14 +30,14 @@ pub(super) fn processes() -> io::Result<Vec<Process>> {
 }
 
 /// One process, if it is there.
-pub(super) fn process(pid: i32) -> Option<Process> {
+pub(crate) fn process(pid: i32) -> Option<Process> {
     parse_stat(&String::from_utf8_lossy(
         &fs::read(format!("/proc/{pid}/stat")).ok()?,
     ))
 }
 
 /// Bytes of memory that a process has for itself or shares by other means than files; 0 if it has ended.
-pub(super) fn memory(pid: i32) -> u64 {
+pub(crate) fn memory(pid: i32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let kib = |name: &str| -> Option<u64> {
         let line = status.lines().find_map(|line| line.strip_prefix(name))?;
@@ -63,7 +63,7 @@ fn parse_stat(stat: &str) -> Option<Process> {
 }
 
 /// The processes below and including `root`.
-pub(super) fn tree(all: &[Process], root: i32) -> Vec<Process> {
+pub(crate) fn tree(all: &[Process], root: i32) -> Vec<Process> {
     let mut children: HashMap<i32, Vec<&Process>> = HashMap::new();
     for process in all {
         children.entry(process.parent).or_default().push(process);
@@ -87,7 +87,7 @@ pub(super) fn tree(all: &[Process], root: i32) -> Vec<Process> {
 }
 
 /// Children of `parent` that still live, other than those named.
-pub(super) fn other_children(all: &[Process], parent: i32, known: &[i32]) -> Vec<Process> {
+pub(crate) fn other_children(all: &[Process], parent: i32, known: &[i32]) -> Vec<Process> {
     let strangers = all.iter().filter(|process| {
         process.parent == parent
             && !matches!(process.state, 'Z' | 'X')

@@ -9,6 +9,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use reprieve_core::clock::{self, Verdict};
+use reprieve_core::files::Mismatch;
 use reprieve_core::manifest::{self, HostFacts, Manifest};
 use reprieve_core::rollback;
 use reprieve_core::selection::Candidate;
@@ -17,6 +19,7 @@ use tokio::time::{Instant as TokioInstant, sleep, timeout, timeout_at};
 use crate::catalog::{self, Catalog, CatalogError};
 use crate::engine::criu::{self, Criu, CriuError, RestoreOrder};
 use crate::engine::hook::Hooks;
+use crate::host;
 use crate::journal::Journal;
 use crate::metrics::RestorePhase;
 use crate::pages::load::{self, Snapshot, Unusable};
@@ -24,6 +27,7 @@ use crate::pages::serve::{ImageServer, ServeError};
 use crate::steps::{self, Step};
 use crate::supervisor::boot::Gate;
 use crate::supervisor::checkpoint::HELD;
+use crate::supervisor::files;
 use crate::supervisor::ownership::Ownership;
 use crate::supervisor::pids;
 use crate::supervisor::proc;
@@ -52,6 +56,10 @@ pub(super) enum RestoreError {
     Serve(#[from] ServeError),
     #[error(transparent)]
     Criu(#[from] CriuError),
+    #[error("{} as the job's processes had them: {}", count(.0), listed(.0))]
+    Files(Vec<Mismatch>),
+    #[error("this host's CLOCK_MONOTONIC is {} behind the snapshot's", seconds(*.0))]
+    Clock(u64),
     #[error("it was not restored within the limit")]
     Deadline,
     #[error("this host has no room for it")]
@@ -62,6 +70,28 @@ pub(super) enum RestoreError {
     /// The app was let run; nothing else may be started beside it or after it.
     #[error("the app was let run and was lost before it could be supervised")]
     Lost(#[source] Box<RestoreError>),
+}
+
+fn seconds(ms: u64) -> String {
+    format!("{}.{} s", ms / 1000, ms % 1000 / 100)
+}
+
+/// Files that are named in a message.
+const NAMED: usize = 8;
+
+fn count(files: &[Mismatch]) -> String {
+    match files.len() {
+        1 => "1 file is not".to_owned(),
+        count => format!("{count} files are not"),
+    }
+}
+
+fn listed(files: &[Mismatch]) -> String {
+    let mut named: Vec<String> = files.iter().take(NAMED).map(Mismatch::to_string).collect();
+    if files.len() > NAMED {
+        named.push(format!("and {} more", files.len() - NAMED));
+    }
+    named.join("; ")
 }
 
 impl RestoreError {
@@ -76,6 +106,11 @@ impl RestoreError {
 }
 
 impl RestoreError {
+    /// Whether only this host's clock is in the way: an older snapshot would undo work for nothing.
+    pub(crate) fn is_about_the_clock(&self) -> bool {
+        matches!(self, Self::Clock(_))
+    }
+
     /// Whether other keys could open it: then no other snapshot may be taken for the job's newest.
     pub(crate) fn is_about_keys(&self) -> bool {
         matches!(self, Self::Unusable(error) | Self::Serve(ServeError::Unusable(error)) if error.is_about_keys())
@@ -104,6 +139,8 @@ pub(crate) struct Restorer {
     /// What may be fetched and not restored yet.
     pub ahead_bytes: u64,
     pub journal: Journal,
+    /// What to do when the monotonic clock went back.
+    pub clock: clock::Policy,
     /// What is stored about the restore before the app may run.
     pub going_back: Option<GoingBack>,
 }
@@ -126,6 +163,12 @@ impl Restorer {
         let begun = Instant::now();
         let step = self.journal.restore_step(RestorePhase::Select);
         let snapshot = Arc::new(load::load(&self.catalog, candidate, &self.host, deadline).await?);
+        // What is waited for the clock is no part of the time that a restore may take.
+        let deadline = deadline + self.mind_the_clock(&snapshot.manifest).await?;
+        let mismatches = files::mismatches(&snapshot, deadline).await?;
+        if !mismatches.is_empty() {
+            return Err(RestoreError::Files(mismatches));
+        }
         let held = held(&snapshot, deadline).await?;
         step.done();
         steps::reached(Step::Selected);
@@ -161,6 +204,30 @@ impl Restorer {
             }
         }
         unreachable!("the loop ends by returning")
+    }
+
+    /// Waits for this host's monotonic clock, if it is behind and the settings say so. Returns how long that took.
+    async fn mind_the_clock(&self, manifest: &Manifest) -> Result<Duration, RestoreError> {
+        let begun = Instant::now();
+        let mut told = false;
+        loop {
+            let verdict = clock::judge(manifest.app.monotonic_ms, host::monotonic_ms(), self.clock);
+            match verdict {
+                // What is late is told once the app runs.
+                Verdict::Fine | Verdict::Late(_) => return Ok(begun.elapsed()),
+                Verdict::Refused(behind_ms) => return Err(RestoreError::Clock(behind_ms)),
+                Verdict::Wait(behind_ms) => {
+                    if !told {
+                        tracing::warn!(
+                            behind_ms,
+                            "CLOCK_MONOTONIC is behind that of the host where the snapshot was taken; waiting until it has caught up"
+                        );
+                        told = true;
+                    }
+                    sleep(Duration::from_millis(behind_ms)).await;
+                }
+            }
+        }
     }
 
     async fn attempt(

@@ -1,0 +1,269 @@
+//! What a look at a job's processes finds, and that CRIU refuses just that: each app here has one thing of its own.
+//!
+//! A rule is worth as much as these trials: whatever is found must make a real checkpoint fail, and what CRIU stores must
+//! not be found.
+
+mod harness;
+mod job;
+
+use harness::{Host, LIMIT, wait_until};
+use job::{Store, checkpoint, checkpoint_ok, evict, resumed, wait_for_log, wait_for_output};
+use serde_json::Value;
+
+/// Larger than `--ghost-limit` below.
+const SIZE: &str = "3000000";
+
+const OPTIONS: [&str; 4] = ["--checkup-interval", "100ms", "--ghost-limit", "2MiB"];
+
+/// Thing, kind of finding, and what CRIU says of it.
+const REFUSED: [(&str, &str, &str); 38] = [
+    ("io_uring", "io_uring", "Can't retrieve FDs"),
+    ("io_uring-mapping", "io_uring", "anon_inode:[io_uring]"),
+    ("inotify-overlay", "watch", "Can't dump that handle"),
+    ("inotify-tmpfs", "watch", "Can't dump that handle"),
+    ("inotify-proc", "watch", "Can't dump that handle"),
+    ("inotify-bind", "watch", "Can't dump that handle"),
+    ("fanotify-tmpfs", "watch", "Can't dump that handle"),
+    ("fanotify-overlay", "watch", "Can't dump that handle"),
+    ("shm", "shared_memory", "SysVIPC shmem map"),
+    ("seccomp", "seccomp", "suspending seccomp failed"),
+    ("seccomp-child", "seccomp", "suspending seccomp failed"),
+    ("seccomp-thread", "seccomp", "suspending seccomp failed"),
+    ("traced", "traced", "Unseizable non-zombie"),
+    ("user-namespace", "namespace", "nested user namespace"),
+    ("mount-namespace", "namespace", "nested user namespace"),
+    ("pid-namespace", "namespace", "nested user namespace"),
+    ("net-namespace", "namespace", "nested user namespace"),
+    ("cgroup-namespace", "namespace", "nested user namespace"),
+    ("ipc-namespace", "namespace", "nested ipc namespace"),
+    ("uts-namespace", "namespace", "nested uts namespace"),
+    ("time-namespace", "namespace", "nested time_for_children"),
+    ("own-user-namespace", "namespace", "Unable to convert uid"),
+    ("own-net-namespace", "namespace", "Can't setns"),
+    ("user", "user", "Can't get rlimit"),
+    ("effective-user", "user", "Can't get rlimit"),
+    ("group", "user", "Can't get rlimit"),
+    ("ghost", "deleted_file", "increase limit"),
+    ("ghost-tmpfs", "deleted_file", "increase limit"),
+    ("ghost-mapping", "deleted_file", "increase limit"),
+    ("ghost-private", "deleted_file", "increase limit"),
+    ("ghost-linked", "lost_name", "Use link-remap option"),
+    ("ghost-linked-tmpfs", "lost_name", "Use link-remap option"),
+    ("mptcp-listen", "socket", "Unsupported proto 262"),
+    ("queue", "mount", "Can't lookup mount"),
+    ("userfaultfd", "descriptor", "anon_inode:[userfaultfd]"),
+    ("perf", "descriptor", "anon_inode:[perf_event]"),
+    ("device-tun", "device", "tun: Net namespace is required"),
+    ("orphan", "orphan", "would be left out"),
+];
+
+/// What not every kernel or machine has.
+const REFUSED_WHERE_THERE_IS: [(&str, &str, &str); 6] = [
+    ("device-fuse", "device", "Can't dump file"),
+    ("device-cpuid", "device", "Can't dump file"),
+    ("vsock", "socket", "Unknown socket"),
+    ("xdp", "socket", "Unknown socket"),
+    ("landlock", "descriptor", "anon_inode:[landlock-ruleset]"),
+    ("secret", "secret_memory", "/secretmem"),
+];
+
+/// What a hasty rule would take for an obstacle. Each is stored and goes on elsewhere.
+const STORED: [&str; 34] = [
+    "nothing",
+    "inotify",
+    "fanotify",
+    "thread-user",
+    "ghost-sparse",
+    "tmpfile",
+    "packet",
+    "raw",
+    "udp",
+    "udplite",
+    "tcp-unbound",
+    "tcp-bound",
+    "tcp-pair",
+    "tcp6-listen",
+    "netlink-route",
+    "netlink-uevent",
+    "netlink-generic",
+    "netlink-diag",
+    "unix-unread",
+    "in-flight",
+    "memfd",
+    "aio",
+    "device-null",
+    "device-urandom",
+    "pty",
+    "pty-child",
+    "proc-file",
+    "sys-file",
+    "cgroup-file",
+    "path-only",
+    "namespace-file",
+    "pidfd",
+    "stopped",
+    "zombie",
+];
+
+/// Runs the app, or says why there is no such thing on this machine.
+fn start(store: &Store, name: &str, thing: &str) -> Result<Host, String> {
+    let app = ["python3", "/apps/feature.py", thing, SIZE];
+    let host = store
+        .host_with(name, &OPTIONS, &app)
+        .allow_device(10, 229)
+        .allow_device(203, 0)
+        .start();
+    let first = host
+        .stdout()
+        .wait_for_line("the first line", LIMIT, |_| true);
+    match first.strip_prefix("absent: ") {
+        Some(why) => Err(why.to_owned()),
+        None => Ok(host),
+    }
+}
+
+#[track_caller]
+fn status(host: &Host) -> Value {
+    let said = host.exec_ok(["reprieve", "status", "--json"]);
+    serde_json::from_str(&said).expect("it is JSON")
+}
+
+#[track_caller]
+fn assert_found_and_refused(host: &Host, thing: &str, reason: &str, complaint: &str) {
+    let told = wait_for_log(host, "the job cannot be checkpointed as it is now");
+    let told: Value = serde_json::from_str(&told).expect("the log is JSON");
+    assert_eq!(told["kind"], reason, "{thing}: {told}");
+    let status = status(host);
+    let first = &status["obstacles"][0];
+    assert_eq!(first["reason"], reason, "{thing}: {status}");
+    assert_eq!(status["protected"], false, "{thing}: {status}");
+    for (field, logged) in [("pid", "pid"), ("command", "command"), ("what", "what")] {
+        assert_eq!(first[field], told[logged], "{thing}: {status}");
+    }
+    let ran = checkpoint(host);
+    assert_ne!(ran.code, 0, "{thing} was found and can be stored");
+    assert!(ran.stderr.contains(complaint), "{thing}: {}", ran.stderr);
+}
+
+#[test]
+fn what_is_found_is_what_criu_refuses() {
+    for (thing, reason, complaint) in REFUSED {
+        let store = Store::new();
+        let host = start(&store, "host", thing).unwrap_or_else(|why| panic!("{thing}: {why}"));
+        assert_found_and_refused(&host, thing, reason, complaint);
+    }
+    for (thing, reason, complaint) in REFUSED_WHERE_THERE_IS {
+        let store = Store::new();
+        if let Ok(host) = start(&store, "host", thing) {
+            assert_found_and_refused(&host, thing, reason, complaint);
+        }
+    }
+}
+
+#[test]
+fn what_criu_stores_is_not_found() {
+    for thing in STORED {
+        let store = Store::new();
+        let host = start(&store, "host", thing).unwrap_or_else(|why| panic!("{thing}: {why}"));
+        checkpoint_ok(&host);
+        // A checkpoint ends with a look; the one before it is over by then.
+        let looked = host.exec_ok([
+            "reprieve",
+            "doctor",
+            "--no-rehearsal",
+            "--json",
+            "--pid",
+            "301",
+            "--store",
+            "file:///snapshots",
+            "--ghost-limit",
+            "2MiB",
+        ]);
+        assert!(
+            looked.contains("nothing known stands in the way"),
+            "{thing}: {looked}"
+        );
+        let status = status(&host);
+        assert_eq!(status["obstacles_total"], 0, "{thing}: {status}");
+        assert_eq!(status["protected"], true, "{thing}: {status}");
+        evict(&host);
+        let next = start(&store, "next", thing).unwrap_or_else(|why| panic!("{thing}: {why}"));
+        resumed(&next);
+        wait_for_output(&next, "on");
+    }
+}
+
+#[test]
+fn the_apps_of_the_other_tests_have_nothing_in_the_way() {
+    let apps: [&[&str]; 4] = [
+        &["python3", "/apps/job.py", "0.02"],
+        &["python3", "/apps/counter.py", "--pace", "0.01"],
+        &["python3", "/apps/memory.py", "16", "5"],
+        &["bash", "-c", "echo ready; while :; do sleep 0.05; done"],
+    ];
+    for app in apps {
+        let store = Store::new();
+        let host = store.host_with("host", &OPTIONS, app).start();
+        host.stdout()
+            .wait_for_line("the first line", LIMIT, |_| true);
+        checkpoint_ok(&host);
+        let all = host.stderr().text();
+        assert!(!all.contains("cannot be checkpointed as it is"), "{all}");
+        assert_eq!(status(&host)["obstacles_total"], 0, "{app:?}");
+    }
+}
+
+#[test]
+fn what_goes_away_is_gone_and_the_doctor_sees_the_same() {
+    let store = Store::new();
+    let app = [
+        "bash",
+        "-c",
+        "setsid python3 /apps/feature.py inotify-tmpfs & echo started; wait; echo ended; sleep 1000",
+    ];
+    let host = store.host_with("host", &OPTIONS, &app).start();
+    wait_for_output(&host, "ready");
+    let told = wait_for_log(&host, "the job cannot be checkpointed as it is now");
+    let told: Value = serde_json::from_str(&told).expect("the log is JSON");
+    let pid = told["pid"].as_i64().expect("it is a number");
+    assert_eq!(told["what"], "descriptor 3 (anon_inode:inotify)");
+    let text = host.exec_ok(["reprieve", "status"]);
+    let line =
+        format!("in the way     {pid} (python3), descriptor 3 (anon_inode:inotify): CRIU cannot");
+    assert!(text.contains(&line), "{text}");
+
+    let root = status(&host)["app_pid"].to_string();
+    let doctor = [
+        "reprieve",
+        "doctor",
+        "--no-rehearsal",
+        "--json",
+        "--pid",
+        &root,
+    ];
+    let ran = host.exec(doctor);
+    assert_eq!(ran.code, 185, "{}", ran.stdout);
+    let answer: Value = serde_json::from_str(&ran.stdout).expect("it is JSON");
+    let job = answer["findings"]
+        .as_array()
+        .and_then(|all| all.iter().find(|one| one["check"] == "job"))
+        .unwrap_or_else(|| panic!("the job was not looked at: {answer}"));
+    assert_eq!(job["level"], "fatal", "{answer}");
+    assert!(
+        job["found"]
+            .as_str()
+            .is_some_and(|found| found.starts_with(&format!("{pid} (python3)"))),
+        "{answer}"
+    );
+    let ran = host.exec(["reprieve", "doctor", "--no-rehearsal", "--pid", "299"]);
+    assert!(
+        ran.stdout.contains("there is no process 299 here"),
+        "{}",
+        ran.stdout
+    );
+
+    host.exec_ok(["kill", &pid.to_string()]);
+    wait_for_log(&host, "what stood in the way of a checkpoint is gone");
+    wait_until(LIMIT, "protection", || status(&host)["protected"] == true);
+    checkpoint_ok(&host);
+}
