@@ -16,7 +16,7 @@ module "role" {
   name                   = "reprieve-${local.job}"
   bucket                 = module.bucket.name
   prefix                 = "jobs/${local.job}/"
-  registry_prefix        = "jobs/~workers/"
+  workers_prefix         = "jobs/~workers/"
   autoscaling_group_name = local.job
 }
 

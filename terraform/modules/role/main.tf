@@ -15,7 +15,7 @@ locals {
   # What the document calls `needs`.
   needed = {
     ""                            = true
-    registry                      = var.registry_prefix != null
+    workers                       = var.workers_prefix != null
     bucket-key                    = var.bucket_kms_key_arn != null
     kms-key                       = var.seal_kms_key_arn != null
     queue                         = var.queue != "off"
@@ -32,7 +32,7 @@ locals {
   resources = {
     bucket                    = ["${local.arn}:s3:::${var.bucket}"]
     objects                   = ["${local.arn}:s3:::${var.bucket}/${var.prefix}*"]
-    registry                  = [for prefix in var.registry_prefix[*] : "${local.arn}:s3:::${var.bucket}/${prefix}*"]
+    workers                   = [for prefix in var.workers_prefix[*] : "${local.arn}:s3:::${var.bucket}/${prefix}*"]
     bucket-key                = var.bucket_kms_key_arn[*]
     seal-key                  = var.seal_kms_key_arn[*]
     queue                     = var.queue_arn == null ? [local.own] : [var.queue_arn]

@@ -34,14 +34,14 @@ variable "prefix" {
   }
 }
 
-variable "registry_prefix" {
+variable "workers_prefix" {
   description = "Where the store keeps its list of live workers, if the worker may enter itself: `jobs/~workers/` for the store s3://…/jobs. `reprieve ps` shows what is there, and nothing else depends on it. Whoever may write there may alter the entries of other jobs' workers."
   type        = string
   default     = null
 
   validation {
-    condition     = var.registry_prefix == null || can(regex("(^|/)~workers/$", var.registry_prefix))
-    error_message = "registry_prefix ends with ~workers/."
+    condition     = var.workers_prefix == null || can(regex("(^|/)~workers/$", var.workers_prefix))
+    error_message = "workers_prefix ends with ~workers/."
   }
 }
 

@@ -49,7 +49,7 @@ module "role" {
   name                   = "eviction"
   bucket                 = module.bucket.name
   prefix                 = "jobs/eviction/"
-  registry_prefix        = "jobs/~workers/"
+  workers_prefix         = "jobs/~workers/"
   queue                  = "shared"
   queue_arn              = module.queue.arn
   dead_letter_queue_arn  = module.queue.dead_letter_arn

@@ -48,25 +48,25 @@ run "an_entry_among_the_workers_is_written_and_not_read" {
   command = plan
 
   variables {
-    registry_prefix = "jobs/~workers/"
+    workers_prefix = "jobs/~workers/"
   }
 
   assert {
-    condition = one([for s in jsondecode(output.policy).Statement : s.Action if s.Resource[0] == "arn:aws:s3:::snapshots/jobs/~workers/*"]) == [
+    condition = toset(one([for s in jsondecode(output.policy).Statement : s.Action if s.Resource[0] == "arn:aws:s3:::snapshots/jobs/~workers/*"])) == toset([
       "s3:DeleteObject", "s3:PutObject",
-    ]
+    ])
     error_message = "The worker cannot enter itself, or may do more there."
   }
 }
 
-run "a_registry_elsewhere_is_refused" {
+run "a_list_of_workers_elsewhere_is_refused" {
   command = plan
 
   variables {
-    registry_prefix = "jobs/"
+    workers_prefix = "jobs/"
   }
 
-  expect_failures = [var.registry_prefix]
+  expect_failures = [var.workers_prefix]
 }
 
 run "everything_is_confined_to_what_is_named" {
