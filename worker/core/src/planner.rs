@@ -21,6 +21,9 @@ const SHORT_MS: u64 = 30_000;
 /// "As late as is safe" keeps back, on top of what a checkpoint hardly ever exceeds, a quarter of it and this.
 const SLACK_MS: u64 = 1_000;
 
+/// And this before an end for which the job works on: the way to the store may have become slower since it was measured.
+const LAST_SLACK_MS: u64 = 4_000;
+
 /// What is further ahead than a year is not looked at.
 const FAR_MS: u64 = 365 * 24 * 3_600_000;
 
@@ -326,7 +329,10 @@ fn slack(ms: u64) -> u64 {
 
 /// The latest moment from which a checkpoint will be done by `end`. None if even now is too late.
 fn last_safe_moment(now: Moment, end: Moment, promise: &Promise) -> Option<Moment> {
-    let done = |begun: Moment| Some(begun.plus_ms(slack(promise.ms_to_safe(begun)?)));
+    let done = |begun: Moment| {
+        let needed = slack(promise.ms_to_safe(begun)?);
+        Some(begun.plus_ms(needed + LAST_SLACK_MS))
+    };
     let fits = |begun: Moment| done(begun).is_some_and(|done| done <= end);
     if !fits(now) {
         return None;

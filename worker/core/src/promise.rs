@@ -19,6 +19,9 @@ const LEAST_MS: u64 = 500;
 /// storing costs.
 const FEW: f64 = 0.1;
 
+/// Of one that changed few, but no fewer MiB than this, what followed the freeze was storing.
+const TELLING: f64 = 16.0;
+
 /// A mean that forgets, and how far samples lie from it.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Estimate {
@@ -92,7 +95,15 @@ impl Promise {
         let changed = of.changed as f64 / MIB;
         let wall = of.wall_ms as f64;
         if changed < memory * FEW {
-            self.looking.add(wall / memory);
+            // A job that goes on is let go when its memory was looked at; over a slow way to the store most of the time
+            // comes after that, and grows with what changes.
+            let looked = (of.frozen_ms.saturating_add(LEAST_MS) as f64).min(wall);
+            if changed >= TELLING && wall > 2.0 * looked {
+                self.storing.add((wall - looked) / changed);
+                self.looking.add(looked / memory);
+            } else {
+                self.looking.add(wall / memory);
+            }
         } else {
             let looking = self.looking.mean().unwrap_or(0.0) * memory;
             self.storing.add((wall - looking).max(0.0) / changed);
@@ -214,7 +225,31 @@ mod tests {
         let much_later = promise
             .ms_to_safe(Moment(100_000_000))
             .expect("it was measured");
-        assert!(much_later > whole, "{much_later} and {whole}");
+        // The first one alone is trusted less than many that agree.
+        assert!(
+            (40_000..=whole).contains(&much_later),
+            "{much_later} and {whole}"
+        );
+    }
+
+    #[test]
+    fn over_a_way_that_became_slow_the_promise_grows_with_what_changes() {
+        // 2 GiB over a fast way; then 150 MiB at 25 MiB a second, and the job changes 10 MiB a second.
+        let of = |at, wall_ms, frozen_ms, changed| Measured {
+            frozen_at: Moment(at),
+            wall_ms,
+            frozen_ms,
+            memory: 2 << 30,
+            changed,
+        };
+        let mut promise = Promise::default();
+        promise.learn(of(0, 8_000, 7_000, 2 << 30));
+        promise.learn(of(15_000, 8_000, 1_500, 150 << 20));
+        for later_s in [30, 60, 85] {
+            let promised = promise.ms_to_safe(Moment(15_000 + later_s * 1_000));
+            let takes = 2_000 + later_s * 10 * 1_000 / 25;
+            assert!(promised >= Some(takes), "{promised:?} for {takes} ms");
+        }
     }
 
     proptest! {
