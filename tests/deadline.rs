@@ -60,7 +60,7 @@ fn with_time_the_job_is_made_safe_works_on_and_is_stored_before_the_deadline() {
         "{}",
         begun[1]
     );
-    let reasons: Vec<Value> = lines(&host, "it is decided")
+    let reasons: Vec<Value> = lines(&host, "it is decided what to do")
         .iter()
         .map(|line| line["reason"].clone())
         .collect();
@@ -141,7 +141,7 @@ fn a_checkpoint_that_would_not_fit_into_the_notice_any_more_is_told_of_or_taken_
     let host = store.host_with("keeper", &keep, COUNTER).start();
     // One that is there to be measured.
     wait_for_log(&host, "checkpoint is durable");
-    let decided = lines(&host, "it is decided");
+    let decided = lines(&host, "it is decided what to do");
     assert_eq!(
         decided[0]["reason"],
         "soon a checkpoint would not fit into the shortest notice"

@@ -3,7 +3,7 @@
 mod harness;
 mod job;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 static SERVER: LazyLock<Lookalike> = LazyLock::new(Lookalike::start);
 
 /// For what takes several rounds of several workers.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(300);
 
 const KNOWN: &str = "a command came through the queue";
 
@@ -81,8 +81,9 @@ impl Queues {
         take_all(&self.replies).iter().map(parse).collect()
     }
 
-    /// What was put into the dead-letter queue: the message and the reason.
-    fn take_dead(&self) -> Vec<(String, String)> {
+    /// What was put into the dead-letter queue: the message and the reason. One that was delivered again before it was
+    /// deleted is there twice.
+    fn take_dead(&self) -> BTreeSet<(String, String)> {
         let read = |message: &Value| {
             let reason = &message["MessageAttributes"]["reprieve.reason"]["StringValue"];
             let text = |value: &Value| value.as_str().expect("it is text").to_owned();

@@ -125,13 +125,13 @@ fn run(settings: Settings, app: AppCommand) -> Result<u8, Failure> {
     let runtime =
         runtime().map_err(|error| before_ready("the runtime cannot be started", error))?;
     let ended = runtime.block_on(async {
-        let settings = machine::complete(settings).await?;
+        let settings = Box::pin(machine::complete(settings)).await?;
         // The machine's tags may have named it.
         surroundings.job(&settings.job);
         for warning in &settings.warnings {
             tracing::warn!("{warning}");
         }
-        supervise(settings, app, clock, surroundings).await
+        Box::pin(supervise(settings, app, clock, surroundings)).await
     });
     // A store call that hangs must not hold up the end.
     runtime.shutdown_background();

@@ -1691,7 +1691,7 @@ impl Settings {
             }
         }
         if self.store.is_none() {
-            faults.extend(self.from_nowhere(Origin::BuiltIn));
+            faults.extend(self.needed_from_nowhere(Origin::BuiltIn));
         }
         if !faults.is_empty() {
             return Err(Faults(faults));
@@ -1730,7 +1730,7 @@ impl Settings {
         if self.store.is_none() && self.defaults_from_tags == DefaultsFromTags::Off {
             return faults
                 .into_iter()
-                .chain(self.from_nowhere(merged.origin("from")))
+                .chain(self.needed_from_nowhere(merged.origin("from")))
                 .collect();
         }
         let key_for_nothing = self.s3_objects.key.is_some()
@@ -1795,7 +1795,7 @@ impl Settings {
     }
 
     /// A start that were told where to go on from would begin from scratch.
-    fn from_nowhere(&self, origin: Origin) -> Option<Fault> {
+    fn needed_from_nowhere(&self, origin: Origin) -> Option<Fault> {
         self.from.as_ref().map(|from| Fault {
             name: "from".into(),
             origin,
@@ -3025,7 +3025,7 @@ mod tests {
             ("mine", QueueUse::Off)
         );
         // What is wrong says where it comes from.
-        let wrong = on(&[]).with_tags(&said("gs://b", "a b", "elsewhere"));
+        let wrong = on(&[]).with_tags(&said("ftp://b", "a b", "elsewhere"));
         let said_of_it = Failure::from(wrong.expect_err("nothing of it is valid")).to_string();
         for tag in ["reprieve:store", "reprieve:job", "reprieve:queue"] {
             let origin = format!("(tag {tag} of this machine)");
