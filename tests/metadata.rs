@@ -367,7 +367,7 @@ fn the_tags_of_the_machine_say_what_nothing_else_says() {
     evict(&second);
     assert!(store.path().join("mine/HEAD").exists());
     // A tag that cannot be is no reason to start without snapshots, and neither is a service that says nothing.
-    lab.facts(json!({ "tags": { "reprieve:store": "gs://elsewhere" } }));
+    lab.facts(json!({ "tags": { "reprieve:store": "ftp://elsewhere" } }));
     let third = start("third", &[]);
     assert_eq!(third.wait_exit(LIMIT), Exit::Code(174));
     let said = third.stderr().text();
