@@ -345,6 +345,15 @@ fn durable(host: &Host, line: &str, told_at: std::time::SystemTime, row: &Row) -
 /// The last thing that was said about a deadline or a checkpoint.
 fn why(host: &Host) -> String {
     let log = host.stderr().lines();
+    // For whoever wants to know more than the table says.
+    for line in &log {
+        if ["it is decided", "checkpoint ", "deadline"]
+            .iter()
+            .any(|word| line.contains(word))
+        {
+            eprintln!("    {line}");
+        }
+    }
     let said = log.iter().rev().find_map(|line| {
         let line: Value = serde_json::from_str(line).ok()?;
         let reason = line["reason"].as_str()?;

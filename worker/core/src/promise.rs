@@ -98,7 +98,7 @@ impl Promise {
             // A job that goes on is let go when its memory was looked at; over a slow way to the store most of the time
             // comes after that, and grows with what changes.
             let looked = (of.frozen_ms.saturating_add(LEAST_MS) as f64).min(wall);
-            if changed >= TELLING && wall > 2.0 * looked {
+            if changed >= TELLING {
                 self.storing.add((wall - looked) / changed);
                 self.looking.add(looked / memory);
             } else {
@@ -245,11 +245,19 @@ mod tests {
         let mut promise = Promise::default();
         promise.learn(of(0, 8_000, 7_000, 2 << 30));
         promise.learn(of(15_000, 8_000, 1_500, 150 << 20));
-        for later_s in [30, 60, 85] {
-            let promised = promise.ms_to_safe(Moment(15_000 + later_s * 1_000));
-            let takes = 2_000 + later_s * 10 * 1_000 / 25;
-            assert!(promised >= Some(takes), "{promised:?} for {takes} ms");
-        }
+        let keeps = |promise: &Promise, from: u64| {
+            for later_s in [30, 60, 85] {
+                let promised = promise.ms_to_safe(Moment(from + later_s * 1_000));
+                let takes = 2_000 + later_s * 10 * 1_000 / 25;
+                assert!(promised >= Some(takes), "{promised:?} for {takes} ms");
+            }
+        };
+        keeps(&promise, 15_000);
+        // The same with so little stored that looking at memory took half of the time.
+        let mut promise = Promise::default();
+        promise.learn(of(0, 8_000, 7_000, 2 << 30));
+        promise.learn(of(5_000, 3_000, 1_000, 50 << 20));
+        keeps(&promise, 5_000);
     }
 
     proptest! {
