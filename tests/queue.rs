@@ -141,6 +141,11 @@ fn host(name: &str, store: &Store, options: &[String], app: &[&str]) -> Builder 
         .into_iter()
         .map(str::to_owned)
         .chain(options.iter().cloned());
+    beside_aws(name, store).reprieve(options, app.iter().copied())
+}
+
+/// A host that reaches the look-alike and the store.
+fn beside_aws(name: &str, store: &Store) -> Builder {
     Host::builder(name)
         .share_net()
         .bind(store.path(), "/snapshots")
@@ -149,7 +154,6 @@ fn host(name: &str, store: &Store, options: &[String], app: &[&str]) -> Builder 
         .env("AWS_EC2_METADATA_DISABLED", "true")
         .env("AWS_ACCESS_KEY_ID", "AKIDFORTESTS")
         .env("AWS_SECRET_ACCESS_KEY", "a-secret-that-stays-one")
-        .reprieve(options, app.iter().copied())
 }
 
 fn status(id: &str, worker: &str) -> String {
@@ -471,9 +475,7 @@ fn a_rollback_ends_the_job_and_its_next_start_goes_on_from_there_once() {
 #[test]
 fn tags_that_only_ec2_tells_of_say_store_job_and_queue() {
     let (store, queues) = (Store::new(), Queues::new("tagged"));
-    let made = SERVER.ec2("Action=RunInstances&ImageId=ami-12c6146b&MinCount=1&MaxCount=1");
-    let (_, rest) = made.split_once("<instanceId>").expect("there is one");
-    let instance = rest.split('<').next().expect("it has an end").to_owned();
+    let instance = SERVER.make_instance();
     let escaped = queues.url.replace(':', "%3A").replace('/', "%2F");
     SERVER.ec2(&format!(
         "Action=CreateTags&ResourceId.1={instance}&Tag.1.Key=reprieve%3Ajob&Tag.1.Value=tagged&\
@@ -488,14 +490,7 @@ fn tags_that_only_ec2_tells_of_say_store_job_and_queue() {
         "--reply-queue",
         &queues.replies,
     ];
-    let host = Host::builder("tagged")
-        .share_net()
-        .bind(store.path(), "/snapshots")
-        .env("AWS_ENDPOINT_URL", SERVER.url.as_str())
-        .env("AWS_REGION", "us-east-1")
-        .env("AWS_EC2_METADATA_DISABLED", "true")
-        .env("AWS_ACCESS_KEY_ID", "AKIDFORTESTS")
-        .env("AWS_SECRET_ACCESS_KEY", "a-secret-that-stays-one")
+    let host = beside_aws("tagged", &store)
         .reprieve(options, COUNTER.iter().copied())
         .start();
     wait_for_output(&host, "line 3");

@@ -17,6 +17,8 @@ use aws_smithy_types::byte_stream::ByteStream;
 use aws_smithy_xml::decode::{Document, ScopedDecoder, try_data};
 use tokio::time::timeout;
 
+use crate::http::escaped;
+
 /// The version of the protocol; EC2 keeps old ones for good.
 const VERSION: &str = "2016-11-15";
 
@@ -277,20 +279,6 @@ impl Ec2 {
             request.map(|()| SdkBody::from(form)),
         )?)
     }
-}
-
-/// As a form is escaped and signed: everything but what RFC 3986 leaves as it is.
-fn escaped(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => {
-                escaped.push(char::from(byte));
-            }
-            _ => escaped += &format!("%{byte:02X}"),
-        }
-    }
-    escaped
 }
 
 fn refusal(action: &'static str, status: u16, text: &str) -> Ec2Error {

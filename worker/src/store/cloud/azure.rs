@@ -12,7 +12,9 @@ use object_store::client::{CredentialProvider, HttpRequest};
 
 use super::google::no_retries;
 use super::link::Link;
-use super::{CloudOptions, Dialect, Listed, Page, escaped, escaped_path, text_of};
+use reprieve_hooks::http::escaped;
+
+use super::{CloudOptions, Dialect, Listed, Page, escaped_path, text_of};
 use crate::store::{Condition, StoreErrorKind, Tag};
 
 const BLOB_TYPE: HeaderName = HeaderName::from_static("x-ms-blob-type");

@@ -11,7 +11,9 @@ use object_store::client::HttpRequest;
 use object_store::gcp::{GcpCredentialProvider, GoogleCloudStorageBuilder};
 
 use super::link::Link;
-use super::{CloudOptions, Dialect, Listed, Page, escaped, escaped_path, text_of};
+use reprieve_hooks::http::escaped;
+
+use super::{CloudOptions, Dialect, Listed, Page, escaped_path, text_of};
 use crate::store::{Condition, StoreErrorKind, Tag};
 
 const PUBLIC: &str = "https://storage.googleapis.com";

@@ -23,6 +23,7 @@ use bytes::Bytes;
 use hyper::Method;
 use hyper::header::{CONTENT_LENGTH, CONTENT_RANGE, HeaderMap, HeaderValue, RANGE};
 use object_store::client::{HttpRequest, HttpRequestBody};
+use reprieve_hooks::http::escaped;
 
 use self::azure::{Azure, AzureError};
 use self::google::Google;
@@ -729,20 +730,6 @@ fn element(xml: &str, name: &str) -> Option<String> {
 /// Stores write what they like; a message is for one line.
 fn printable(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(300).collect()
-}
-
-/// As a part of a URL: everything but what RFC 3986 leaves as it is.
-fn escaped(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => {
-                escaped.push(char::from(byte));
-            }
-            _ => escaped += &format!("%{byte:02X}"),
-        }
-    }
-    escaped
 }
 
 /// The same for a key, whose segments are those of the path.
