@@ -449,6 +449,22 @@ fn read_target_state(text: &str, _: Clock) -> Reading {
     Reading::found(vec![found])
 }
 
+/// Reads anything as each of the documents.
+pub(crate) fn digest(text: &str, clock: [u64; 2]) {
+    let clock = Clock {
+        ours: WallMs(clock[0]),
+        theirs: WallMs(clock[1]),
+    };
+    for topic in [
+        read_spot,
+        read_rebalance,
+        read_maintenance,
+        read_target_state,
+    ] {
+        std::hint::black_box(topic(text, clock));
+    }
+}
+
 // ---- What this instance is
 
 /// What an instance knows of itself.
@@ -611,7 +627,8 @@ impl Service {
         let life = answer
             .header(TOKEN_TTL)
             .and_then(|life| life.parse().ok())
-            .map(Duration::from_secs);
+            // Whoever answers may claim anything; no token lives longer than it was asked for.
+            .map(|life| Duration::from_secs(life).min(TOKEN_LIFE));
         let text = answer.text();
         let usable = text.len() <= LONGEST_TOKEN
             && !text.is_empty()

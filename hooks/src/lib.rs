@@ -16,6 +16,8 @@ pub mod gcp;
 pub mod http;
 #[cfg(test)]
 mod lookalike;
+#[doc(hidden)]
+pub mod parsers;
 pub mod presence;
 pub mod pressure;
 pub mod signals;

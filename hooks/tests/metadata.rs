@@ -494,6 +494,16 @@ async fn no_fault_of_ec2s_service_announces_withdraws_or_hides_anything() {
 }
 
 #[tokio::test]
+async fn a_token_that_claims_to_live_for_ever_is_used_like_any_other() {
+    let lab = Lab::start();
+    lab.fault(json!({ "name": "endless-ttl" }));
+    let mut ec2 = Listening::to_ec2(ec2_options(&lab));
+    ec2.works().await;
+    lab.notice(json!({ "kind": "spot", "in": 120 }));
+    ec2.goes(Fate::Terminate).await;
+}
+
+#[tokio::test]
 async fn a_fault_while_a_notice_stands_does_not_withdraw_it() {
     let lab = Lab::start();
     lab.notice(json!({ "kind": "spot", "in": 120 }));

@@ -24,6 +24,8 @@ pub mod metrics;
 mod named;
 pub mod operate;
 pub mod pages;
+#[cfg(any(test, fuzzing))]
+pub mod parsers;
 mod place;
 pub mod queue;
 pub mod registry;

@@ -620,6 +620,33 @@ pub(crate) fn is_zero(page: &[u8]) -> bool {
     page[0] == 0 && page[..PAGE - 1] == page[1..]
 }
 
+/// Takes whatever these bytes send, as CRIU's.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn digest(bytes: &[u8]) -> Result<Captured, CaptureError> {
+    use reprieve_core::effort::Level;
+
+    use crate::pages::fingerprint::PageKey;
+    use crate::pages::tuning::{Usual, Wanted};
+
+    let (sender, mut packed) = mpsc::channel(4);
+    let known = Arc::new(Known::nothing(PageKey::Blake3([1; 32])));
+    let level = Wanted::Always(Level::Raw);
+    let tuning = Tuning::new(level, 1, 1, 0, Usual::default(), tokio::time::Instant::now);
+    let blocks = Blocks::new(sender, Buffers::default(), Arc::new(tuning), None, 0);
+    let mut server = PageServer::start(&blocks, &known, 1).map_err(CaptureError::Pack)?;
+    drop(blocks);
+    let mut socket = UnixStream::from(server.socket.take().expect("it was made just now"));
+    let mut answers = socket.try_clone().map_err(CaptureError::Pack)?;
+    std::thread::scope(|threads| {
+        threads.spawn(move || while packed.blocking_recv().is_some() {});
+        threads.spawn(move || io::copy(&mut answers, &mut io::sink()));
+        // It hangs up on what it does not understand.
+        drop(socket.write_all(bytes));
+        drop(socket.shutdown(std::net::Shutdown::Write));
+        server.finish()
+    })
+}
+
 /// Puts what the workers saw back into the order in which CRIU sent it.
 fn assemble(order: &[(MemoryKind, u64)], found: Vec<Found>, known: &Known) -> Captured {
     let mut seen: Vec<(usize, Seen)> = Vec::new();

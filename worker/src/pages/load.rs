@@ -269,7 +269,7 @@ async fn index(
 
 impl Snapshot {
     /// One that is not sealed.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn for_tests(
         manifest: Manifest,
         index: Index,

@@ -54,7 +54,7 @@ impl fmt::Debug for AttemptKey {
 }
 
 impl AttemptKey {
-    fn new(job: &str, attempt: &str, key: &[u8; 32]) -> Self {
+    pub(crate) fn new(job: &str, attempt: &str, key: &[u8; 32]) -> Self {
         let key = UnboundKey::new(&AES_256_GCM, key).expect("the length is right");
         Self {
             job: job.to_owned(),

@@ -9,7 +9,7 @@
 //! - of any number of concurrent `put`s with the same satisfied condition exactly one succeeds;
 //! - a [`Tag`] changes whenever the object's bytes change.
 
-mod cloud;
+pub(crate) mod cloud;
 #[cfg(test)]
 mod contract;
 mod directory;

@@ -675,23 +675,28 @@ fn each_in(
         // Azure begins with a mark of its encoding.
         let mut document = Document::try_from(xml.trim_start_matches('\u{feff}').as_bytes())?;
         let mut root = document.root_element()?;
-        descend(&mut root, visit)
+        descend(&mut root, 0, visit)
     };
     let mut read = read;
     read().map_err(|error| error.to_string())
 }
 
+/// Elements within elements that a listing is believed to have; real ones have four.
+const DEEPEST: usize = 16;
+
 fn descend(
     element: &mut ScopedDecoder<'_, '_>,
+    depth: usize,
     visit: &mut dyn FnMut(&str, &Fields) -> Result<(), String>,
 ) -> Result<(), Box<dyn Error>> {
+    bounded(depth)?;
     while let Some(mut inner) = element.next_tag() {
         let name = inner.start_el().local().to_owned();
         match name.as_str() {
-            "Blobs" => descend(&mut inner, visit)?,
+            "Blobs" => descend(&mut inner, depth + 1, visit)?,
             "Contents" | "Blob" => {
                 let mut fields = Fields::new();
-                gather(&mut inner, &mut fields)?;
+                gather(&mut inner, depth + 1, &mut fields)?;
                 visit(&name, &fields)?;
             }
             "NextMarker" | "NextContinuationToken" => {
@@ -704,10 +709,22 @@ fn descend(
     Ok(())
 }
 
-fn gather(element: &mut ScopedDecoder<'_, '_>, fields: &mut Fields) -> Result<(), Box<dyn Error>> {
+fn bounded(depth: usize) -> Result<(), Box<dyn Error>> {
+    match depth > DEEPEST {
+        true => Err("elements lie too deep in one another".into()),
+        false => Ok(()),
+    }
+}
+
+fn gather(
+    element: &mut ScopedDecoder<'_, '_>,
+    depth: usize,
+    fields: &mut Fields,
+) -> Result<(), Box<dyn Error>> {
+    bounded(depth)?;
     while let Some(mut inner) = element.next_tag() {
         match inner.start_el().local() {
-            "Properties" => gather(&mut inner, fields)?,
+            "Properties" => gather(&mut inner, depth + 1, fields)?,
             // Of no interest, and with elements of their own.
             "Owner" | "Metadata" | "Tags" | "OrMetadata" => {}
             name => {
@@ -718,6 +735,13 @@ fn gather(element: &mut ScopedDecoder<'_, '_>, fields: &mut Fields) -> Result<()
         }
     }
     Ok(())
+}
+
+/// Reads anything as a listing and as an error.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn digest(xml: &str) {
+    let seen = each_in(xml, &mut |_, fields| text_of(fields, "Name").map(drop));
+    drop((seen, element(xml, "Code"), printable(xml)));
 }
 
 /// The text of the first such element of an error, which has no other elements in it.
