@@ -13,7 +13,15 @@ use serde_json::Value;
 /// Larger than `--ghost-limit` below.
 const SIZE: &str = "3000000";
 
-const OPTIONS: [&str; 4] = ["--checkup-interval", "100ms", "--ghost-limit", "2MiB"];
+/// With io_uring allowed, which an app does not get otherwise.
+const OPTIONS: [&str; 6] = [
+    "--checkup-interval",
+    "100ms",
+    "--ghost-limit",
+    "2MiB",
+    "--io-uring",
+    "allow",
+];
 
 /// Thing, kind of finding, and what CRIU says of it.
 const REFUSED: [(&str, &str, &str); 38] = [

@@ -725,6 +725,8 @@ pub(crate) mod tests {
                 stdin_ended: false,
                 processes: 1,
                 monotonic_ms: 1,
+                library: None,
+                filtered: false,
             },
             host: HostFacts {
                 hostname: "host".into(),
@@ -735,6 +737,7 @@ pub(crate) mod tests {
                 page_size: 4096,
                 criu: "4.2".into(),
                 image: String::new(),
+                may_filter: false,
             },
             parts: parts.iter().map(part).collect(),
             index: Vec::new(),

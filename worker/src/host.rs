@@ -33,6 +33,7 @@ pub(crate) fn facts(criu: &str) -> HostFacts {
         page_size: page_size(),
         criu: criu.to_owned(),
         image: image(),
+        may_filter: may_suspend_filters() && !is_filtered(),
     }
 }
 
@@ -98,6 +99,20 @@ pub(crate) fn capabilities() -> u64 {
     let mask = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
     mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
         .unwrap_or(0)
+}
+
+/// Whether CRIU may store processes that are under a seccomp filter, as far as our capabilities say.
+pub(crate) fn may_suspend_filters() -> bool {
+    capabilities() >> SYS_ADMIN & 1 == 1
+}
+
+/// Whether this process is under a seccomp filter itself.
+pub(crate) fn is_filtered() -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mode = status
+        .lines()
+        .find_map(|line| line.strip_prefix("Seccomp:"));
+    mode.is_some_and(|mode| mode.trim() != "0")
 }
 
 fn page_size() -> u64 {

@@ -9,6 +9,7 @@ pub mod catalog;
 mod checkup;
 pub mod cli;
 pub mod control;
+mod cures;
 pub mod doctor;
 pub mod endpoint;
 pub mod engine;

@@ -484,6 +484,25 @@ pub const TABLE: &[Setting] = &[
                   checkpoint.",
     },
     Setting {
+        name: "io-uring",
+        section: EVICTION,
+        kind: Kind::Choice(IoUring::NAMES),
+        default: Some("deny"),
+        unset: "",
+        meaning: "Whether an app that is started from scratch may make an io_uring, which CRIU cannot store. `deny` lets \
+                  io_uring_setup answer ENOSYS, so that Node.js and others do without: by a seccomp filter where the \
+                  container has SYS_ADMIN, else by a library in LD_PRELOAD (docs/checkup.md).",
+    },
+    Setting {
+        name: "jvm-perf-data",
+        section: EVICTION,
+        kind: Kind::Choice(PerfData::NAMES),
+        default: Some("off"),
+        unset: "",
+        meaning: "Whether a JVM keeps its file of performance data (/tmp/hsperfdata_*), which a resume on another host would \
+                  need. `off` adds -XX:-UsePerfData to JAVA_TOOL_OPTIONS, unless that says something about it.",
+    },
+    Setting {
         name: "checkup-interval",
         section: EVICTION,
         kind: Kind::Duration(Duration::from_millis(100), DAY),
@@ -988,6 +1007,16 @@ named! {
 }
 
 named! {
+    /// Whether the app may make an io_uring.
+    pub enum IoUring { Deny = "deny", Allow = "allow", }
+}
+
+named! {
+    /// Whether a JVM keeps its file of performance data.
+    pub enum PerfData { Off = "off", Keep = "keep", }
+}
+
+named! {
     /// What to do when snapshots exist but none can be restored.
     pub enum OnNoValidSnapshot { Fail = "fail", Start = "start", }
 }
@@ -1205,6 +1234,8 @@ pub struct Settings {
     pub on_checkpoint_failure: OnCheckpointFailure,
     pub checkpointed_exit_code: u8,
     pub ghost_limit_bytes: u32,
+    pub io_uring: IoUring,
+    pub jvm_perf_data: PerfData,
     pub checkup_interval: Duration,
     pub signal_target: SignalTarget,
     pub on_sigint: OnSignal,
@@ -1575,6 +1606,8 @@ impl Settings {
             ghost_limit_bytes: merged.need("ghost-limit", |checked| {
                 checked.bytes().and_then(|bytes| u32::try_from(bytes).ok())
             }),
+            io_uring: merged.need("io-uring", Checked::choice(IoUring::from_name)),
+            jvm_perf_data: merged.need("jvm-perf-data", Checked::choice(PerfData::from_name)),
             checkup_interval: merged.need("checkup-interval", Checked::duration),
             signal_target: merged.need("signal-target", Checked::choice(SignalTarget::from_name)),
             on_sigint: merged.need("on-sigint", Checked::choice(OnSignal::from_name)),
@@ -3098,6 +3131,8 @@ mod tests {
                 on_checkpoint_failure: OnCheckpointFailure::RunOn,
                 checkpointed_exit_code: 75,
                 ghost_limit_bytes: 64 * 1024 * 1024,
+                io_uring: IoUring::Deny,
+                jvm_perf_data: PerfData::Off,
                 checkup_interval: Duration::from_secs(60),
                 signal_target: SignalTarget::Group,
                 on_sigint: OnSignal::Forward,
@@ -3200,6 +3235,8 @@ mod tests {
         ("on-checkpoint-failure", "forward"),
         ("checkpointed-exit-code", "143"),
         ("ghost-limit", "0B"),
+        ("io-uring", "allow"),
+        ("jvm-perf-data", "keep"),
         ("checkup-interval", "10s"),
         ("signal-target", "child"),
         ("platform", "ecs"),
@@ -3347,6 +3384,8 @@ mod tests {
             on_checkpoint_failure: OnCheckpointFailure::Forward,
             checkpointed_exit_code: 143,
             ghost_limit_bytes: 0,
+            io_uring: IoUring::Allow,
+            jvm_perf_data: PerfData::Keep,
             checkup_interval: Duration::from_secs(10),
             signal_target: SignalTarget::Child,
             on_sigint: OnSignal::Stop,

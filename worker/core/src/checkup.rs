@@ -114,7 +114,7 @@ impl Reason {
                 "run the container and all of the job as one user, or add the capability SYS_RESOURCE"
             }
             Self::IoUring => {
-                "make the app do without: its own setting, or the sysctl kernel.io_uring_disabled=2 on the host"
+                "start it with --io-uring deny; if it makes the system call itself, its own setting or the sysctl kernel.io_uring_disabled=2"
             }
             Self::Watch => "let the app poll, or switch watching files off (hot reload, tail -f)",
             Self::SharedMemory => "use another kind of shared memory, if the app has a choice",
@@ -142,8 +142,32 @@ pub fn document() -> String {
             reason.remedy()
         ));
     }
+    text.push_str(CURES);
     text
 }
+
+const CURES: &str = "
+## What is cured when the app starts
+
+An app that is started from scratch, with a store, is given what takes the commonest obstacles away; the log says what \
+(`what the app is given so that it can be checkpointed`). A resumed app keeps what it was started with.
+
+| Obstacle | Given | Switched off by |
+|---|---|---|
+| io_uring (Node.js from 20 on with its file operations, some databases) | `io_uring_setup` answers ENOSYS, and the app does \
+without as on an older kernel. With SYS_ADMIN: a seccomp filter, for whatever program it is. Without: a library in \
+`LD_PRELOAD`, after those that are there | `--io-uring allow` |
+| a JVM's `/tmp/hsperfdata_*`, which the next host does not have | `-XX:-UsePerfData` at the end of `JAVA_TOOL_OPTIONS`, unless \
+something about it is there; every JVM says on its standard error that it picked that up | `--jvm-perf-data keep` |
+| file locks | CRIU is told to store them, always | |
+
+CRIU can store a process under a seccomp filter only with SYS_ADMIN and if it is under none itself; so a job that has the filter \
+resumes only on hosts with SYS_ADMIN, and others pass its snapshots over. The library reaches programs that are dynamically linked \
+(glibc or musl) and ask through `syscall()` or liburing's shared library; a static program, one that makes the system call itself, \
+and one that runs with other privileges than its caller (setuid) are not reached, and found by the rule `io_uring`. It lies in \
+`/run/reprieve-lib`, `/tmp/reprieve-lib` or `/var/tmp/reprieve-lib`, whichever can be written and is not mounted noexec, and travels \
+with the snapshot. A program of another architecture (32 bit) says that it cannot be preloaded, and runs.
+";
 
 const INTRODUCTION: &str = "\
 # Can this job be checkpointed?

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::manifest::HostFacts;
+use crate::manifest::{HostFacts, Manifest};
 
 /// The instruction sets that a program may have chosen at its start and would die without (SIGILL after a resume that
 /// CRIU called successful). Names as in `/proc/cpuinfo`; what only the kernel uses is left out on purpose.
@@ -85,6 +85,8 @@ pub enum Mismatch {
         snapshot_cpu: String,
         host_cpu: String,
     },
+    /// Its processes are under a seccomp filter.
+    CannotFilter,
 }
 
 impl fmt::Display for Mismatch {
@@ -114,8 +116,20 @@ impl fmt::Display for Mismatch {
                 "this host's CPU ({host_cpu}) lacks {} of the snapshot's CPU ({snapshot_cpu})",
                 features.join(", ")
             ),
+            Self::CannotFilter => out.write_str(
+                "its processes are under a seccomp filter (--io-uring deny), and this container has no SYS_ADMIN",
+            ),
         }
     }
+}
+
+/// Every reason why `host` cannot run this snapshot; empty when it can.
+pub fn unfit(snapshot: &Manifest, host: &HostFacts) -> Vec<Mismatch> {
+    let mut found = mismatches(&snapshot.host, host);
+    if snapshot.app.filtered && !host.may_filter {
+        found.push(Mismatch::CannotFilter);
+    }
+    found
 }
 
 /// Every reason why `host` cannot run a snapshot taken on `snapshot`; empty when it can.
@@ -177,6 +191,7 @@ mod tests {
             page_size: 4096,
             criu: "4.2.1".into(),
             image: "Debian".into(),
+            may_filter: false,
         }
     }
 

@@ -15,6 +15,7 @@ pub mod effort;
 pub mod episode;
 pub mod files;
 pub mod head;
+pub mod launch;
 pub mod lifecycle;
 pub mod manifest;
 pub mod notice;

@@ -96,6 +96,12 @@ pub struct AppFacts {
     pub processes: u32,
     /// The host's CLOCK_MONOTONIC at the freeze, in milliseconds.
     pub monotonic_ms: u64,
+    /// Path of a library of ours that its processes loaded; its bytes are in the snapshot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub library: Option<String>,
+    /// It was started under a seccomp filter of ours.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub filtered: bool,
 }
 
 /// What decides whether another host can run the snapshot.
@@ -114,6 +120,9 @@ pub struct HostFacts {
     pub criu: String,
     /// The user land: `PRETTY_NAME` of os-release, empty when there is none.
     pub image: String,
+    /// Processes under a seccomp filter can be stored and restored here.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub may_filter: bool,
 }
 
 /// Sizes, in bytes.

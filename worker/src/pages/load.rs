@@ -114,7 +114,7 @@ pub async fn load(
     deadline: Instant,
 ) -> Result<Snapshot, Unusable> {
     let read = manifest(catalog, candidate, deadline).await?;
-    let mismatches = compat::mismatches(&read.manifest.host, host);
+    let mismatches = compat::unfit(&read.manifest, host);
     if !mismatches.is_empty() {
         return Err(Unusable::Host(mismatches));
     }

@@ -21,6 +21,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::callouts::{Callouts, Moment};
 use crate::catalog::{self, Catalog, CatalogError, Found, Lease};
+use crate::cures::{Cures, Given};
 use crate::engine::criu::Criu;
 use crate::failure::{ExitCode, Failure};
 use crate::host;
@@ -128,7 +129,7 @@ pub(crate) async fn boot(
     machine::wait_for_service(&settings).await;
     let Some(address) = settings.store.clone() else {
         tracing::warn!("no store is set: the app runs without checkpoints");
-        return start(&reaper, &gate, &argv, None).await;
+        return start(&reaper, &gate, &argv, &Cures::default(), None).await;
     };
     let prepared = prepare(&settings, &address, &reaper).await?;
     presence.begin(Arc::clone(prepared.catalog.store())).await;
@@ -161,7 +162,10 @@ pub(crate) async fn boot(
     let protection = Some(prepared.protection(&settings, &reaper, ownership, journal));
     match resumed {
         Some(resumed) => Ok(running(resumed, protection)),
-        None => start(&reaper, &gate, &argv, protection).await,
+        None => {
+            let cures = Cures::prepare(&settings);
+            start(&reaper, &gate, &argv, &cures, protection).await
+        }
     }
 }
 
@@ -405,9 +409,14 @@ fn running(resumed: Resumed, protection: Option<Protection>) -> Booted {
         stdio,
         manifest,
         candidate,
+        library,
         took,
     } = resumed;
     if let Some(protection) = &protection {
+        protection.checkpointer.carry(Given {
+            library,
+            filtered: manifest.app.filtered,
+        });
         protection.checkpointer.build_upon(candidate);
     }
     metrics::restore_ended(RestoreOutcome::Resumed);
@@ -447,6 +456,7 @@ async fn start(
     reaper: &Reaper,
     gate: &Gate,
     argv: &[OsString],
+    cures: &Cures,
     protection: Option<Protection>,
 ) -> Result<Booted, Failure> {
     // Before the first process of the app: every one of them will need its number again.
@@ -464,7 +474,10 @@ async fn start(
         std::future::pending::<()>().await;
     }
     steps::reached(Step::Starting);
-    let app = child::start(reaper, argv, ends)?;
+    let app = child::start(reaper, argv, ends, cures)?;
+    if let Some(protection) = &protection {
+        protection.checkpointer.carry(cures.given.clone());
+    }
     let stdio = streams.flow(Held::default()).map_err(failed)?;
     steps::reached(Step::Started);
     metrics::app_started(StartedHow::Scratch);
@@ -595,6 +608,7 @@ impl Prepared {
                 seeds: Seeds::default(),
                 journal,
                 complaint: Mutex::default(),
+                given: OnceLock::new(),
             }),
         }
     }

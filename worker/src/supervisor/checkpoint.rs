@@ -14,7 +14,7 @@
 
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use nix::unistd::{Pid, getsid};
@@ -31,6 +31,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant as TokioInstant, sleep_until, timeout, timeout_at};
 
 use crate::catalog::{self, Catalog, CatalogError};
+use crate::cures::{Given, Library};
 use crate::engine::criu::{self, Criu, CriuError, DumpOrder};
 use crate::engine::hook::{Asked, Hooks};
 use crate::host;
@@ -63,6 +64,9 @@ const LOG_TAIL: u64 = 128 << 10;
 
 /// Our own images in a snapshot: what the standard streams held.
 pub(crate) const HELD: [&str; 3] = ["reprieve-stdin", "reprieve-stdout", "reprieve-stderr"];
+
+/// And the library that its processes loaded.
+pub(crate) const LIBRARY: &str = "reprieve-library";
 
 /// Of the time for storing, this fraction may be spent on looking at what is in the store already.
 const LOOKING: u32 = 4;
@@ -245,6 +249,8 @@ pub(crate) struct Checkpointer {
     pub journal: Journal,
     /// What CRIU said in the latest attempt, if that failed.
     pub complaint: Mutex<Option<EngineLog>>,
+    /// What the job's processes were given.
+    pub given: OnceLock<Given>,
 }
 
 /// One attempt: everything it has to give back.
@@ -344,6 +350,11 @@ impl Checkpointer {
             .lock()
             .expect("no holder of this lock panics");
         complaint.take()
+    }
+
+    /// The job's processes were given this, which goes with them.
+    pub(crate) fn carry(&self, given: Given) {
+        self.given.set(given).expect("a boot ends once");
     }
 
     /// This snapshot is sound, and what the app's memory began from.
@@ -802,8 +813,10 @@ impl Attempt<'_> {
         let step = self.of.journal.checkpoint_step(CheckpointPhase::Drain);
         let stdin_ended = held.stdin_ended;
         let images = self.images.clone();
+        let Given { library, filtered } = self.of.given.get().cloned().unwrap_or_default();
+        let carried = library.clone();
         let gathered = tokio::select! {
-            gathered = blocking(move || gather(&images, &held, blocks, server)) => gathered?,
+            gathered = blocking(move || gather(&images, &held, carried.as_ref(), blocks, server)) => gathered?,
             () = expired(&mut self.limits, |limits| limits.stored_by) => {
                 return Err(CheckpointError::Deadline { step: "the app's memory was being packed" });
             }
@@ -877,6 +890,8 @@ impl Attempt<'_> {
                 stdin_ended,
                 processes: u32::try_from(tree.len()).unwrap_or(u32::MAX),
                 monotonic_ms: host::monotonic_ms(),
+                library: library.map(|library| library.path.to_string_lossy().into_owned()),
+                filtered,
             },
             host: self.of.host.clone(),
             index: vec![parts.len() - 1],
@@ -951,13 +966,22 @@ async fn expired(limits: &mut watch::Receiver<Limits>, which: impl Fn(&Limits) -
 type Gathered = Result<(Captured, Vec<File>), CaptureError>;
 
 /// Packs what CRIU left in its directory and what the streams held, and ends the transfer of memory.
-fn gather(images: &Path, held: &Held, blocks: Blocks, server: PageServer) -> Gathered {
+fn gather(
+    images: &Path,
+    held: &Held,
+    library: Option<&Library>,
+    blocks: Blocks,
+    server: PageServer,
+) -> Gathered {
     let mut files = blocks.add_directory(images)?;
     for (name, bytes) in HELD
         .into_iter()
         .zip([&held.stdin, &held.stdout, &held.stderr])
     {
         files.push(blocks.add(name, bytes.as_slice())?);
+    }
+    if let Some(library) = library {
+        files.push(blocks.add(LIBRARY, library.bytes.as_slice())?);
     }
     let captured = server.finish()?;
     for (memory, hashes) in captured.hashes.iter().enumerate() {

@@ -60,6 +60,8 @@ fn manifest_of(generation: u64, epoch: u64, attempt: &str, parts: Vec<Part>) -> 
             stdin_ended: false,
             processes: 1,
             monotonic_ms: 0,
+            library: None,
+            filtered: false,
         },
         host: HostFacts {
             hostname: String::new(),
@@ -70,6 +72,7 @@ fn manifest_of(generation: u64, epoch: u64, attempt: &str, parts: Vec<Part>) -> 
             page_size: 4096,
             criu: String::new(),
             image: String::new(),
+            may_filter: false,
         },
         parts,
         index: Vec::new(),
