@@ -66,7 +66,10 @@ const REFUSED: [(&str, &str, &str); 38] = [
 ];
 
 /// What not every kernel or machine has.
-const REFUSED_WHERE_THERE_IS: [(&str, &str, &str); 6] = [
+const REFUSED_WHERE_THERE_IS: [(&str, &str, &str); 7] = [
+    // The name of a GPU's node with another driver behind it: what is tested is that it is found, and CRIU's refusal is
+    // that of an unknown device.
+    ("gpu", "gpu", "Can't dump file"),
     ("device-fuse", "device", "Can't dump file"),
     ("device-cpuid", "device", "Can't dump file"),
     ("vsock", "socket", "Unknown socket"),

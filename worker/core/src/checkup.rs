@@ -18,6 +18,7 @@ pub enum Reason {
     SharedMemory,
     SecretMemory,
     Socket,
+    Gpu,
     Device,
     Descriptor,
     Mount,
@@ -26,7 +27,7 @@ pub enum Reason {
 }
 
 impl Reason {
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Orphan,
         Self::Seccomp,
         Self::Traced,
@@ -37,6 +38,7 @@ impl Reason {
         Self::SharedMemory,
         Self::SecretMemory,
         Self::Socket,
+        Self::Gpu,
         Self::Device,
         Self::Descriptor,
         Self::Mount,
@@ -56,6 +58,7 @@ impl Reason {
             Self::SharedMemory => "shared_memory",
             Self::SecretMemory => "secret_memory",
             Self::Socket => "socket",
+            Self::Gpu => "gpu",
             Self::Device => "device",
             Self::Descriptor => "descriptor",
             Self::Mount => "mount",
@@ -87,6 +90,7 @@ impl Reason {
             }
             Self::SecretMemory => "memory of memfd_secret is hidden from CRIU as well",
             Self::Socket => "CRIU cannot store sockets of this protocol",
+            Self::Gpu => "it uses a GPU, whose memory and state CRIU cannot store by itself",
             Self::Device => "CRIU cannot store an open device of this kind",
             Self::Descriptor => "CRIU cannot store what this descriptor stands for",
             Self::Mount => {
@@ -120,7 +124,8 @@ impl Reason {
             Self::SharedMemory => "use another kind of shared memory, if the app has a choice",
             Self::SecretMemory => "switch the use of memfd_secret off",
             Self::Socket => "make the app use TCP, UDP or unix sockets; Go: GODEBUG=multipathtcp=0",
-            Self::Device => "close it before a checkpoint; a job that uses a GPU cannot be stored",
+            Self::Gpu => "run this job without a GPU, or without --store; see docs/gpu.md",
+            Self::Device => "close it before a checkpoint",
             Self::Descriptor => "close it before a checkpoint, or switch off what uses it",
             Self::Mount => {
                 "use another means between processes, or close the file before a checkpoint"
@@ -184,7 +189,7 @@ Each rule was seen to be CRIU's (4.2, with the privileges of [docker.md](docker.
 it, and has a real checkpoint refused. It does the same with things that look alike and are stored, and must not be found. No finding \
 therefore means that nothing known stands in the way. Not looked for: unix sockets that are connected to a process outside of the job, \
 files that the next host will not have, and whatever is opened and closed between two looks. That a GPU is a device of the \
-refused kind is known from its number; it was not tried with one.
+refused kind is known from its driver's node ([gpu.md](gpu.md)); it was not tried with one.
 
 | Kind | Cause | Remedy |
 |---|---|---|
@@ -366,6 +371,14 @@ const NO_FILES: [&str; 5] = [
 
 const SECRET: &str = "/secretmem";
 
+/// Devices of NVIDIA's and AMD's drivers, by how their nodes are called: some of their numbers differ from machine to machine.
+const GPUS: [&str; 3] = ["/dev/nvidia", "/dev/kfd", "/dev/dri/"];
+
+/// Whether this path is a GPU's.
+pub fn is_gpu(path: &str) -> bool {
+    GPUS.iter().any(|prefix| path.starts_with(prefix))
+}
+
 fn of_descriptor(descriptor: &Descriptor, ours: &Ours) -> Option<Reason> {
     let link = descriptor.link.as_str();
     match descriptor.watches {
@@ -379,6 +392,9 @@ fn of_descriptor(descriptor: &Descriptor, ours: &Ours) -> Option<Reason> {
             inode if STORED_INODES.contains(&inode) => None,
             _ => Some(Reason::Descriptor),
         };
+    }
+    if is_gpu(link) {
+        return Some(Reason::Gpu);
     }
     if let Some(protocol) = &descriptor.protocol {
         return REFUSED_PROTOCOLS
@@ -401,6 +417,7 @@ fn of_mapping(mapping: &Mapping, ours: &Ours) -> Option<Reason> {
     let link = mapping.link.as_str();
     match link {
         "anon_inode:[io_uring]" => Some(Reason::IoUring),
+        _ if is_gpu(link) => Some(Reason::Gpu),
         _ if link.starts_with("/SYSV") => Some(Reason::SharedMemory),
         _ if link.starts_with(SECRET) => Some(Reason::SecretMemory),
         _ if NO_FILES.iter().any(|prefix| link.starts_with(prefix)) => None,
@@ -567,6 +584,8 @@ mod tests {
             (device(136, 0), None),
             (device(10, 229), Some(Reason::Device)),
             (device(195, 255), Some(Reason::Device)),
+            (with(open("/dev/nvidia-uvm")), Some(Reason::Gpu)),
+            (mapped("/dev/dri/renderD128", None), Some(Reason::Gpu)),
             (opened("/a", file(false, 1, 1 << 30)), None),
             (opened("/a (deleted)", file(true, 0, 1 << 20)), None),
             (
