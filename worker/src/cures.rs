@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use nix::sys::statvfs::{FsFlags, statvfs};
 use nix::unistd::getuid;
+use reprieve_core::cpu::{self, Level};
 use reprieve_core::launch::{self, Denial};
 
 use crate::host;
@@ -41,6 +42,8 @@ pub(crate) struct Given {
     pub library: Option<Library>,
     /// They are under a seccomp filter.
     pub filtered: bool,
+    /// The level of x86-64 that they are held to.
+    pub baseline: Option<String>,
 }
 
 /// What the app is started with.
@@ -66,7 +69,17 @@ impl Cures {
                 Denial::Preload => cures.preload(had("LD_PRELOAD").as_deref()),
             }
         }
+        if let Some(level) = Level::from_text(settings.cpu_baseline.as_str()) {
+            for (name, value, between) in cpu::held_to(level) {
+                let before = cures.environment.iter().find(|(known, _)| *known == name);
+                let before = before.map(|(_, value)| value.clone()).or_else(|| had(name));
+                cures.environment.retain(|(known, _)| *known != name);
+                cures.set(name, launch::added(before.as_deref(), between, &value));
+            }
+            cures.given.baseline = Some(level.as_str().to_owned());
+        }
         tracing::info!(
+            baseline = cures.given.baseline,
             environment = ?cures.environment.iter().map(|(name, _)| name).collect::<Vec<_>>(),
             io_uring = match (&cures.given.library, cures.given.filtered) {
                 (_, true) => "denied by a seccomp filter",

@@ -26,6 +26,7 @@ mod named;
 pub mod operate;
 pub mod pages;
 mod place;
+mod programs;
 pub mod queue;
 pub mod registry;
 pub mod send;

@@ -503,6 +503,25 @@ pub const TABLE: &[Setting] = &[
                   need. `off` adds -XX:-UsePerfData to JAVA_TOOL_OPTIONS, unless that says something about it.",
     },
     Setting {
+        name: "cpu-baseline",
+        section: EVICTION,
+        kind: Kind::Choice(CpuBaseline::NAMES),
+        default: Some("off"),
+        unset: "",
+        meaning: "The level of x86-64 that an app which is started from scratch is held to, so that its snapshots resume on every \
+                  host that has it: the C library, OpenBLAS, MKL, NumPy and JVMs are told by variables of the environment \
+                  (docs/hosts.md says what that reaches). With `off`, a snapshot needs every instruction set of the host \
+                  that it was taken on.",
+    },
+    Setting {
+        name: "image-digest",
+        section: EVICTION,
+        kind: Kind::PlainText(256),
+        default: None,
+        unset: "not recorded",
+        meaning: "Which image the container was made from, such as its digest; recorded in each snapshot.",
+    },
+    Setting {
         name: "checkup-interval",
         section: EVICTION,
         kind: Kind::Duration(Duration::from_millis(100), DAY),
@@ -1012,6 +1031,11 @@ named! {
 }
 
 named! {
+    /// The level of x86-64 that the app is held to.
+    pub enum CpuBaseline { Off = "off", V2 = "x86-64-v2", V3 = "x86-64-v3", V4 = "x86-64-v4", }
+}
+
+named! {
     /// Whether a JVM keeps its file of performance data.
     pub enum PerfData { Off = "off", Keep = "keep", }
 }
@@ -1236,6 +1260,8 @@ pub struct Settings {
     pub ghost_limit_bytes: u32,
     pub io_uring: IoUring,
     pub jvm_perf_data: PerfData,
+    pub cpu_baseline: CpuBaseline,
+    pub image_digest: Option<String>,
     pub checkup_interval: Duration,
     pub signal_target: SignalTarget,
     pub on_sigint: OnSignal,
@@ -1608,6 +1634,8 @@ impl Settings {
             }),
             io_uring: merged.need("io-uring", Checked::choice(IoUring::from_name)),
             jvm_perf_data: merged.need("jvm-perf-data", Checked::choice(PerfData::from_name)),
+            cpu_baseline: merged.need("cpu-baseline", Checked::choice(CpuBaseline::from_name)),
+            image_digest: merged.get("image-digest", Checked::text),
             checkup_interval: merged.need("checkup-interval", Checked::duration),
             signal_target: merged.need("signal-target", Checked::choice(SignalTarget::from_name)),
             on_sigint: merged.need("on-sigint", Checked::choice(OnSignal::from_name)),
@@ -3133,6 +3161,8 @@ mod tests {
                 ghost_limit_bytes: 64 * 1024 * 1024,
                 io_uring: IoUring::Deny,
                 jvm_perf_data: PerfData::Off,
+                cpu_baseline: CpuBaseline::Off,
+                image_digest: None,
                 checkup_interval: Duration::from_secs(60),
                 signal_target: SignalTarget::Group,
                 on_sigint: OnSignal::Forward,
@@ -3237,6 +3267,8 @@ mod tests {
         ("ghost-limit", "0B"),
         ("io-uring", "allow"),
         ("jvm-perf-data", "keep"),
+        ("cpu-baseline", "x86-64-v3"),
+        ("image-digest", "sha256:1"),
         ("checkup-interval", "10s"),
         ("signal-target", "child"),
         ("platform", "ecs"),
@@ -3386,6 +3418,8 @@ mod tests {
             ghost_limit_bytes: 0,
             io_uring: IoUring::Allow,
             jvm_perf_data: PerfData::Keep,
+            cpu_baseline: CpuBaseline::V3,
+            image_digest: Some("sha256:1".into()),
             checkup_interval: Duration::from_secs(10),
             signal_target: SignalTarget::Child,
             on_sigint: OnSignal::Stop,

@@ -383,6 +383,20 @@ fn prepare_child(terminal: Terminal, passed: &[(RawFd, RawFd)]) -> io::Result<()
     }
 }
 
+/// What the processor says of itself; None on other architectures, and for leaves that it does not have.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn cpuid((leaf, subleaf): (u32, u32)) -> Option<[u32; 4]> {
+    use std::arch::x86_64::__cpuid_count;
+    let last = __cpuid_count(leaf & 0x8000_0000, 0).eax;
+    let found = (leaf <= last).then(|| __cpuid_count(leaf, subleaf))?;
+    Some([found.eax, found.ebx, found.ecx, found.edx])
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) fn cpuid(_: (u32, u32)) -> Option<[u32; 4]> {
+    None
+}
+
 /// Ends this process at once as a kill would, with nothing said and nothing closed; the first process of a container
 /// cannot kill itself by signal.
 #[cfg(debug_assertions)]

@@ -37,6 +37,15 @@ pub fn preloading(had: Option<&str>, library: &str) -> Option<String> {
     (!is_there).then(|| appended(had, ":", library))
 }
 
+/// A variable with more, after what is there and `between`; without that, what is there counts alone.
+pub fn added(had: Option<&str>, between: Option<&str>, more: &str) -> Option<String> {
+    match (had, between) {
+        (None, _) => Some(more.to_owned()),
+        (Some(had), Some(between)) => Some(appended(had, between, more)),
+        (Some(had), None) => Some(had.to_owned()),
+    }
+}
+
 fn appended(had: &str, between: &str, more: &str) -> String {
     match had.trim().is_empty() {
         true => more.to_owned(),

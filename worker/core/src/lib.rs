@@ -9,6 +9,7 @@ pub mod checkup;
 pub mod clock;
 pub mod command;
 pub mod compat;
+pub mod cpu;
 pub mod deadline;
 pub mod document;
 pub mod effort;

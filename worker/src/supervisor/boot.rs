@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use futures::future::{Either, select};
 use reprieve_core::clock;
+use reprieve_core::cpu;
 use reprieve_core::effort::Level;
 use reprieve_core::head::{Generation, Head, Owner};
 use reprieve_core::manifest::HostFacts;
@@ -416,6 +417,7 @@ fn running(resumed: Resumed, protection: Option<Protection>) -> Booted {
         protection.checkpointer.carry(Given {
             library,
             filtered: manifest.app.filtered,
+            baseline: manifest.host.cpu_baseline.clone(),
         });
         protection.checkpointer.build_upon(candidate);
     }
@@ -532,7 +534,17 @@ async fn prepare(settings: &Settings, address: &str, reaper: &Reaper) -> Result<
     let store_settings = settings.store_settings(address);
     let keys = place::keys(&settings.keys, &store_settings).await?;
     let store = place::open(&store_settings).await?;
-    let host = host::facts(&criu.version);
+    let host = HostFacts {
+        image_digest: settings.image_digest.clone().unwrap_or_default(),
+        ..host::facts(&criu.version)
+    };
+    tracing::info!(
+        cpu = host.cpu_model,
+        level = cpu::Level::of(&host.cpu_features).map(cpu::Level::as_str),
+        kernel = host.kernel,
+        criu = host.criu,
+        "this host"
+    );
     let catalog = Catalog::with_keys(store, &settings.job, keys);
     Ok(Prepared {
         catalog,
