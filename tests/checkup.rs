@@ -13,7 +13,15 @@ use serde_json::Value;
 /// Larger than `--ghost-limit` below.
 const SIZE: &str = "3000000";
 
-const OPTIONS: [&str; 4] = ["--checkup-interval", "100ms", "--ghost-limit", "2MiB"];
+/// With io_uring allowed, which an app does not get otherwise.
+const OPTIONS: [&str; 6] = [
+    "--checkup-interval",
+    "100ms",
+    "--ghost-limit",
+    "2MiB",
+    "--io-uring",
+    "allow",
+];
 
 /// Thing, kind of finding, and what CRIU says of it.
 const REFUSED: [(&str, &str, &str); 38] = [
@@ -58,7 +66,10 @@ const REFUSED: [(&str, &str, &str); 38] = [
 ];
 
 /// What not every kernel or machine has.
-const REFUSED_WHERE_THERE_IS: [(&str, &str, &str); 6] = [
+const REFUSED_WHERE_THERE_IS: [(&str, &str, &str); 7] = [
+    // The name of a GPU's node with another driver behind it: what is tested is that it is found, and CRIU's refusal is
+    // that of an unknown device.
+    ("gpu", "gpu", "Can't dump file"),
     ("device-fuse", "device", "Can't dump file"),
     ("device-cpuid", "device", "Can't dump file"),
     ("vsock", "socket", "Unknown socket"),

@@ -219,10 +219,10 @@ def device(path, access=os.O_RDWR):
     kept.append(os.open(path, access | os.O_NONBLOCK))
 
 
-def made_device(major, minor, access=os.O_RDWR):
+def made_device(major, minor, access=os.O_RDWR, path="/dev/feature"):
     # A tmpfs without nodev, unlike /tmp.
-    os.mknod("/dev/feature", 0o20600, os.makedev(major, minor))
-    device("/dev/feature", access)
+    os.mknod(path, 0o20600, os.makedev(major, minor))
+    device(path, access)
 
 
 def terminal():
@@ -355,6 +355,7 @@ FEATURES = {
     "device-urandom": lambda: device("/dev/urandom"),
     "device-fuse": lambda: made_device(10, 229),
     "device-cpuid": lambda: made_device(203, 0, os.O_RDONLY),
+    "gpu": lambda: made_device(10, 229, path="/dev/nvidia0"),
     "device-tun": lambda: made_device(10, 200),
     "pty": terminal,
     "pty-child": terminal_of_a_child,

@@ -237,7 +237,7 @@ fn mapping(directory: &Path, line: &str) -> Option<Mapping> {
     let range = words.next()?;
     let link = words.nth(4)?.trim_start();
     let is_gone = link.ends_with(" (deleted)");
-    if !is_gone && !link.starts_with("anon_inode:") {
+    if !is_gone && !link.starts_with("anon_inode:") && !checkup::is_gpu(link) {
         return None;
     }
     let behind = || fs::metadata(directory.join("map_files").join(trimmed(range)?)).ok();

@@ -365,6 +365,21 @@ fn criu(asked: Option<&Path>) -> Finding {
     Finding::ok("criu", format!("version {version} at {shown}"))
 }
 
+/// The version of the CRIU that would be used here; None if there is none.
+pub(crate) fn criu_version(asked: Option<&Path>) -> Option<String> {
+    let program = Program::find(asked, &std::env::current_exe().ok()?);
+    let mut command = program.command();
+    command
+        .arg("--version")
+        .stdin(Stdio::null())
+        .stderr(Stdio::null());
+    let said = answer(command.stdout(Stdio::piped()).spawn().ok()?, VERSION_LIMIT);
+    let version = said
+        .lines()
+        .find_map(|line| line.strip_prefix("Version: "))?;
+    Some(version.trim().to_owned())
+}
+
 /// What a process says until it ends; it is ended if that takes longer than the limit.
 fn answer(mut child: Child, limit: Duration) -> String {
     let (sender, receiver) = mpsc::channel();

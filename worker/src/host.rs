@@ -1,5 +1,6 @@
 //! The facts of the host we run on, as a snapshot records them.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -8,7 +9,10 @@ use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{SysconfVar, gethostname, sysconf};
 use reprieve_core::compat;
+use reprieve_core::cpu::{self, Registers};
 use reprieve_core::manifest::HostFacts;
+
+use crate::sys;
 
 /// Looks the host over.
 pub(crate) fn facts(criu: &str) -> HostFacts {
@@ -21,6 +25,11 @@ pub(crate) fn facts(criu: &str) -> HostFacts {
             .map(|(_, value)| value.trim().to_owned())
             .unwrap_or_default()
     };
+    let cpuid = cpuid();
+    let answer = |leaf, subleaf| cpuid.get(&(leaf, subleaf)).copied();
+    let mut cpu_features = compat::user_features(field("flags").split(' '));
+    // What is emulated or masked differs from what the kernel found at its start.
+    cpu_features.retain(|feature| cpu::says(feature, answer) != Some(false));
     HostFacts {
         hostname: hostname(),
         arch: std::env::consts::ARCH.to_owned(),
@@ -29,11 +38,36 @@ pub(crate) fn facts(criu: &str) -> HostFacts {
             .trim()
             .to_owned(),
         cpu_model: field("model name"),
-        cpu_features: compat::user_features(field("flags").split(' ')),
+        cpu_features,
         page_size: page_size(),
         criu: criu.to_owned(),
         image: image(),
+        may_filter: may_suspend_filters() && !is_filtered(),
+        cpu_baseline: None,
+        // EBX: what is in use at present, which is what a process has.
+        xsave_bytes: answer(0xd, 0).map_or(0, |registers| registers[1]),
+        cpuid: cpuid.into_iter().map(recorded).collect(),
+        libc: String::new(),
+        image_digest: String::new(),
     }
+}
+
+/// What CPUID says, by leaf and subleaf. Empty where there is none.
+fn cpuid() -> BTreeMap<(u32, u32), Registers> {
+    let answers = cpu::LEAVES
+        .into_iter()
+        .filter_map(|at| sys::cpuid(at).map(|registers| (at, registers)));
+    answers.collect()
+}
+
+fn recorded(((leaf, subleaf), mut registers): ((u32, u32), Registers)) -> (String, String) {
+    if leaf == 1 {
+        // The number of the processor that was asked.
+        registers[1] = 0;
+    }
+    let [a, b, c, d] = registers;
+    let text = format!("{a:08x} {b:08x} {c:08x} {d:08x}");
+    (format!("{leaf:x}.{subleaf}"), text)
 }
 
 pub(crate) fn hostname() -> String {
@@ -98,6 +132,20 @@ pub(crate) fn capabilities() -> u64 {
     let mask = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
     mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
         .unwrap_or(0)
+}
+
+/// Whether CRIU may store processes that are under a seccomp filter, as far as our capabilities say.
+pub(crate) fn may_suspend_filters() -> bool {
+    capabilities() >> SYS_ADMIN & 1 == 1
+}
+
+/// Whether this process is under a seccomp filter itself.
+pub(crate) fn is_filtered() -> bool {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mode = status
+        .lines()
+        .find_map(|line| line.strip_prefix("Seccomp:"));
+    mode.is_some_and(|mode| mode.trim() != "0")
 }
 
 fn page_size() -> u64 {

@@ -9,6 +9,7 @@ pub mod catalog;
 mod checkup;
 pub mod cli;
 pub mod control;
+mod cures;
 pub mod doctor;
 pub mod endpoint;
 pub mod engine;
@@ -27,6 +28,7 @@ pub mod pages;
 #[cfg(any(test, fuzzing))]
 pub mod parsers;
 mod place;
+mod programs;
 pub mod queue;
 pub mod registry;
 pub mod send;

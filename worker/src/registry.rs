@@ -157,6 +157,7 @@ mod tests {
             last_snapshot: None,
             deadline_ms: None,
             version: "0".into(),
+            cpu_level: None,
         }
     }
 

@@ -484,6 +484,44 @@ pub const TABLE: &[Setting] = &[
                   checkpoint.",
     },
     Setting {
+        name: "io-uring",
+        section: EVICTION,
+        kind: Kind::Choice(IoUring::NAMES),
+        default: Some("deny"),
+        unset: "",
+        meaning: "Whether an app that is started from scratch may make an io_uring, which CRIU cannot store. `deny` lets \
+                  io_uring_setup answer ENOSYS, so that Node.js and others do without: by a seccomp filter where the \
+                  container has SYS_ADMIN, else by a library in LD_PRELOAD (docs/checkup.md).",
+    },
+    Setting {
+        name: "jvm-perf-data",
+        section: EVICTION,
+        kind: Kind::Choice(PerfData::NAMES),
+        default: Some("off"),
+        unset: "",
+        meaning: "Whether a JVM keeps its file of performance data (/tmp/hsperfdata_*), which a resume on another host would \
+                  need. `off` adds -XX:-UsePerfData to JAVA_TOOL_OPTIONS, unless that says something about it.",
+    },
+    Setting {
+        name: "cpu-baseline",
+        section: EVICTION,
+        kind: Kind::Choice(CpuBaseline::NAMES),
+        default: Some("off"),
+        unset: "",
+        meaning: "The level of x86-64 that an app which is started from scratch is held to, so that its snapshots resume on every \
+                  host that has it: the C library, OpenBLAS, MKL, NumPy and JVMs are told by variables of the environment \
+                  (docs/hosts.md says what that reaches). With `off`, a snapshot needs every instruction set of the host \
+                  that it was taken on.",
+    },
+    Setting {
+        name: "image-digest",
+        section: EVICTION,
+        kind: Kind::PlainText(256),
+        default: None,
+        unset: "not recorded",
+        meaning: "Which image the container was made from, such as its digest; recorded in each snapshot.",
+    },
+    Setting {
         name: "checkup-interval",
         section: EVICTION,
         kind: Kind::Duration(Duration::from_millis(100), DAY),
@@ -988,6 +1026,21 @@ named! {
 }
 
 named! {
+    /// Whether the app may make an io_uring.
+    pub enum IoUring { Deny = "deny", Allow = "allow", }
+}
+
+named! {
+    /// The level of x86-64 that the app is held to.
+    pub enum CpuBaseline { Off = "off", V2 = "x86-64-v2", V3 = "x86-64-v3", V4 = "x86-64-v4", }
+}
+
+named! {
+    /// Whether a JVM keeps its file of performance data.
+    pub enum PerfData { Off = "off", Keep = "keep", }
+}
+
+named! {
     /// What to do when snapshots exist but none can be restored.
     pub enum OnNoValidSnapshot { Fail = "fail", Start = "start", }
 }
@@ -1205,6 +1258,10 @@ pub struct Settings {
     pub on_checkpoint_failure: OnCheckpointFailure,
     pub checkpointed_exit_code: u8,
     pub ghost_limit_bytes: u32,
+    pub io_uring: IoUring,
+    pub jvm_perf_data: PerfData,
+    pub cpu_baseline: CpuBaseline,
+    pub image_digest: Option<String>,
     pub checkup_interval: Duration,
     pub signal_target: SignalTarget,
     pub on_sigint: OnSignal,
@@ -1575,6 +1632,10 @@ impl Settings {
             ghost_limit_bytes: merged.need("ghost-limit", |checked| {
                 checked.bytes().and_then(|bytes| u32::try_from(bytes).ok())
             }),
+            io_uring: merged.need("io-uring", Checked::choice(IoUring::from_name)),
+            jvm_perf_data: merged.need("jvm-perf-data", Checked::choice(PerfData::from_name)),
+            cpu_baseline: merged.need("cpu-baseline", Checked::choice(CpuBaseline::from_name)),
+            image_digest: merged.get("image-digest", Checked::text),
             checkup_interval: merged.need("checkup-interval", Checked::duration),
             signal_target: merged.need("signal-target", Checked::choice(SignalTarget::from_name)),
             on_sigint: merged.need("on-sigint", Checked::choice(OnSignal::from_name)),
@@ -3098,6 +3159,10 @@ mod tests {
                 on_checkpoint_failure: OnCheckpointFailure::RunOn,
                 checkpointed_exit_code: 75,
                 ghost_limit_bytes: 64 * 1024 * 1024,
+                io_uring: IoUring::Deny,
+                jvm_perf_data: PerfData::Off,
+                cpu_baseline: CpuBaseline::Off,
+                image_digest: None,
                 checkup_interval: Duration::from_secs(60),
                 signal_target: SignalTarget::Group,
                 on_sigint: OnSignal::Forward,
@@ -3200,6 +3265,10 @@ mod tests {
         ("on-checkpoint-failure", "forward"),
         ("checkpointed-exit-code", "143"),
         ("ghost-limit", "0B"),
+        ("io-uring", "allow"),
+        ("jvm-perf-data", "keep"),
+        ("cpu-baseline", "x86-64-v3"),
+        ("image-digest", "sha256:1"),
         ("checkup-interval", "10s"),
         ("signal-target", "child"),
         ("platform", "ecs"),
@@ -3347,6 +3416,10 @@ mod tests {
             on_checkpoint_failure: OnCheckpointFailure::Forward,
             checkpointed_exit_code: 143,
             ghost_limit_bytes: 0,
+            io_uring: IoUring::Allow,
+            jvm_perf_data: PerfData::Keep,
+            cpu_baseline: CpuBaseline::V3,
+            image_digest: Some("sha256:1".into()),
             checkup_interval: Duration::from_secs(10),
             signal_target: SignalTarget::Child,
             on_sigint: OnSignal::Stop,

@@ -271,6 +271,46 @@ pub(crate) fn hand_down_capabilities(command: &mut Command) {
     }
 }
 
+/// Lets `command` and everything that it starts find no io_uring: a seccomp filter, for which SYS_ADMIN is needed.
+pub(crate) fn deny_io_uring(command: &mut Command) {
+    /// The number is the same on every architecture; in x32 it has this bit as well (asm/unistd.h).
+    const IO_URING_SETUP: u32 = 425;
+    const X32: u32 = 0x4000_0000;
+    /// linux/bpf_common.h and linux/seccomp.h: load the call's number, compare with it, answer.
+    const LOAD: u16 = 0x20;
+    const IS: u16 = 0x15;
+    const ANSWER: u16 = 0x06;
+    const ALLOW: u32 = 0x7fff_0000;
+    const NO_SUCH_CALL: u32 = 0x0005_0000 | libc::ENOSYS as u32;
+    let step = |code, k, jt| libc::sock_filter { code, jt, jf: 0, k };
+    let mut filter = [
+        step(LOAD, 0, 0),
+        step(IS, IO_URING_SETUP, 2),
+        step(IS, X32 | IO_URING_SETUP, 1),
+        step(ANSWER, ALLOW, 0),
+        step(ANSWER, NO_SUCH_CALL, 0),
+    ];
+    // SAFETY: the closure runs between fork and exec and makes one system call, which reads the filter; that was made before
+    // the fork and is owned by the closure.
+    unsafe {
+        command.pre_exec(move || {
+            let program = libc::sock_fprog {
+                len: filter.len() as libc::c_ushort,
+                filter: filter.as_mut_ptr(),
+            };
+            match libc::syscall(
+                libc::SYS_seccomp,
+                libc::SECCOMP_SET_MODE_FILTER,
+                0,
+                &raw const program,
+            ) {
+                0 => Ok(()),
+                _ => Err(io::Error::last_os_error()),
+            }
+        });
+    }
+}
+
 /// What the new process gets of a terminal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Terminal {
@@ -341,6 +381,20 @@ fn prepare_child(terminal: Terminal, passed: &[(RawFd, RawFd)]) -> io::Result<()
             std::ptr::null_mut(),
         ))
     }
+}
+
+/// What the processor says of itself; None on other architectures, and for leaves that it does not have.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn cpuid((leaf, subleaf): (u32, u32)) -> Option<[u32; 4]> {
+    use std::arch::x86_64::__cpuid_count;
+    let last = __cpuid_count(leaf & 0x8000_0000, 0).eax;
+    let found = (leaf <= last).then(|| __cpuid_count(leaf, subleaf))?;
+    Some([found.eax, found.ebx, found.ecx, found.edx])
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) fn cpuid(_: (u32, u32)) -> Option<[u32; 4]> {
+    None
 }
 
 /// Ends this process at once as a kill would, with nothing said and nothing closed; the first process of a container

@@ -18,6 +18,7 @@ pub enum Reason {
     SharedMemory,
     SecretMemory,
     Socket,
+    Gpu,
     Device,
     Descriptor,
     Mount,
@@ -26,7 +27,7 @@ pub enum Reason {
 }
 
 impl Reason {
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Orphan,
         Self::Seccomp,
         Self::Traced,
@@ -37,6 +38,7 @@ impl Reason {
         Self::SharedMemory,
         Self::SecretMemory,
         Self::Socket,
+        Self::Gpu,
         Self::Device,
         Self::Descriptor,
         Self::Mount,
@@ -56,6 +58,7 @@ impl Reason {
             Self::SharedMemory => "shared_memory",
             Self::SecretMemory => "secret_memory",
             Self::Socket => "socket",
+            Self::Gpu => "gpu",
             Self::Device => "device",
             Self::Descriptor => "descriptor",
             Self::Mount => "mount",
@@ -87,6 +90,7 @@ impl Reason {
             }
             Self::SecretMemory => "memory of memfd_secret is hidden from CRIU as well",
             Self::Socket => "CRIU cannot store sockets of this protocol",
+            Self::Gpu => "it uses a GPU, whose memory and state CRIU cannot store by itself",
             Self::Device => "CRIU cannot store an open device of this kind",
             Self::Descriptor => "CRIU cannot store what this descriptor stands for",
             Self::Mount => {
@@ -114,13 +118,14 @@ impl Reason {
                 "run the container and all of the job as one user, or add the capability SYS_RESOURCE"
             }
             Self::IoUring => {
-                "make the app do without: its own setting, or the sysctl kernel.io_uring_disabled=2 on the host"
+                "start it with --io-uring deny; if it makes the system call itself, its own setting or the sysctl kernel.io_uring_disabled=2"
             }
             Self::Watch => "let the app poll, or switch watching files off (hot reload, tail -f)",
             Self::SharedMemory => "use another kind of shared memory, if the app has a choice",
             Self::SecretMemory => "switch the use of memfd_secret off",
             Self::Socket => "make the app use TCP, UDP or unix sockets; Go: GODEBUG=multipathtcp=0",
-            Self::Device => "close it before a checkpoint; a job that uses a GPU cannot be stored",
+            Self::Gpu => "run this job without a GPU, or without --store; see docs/gpu.md",
+            Self::Device => "close it before a checkpoint",
             Self::Descriptor => "close it before a checkpoint, or switch off what uses it",
             Self::Mount => {
                 "use another means between processes, or close the file before a checkpoint"
@@ -142,8 +147,32 @@ pub fn document() -> String {
             reason.remedy()
         ));
     }
+    text.push_str(CURES);
     text
 }
+
+const CURES: &str = "
+## What is cured when the app starts
+
+An app that is started from scratch, with a store, is given what takes the commonest obstacles away; the log says what \
+(`what the app is given so that it can be checkpointed`). A resumed app keeps what it was started with.
+
+| Obstacle | Given | Switched off by |
+|---|---|---|
+| io_uring (Node.js from 20 on with its file operations, some databases) | `io_uring_setup` answers ENOSYS, and the app does \
+without as on an older kernel. With SYS_ADMIN: a seccomp filter, for whatever program it is. Without: a library in \
+`LD_PRELOAD`, after those that are there | `--io-uring allow` |
+| a JVM's `/tmp/hsperfdata_*`, which the next host does not have | `-XX:-UsePerfData` at the end of `JAVA_TOOL_OPTIONS`, unless \
+something about it is there; every JVM says on its standard error that it picked that up | `--jvm-perf-data keep` |
+| file locks | CRIU is told to store them, always | |
+
+CRIU can store a process under a seccomp filter only with SYS_ADMIN and if it is under none itself; so a job that has the filter \
+resumes only on hosts with SYS_ADMIN, and others pass its snapshots over. The library reaches programs that are dynamically linked \
+(glibc or musl) and ask through `syscall()` or liburing's shared library; a static program, one that makes the system call itself, \
+and one that runs with other privileges than its caller (setuid) are not reached, and found by the rule `io_uring`. It lies in \
+`/run/reprieve-lib`, `/tmp/reprieve-lib` or `/var/tmp/reprieve-lib`, whichever can be written and is not mounted noexec, and travels \
+with the snapshot. A program of another architecture (32 bit) says that it cannot be preloaded, and runs.
+";
 
 const INTRODUCTION: &str = "\
 # Can this job be checkpointed?
@@ -160,7 +189,7 @@ Each rule was seen to be CRIU's (4.2, with the privileges of [docker.md](docker.
 it, and has a real checkpoint refused. It does the same with things that look alike and are stored, and must not be found. No finding \
 therefore means that nothing known stands in the way. Not looked for: unix sockets that are connected to a process outside of the job, \
 files that the next host will not have, and whatever is opened and closed between two looks. That a GPU is a device of the \
-refused kind is known from its number; it was not tried with one.
+refused kind is known from its driver's node ([gpu.md](gpu.md)); it was not tried with one.
 
 | Kind | Cause | Remedy |
 |---|---|---|
@@ -342,6 +371,14 @@ const NO_FILES: [&str; 5] = [
 
 const SECRET: &str = "/secretmem";
 
+/// Devices of NVIDIA's and AMD's drivers, by how their nodes are called: some of their numbers differ from machine to machine.
+const GPUS: [&str; 3] = ["/dev/nvidia", "/dev/kfd", "/dev/dri/"];
+
+/// Whether this path is a GPU's.
+pub fn is_gpu(path: &str) -> bool {
+    GPUS.iter().any(|prefix| path.starts_with(prefix))
+}
+
 fn of_descriptor(descriptor: &Descriptor, ours: &Ours) -> Option<Reason> {
     let link = descriptor.link.as_str();
     match descriptor.watches {
@@ -355,6 +392,9 @@ fn of_descriptor(descriptor: &Descriptor, ours: &Ours) -> Option<Reason> {
             inode if STORED_INODES.contains(&inode) => None,
             _ => Some(Reason::Descriptor),
         };
+    }
+    if is_gpu(link) {
+        return Some(Reason::Gpu);
     }
     if let Some(protocol) = &descriptor.protocol {
         return REFUSED_PROTOCOLS
@@ -377,6 +417,7 @@ fn of_mapping(mapping: &Mapping, ours: &Ours) -> Option<Reason> {
     let link = mapping.link.as_str();
     match link {
         "anon_inode:[io_uring]" => Some(Reason::IoUring),
+        _ if is_gpu(link) => Some(Reason::Gpu),
         _ if link.starts_with("/SYSV") => Some(Reason::SharedMemory),
         _ if link.starts_with(SECRET) => Some(Reason::SecretMemory),
         _ if NO_FILES.iter().any(|prefix| link.starts_with(prefix)) => None,
@@ -543,6 +584,8 @@ mod tests {
             (device(136, 0), None),
             (device(10, 229), Some(Reason::Device)),
             (device(195, 255), Some(Reason::Device)),
+            (with(open("/dev/nvidia-uvm")), Some(Reason::Gpu)),
+            (mapped("/dev/dri/renderD128", None), Some(Reason::Gpu)),
             (opened("/a", file(false, 1, 1 << 30)), None),
             (opened("/a (deleted)", file(true, 0, 1 << 20)), None),
             (

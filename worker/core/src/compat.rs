@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-use crate::manifest::HostFacts;
+use crate::cpu::{self, Level};
+use crate::manifest::{HostFacts, Manifest};
 
 /// The instruction sets that a program may have chosen at its start and would die without (SIGILL after a resume that
 /// CRIU called successful). Names as in `/proc/cpuinfo`; what only the kernel uses is left out on purpose.
@@ -85,6 +86,19 @@ pub enum Mismatch {
         snapshot_cpu: String,
         host_cpu: String,
     },
+    /// The host cannot hold the state of the snapshot's processor.
+    Xsave {
+        snapshot: u32,
+        host: u32,
+    },
+    /// Its processes are under a seccomp filter.
+    CannotFilter,
+    /// A program or library that its processes have mapped is another one here.
+    Program {
+        path: String,
+        snapshot: String,
+        host: String,
+    },
 }
 
 impl fmt::Display for Mismatch {
@@ -112,10 +126,52 @@ impl fmt::Display for Mismatch {
             } => write!(
                 out,
                 "this host's CPU ({host_cpu}) lacks {} of the snapshot's CPU ({snapshot_cpu})",
-                features.join(", ")
+                features
+                    .iter()
+                    .map(|feature| cpu::described(feature))
+                    .collect::<Vec<_>>()
+                    .join(", ")
+            ),
+            Self::Xsave { snapshot, host } => write!(
+                out,
+                "its processor state takes {snapshot} bytes with XSAVE, this host has {host}"
+            ),
+            Self::Program {
+                path,
+                snapshot,
+                host,
+            } => write!(out, "{path} is another one here: it had {snapshot}, this host has {host}"),
+            Self::CannotFilter => out.write_str(
+                "its processes are under a seccomp filter (--io-uring deny), and this container has no SYS_ADMIN",
             ),
         }
     }
+}
+
+/// Every reason why `host` cannot run this snapshot; empty when it can. `program` says what lies at a path here, None if that
+/// cannot be told.
+pub fn unfit(
+    snapshot: &Manifest,
+    host: &HostFacts,
+    program: impl Fn(&str) -> Option<String>,
+) -> Vec<Mismatch> {
+    let mut found = mismatches(&snapshot.host, host);
+    if matches!(found[..], [Mismatch::Architecture { .. }]) {
+        return found;
+    }
+    for (path, had) in &snapshot.app.programs {
+        if let Some(has) = program(path).filter(|has| has != had) {
+            found.push(Mismatch::Program {
+                path: path.clone(),
+                snapshot: had.clone(),
+                host: has,
+            });
+        }
+    }
+    if snapshot.app.filtered && !host.may_filter {
+        found.push(Mismatch::CannotFilter);
+    }
+    found
 }
 
 /// Every reason why `host` cannot run a snapshot taken on `snapshot`; empty when it can.
@@ -140,12 +196,23 @@ pub fn mismatches(snapshot: &HostFacts, host: &HostFacts) -> Vec<Mismatch> {
             host: host.criu.clone(),
         });
     }
+    let baseline = snapshot.cpu_baseline.as_deref().and_then(Level::from_text);
+    let is_demanded = |feature: &&String| !baseline.is_some_and(|level| level.holds_back(feature));
     let features: Vec<String> = snapshot
         .cpu_features
         .iter()
+        .filter(is_demanded)
         .filter(|feature| !host.cpu_features.contains(feature))
         .cloned()
         .collect();
+    // What a baseline holds back is never in the state.
+    let has_whole_state = baseline.is_none();
+    if has_whole_state && host.xsave_bytes > 0 && host.xsave_bytes < snapshot.xsave_bytes {
+        found.push(Mismatch::Xsave {
+            snapshot: snapshot.xsave_bytes,
+            host: host.xsave_bytes,
+        });
+    }
     if !features.is_empty() {
         found.push(Mismatch::CpuLacks {
             features,
@@ -177,6 +244,12 @@ mod tests {
             page_size: 4096,
             criu: "4.2.1".into(),
             image: "Debian".into(),
+            may_filter: false,
+            cpu_baseline: None,
+            cpuid: Default::default(),
+            xsave_bytes: 2440,
+            libc: String::new(),
+            image_digest: String::new(),
         }
     }
 
@@ -230,7 +303,14 @@ mod tests {
                     cpu_model: "Old".into(),
                     ..host()
                 },
-                "this host's CPU (Old) lacks avx2 of the snapshot's CPU (Zen)",
+                "this host's CPU (Old) lacks avx2 (CPUID 7.0 EBX bit 5) of the snapshot's CPU (Zen)",
+            ),
+            (
+                HostFacts {
+                    xsave_bytes: 832,
+                    ..host()
+                },
+                "its processor state takes 2440 bytes with XSAVE, this host has 832",
             ),
         ];
         for (other, expected) in cases {
@@ -240,5 +320,27 @@ mod tests {
                 .collect();
             assert_eq!(found, [expected]);
         }
+    }
+
+    #[test]
+    fn a_job_that_was_held_to_a_level_runs_on_any_host_that_has_it() {
+        let has = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        let held = HostFacts {
+            cpu_features: has(&["aes", "avx", "avx2", "avx512f", "sse4_2"]),
+            cpu_baseline: Some("x86-64-v3".into()),
+            ..host()
+        };
+        let older = |names: &[&str]| HostFacts {
+            cpu_features: has(names),
+            xsave_bytes: 832,
+            ..host()
+        };
+        assert_eq!(
+            mismatches(&held, &older(&["aes", "avx", "avx2", "sse4_2"])),
+            []
+        );
+        let said = |host: &HostFacts| mismatches(&held, host)[0].to_string();
+        assert!(said(&older(&["aes", "avx", "sse4_2"])).contains("lacks avx2 (CPUID"));
+        assert!(said(&older(&["avx", "avx2", "sse4_2"])).contains("lacks aes"));
     }
 }

@@ -96,6 +96,16 @@ pub struct AppFacts {
     pub processes: u32,
     /// The host's CLOCK_MONOTONIC at the freeze, in milliseconds.
     pub monotonic_ms: u64,
+    /// Path of a library of ours that its processes loaded; its bytes are in the snapshot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub library: Option<String>,
+    /// It was started under a seccomp filter of ours.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub filtered: bool,
+    /// Programs and libraries that its processes have mapped, by path, each with its build id in hexadecimal, or the BLAKE3 of
+    /// its bytes as `blake3:...` where it has none.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub programs: BTreeMap<String, String>,
 }
 
 /// What decides whether another host can run the snapshot.
@@ -114,6 +124,29 @@ pub struct HostFacts {
     pub criu: String,
     /// The user land: `PRETTY_NAME` of os-release, empty when there is none.
     pub image: String,
+    /// Processes under a seccomp filter can be stored and restored here.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub may_filter: bool,
+    /// The level of x86-64 that the job was held to when it started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_baseline: Option<String>,
+    /// What CPUID says, by leaf and subleaf in hexadecimal as in `7.0`: EAX, EBX, ECX and EDX. Without those bits of leaf 1
+    /// that name the processor.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub cpuid: BTreeMap<String, String>,
+    /// Bytes of the processor's state as XSAVE stores it; 0 if that is not known.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub xsave_bytes: u32,
+    /// The C library, as in `glibc 2.41`; empty if there is none that is known.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub libc: String,
+    /// What settings say of the container's image, such as its digest.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub image_digest: String,
+}
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 /// Sizes, in bytes.

@@ -52,6 +52,9 @@ pub struct Worker {
     pub deadline_ms: Option<u64>,
     /// Of Reprieve.
     pub version: String,
+    /// The level of x86-64 that a host needs at least to take the job over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_level: Option<String>,
 }
 
 impl Worker {
@@ -100,6 +103,7 @@ mod tests {
             }),
             deadline_ms: Some(3),
             version: "0".into(),
+            cpu_level: None,
         };
         assert_eq!(Worker::from_bytes(&worker.to_bytes()), Ok(worker));
     }

@@ -8,7 +8,7 @@ use super::Invocation;
 use super::flags::{Flags, Keeping, Place};
 use crate::failure::Failure;
 use crate::operate::{
-    Action, Detail, Prune as How, Request, Selector, Source, Tag as TagName, Values, Which,
+    Action, Detail, Hosts, Prune as How, Request, Selector, Source, Tag as TagName, Values, Which,
     WhichReport,
 };
 use crate::settings::{FlagValue, JobSettings, Layers};
@@ -80,8 +80,15 @@ macro_rules! command {
 command! {
     /// List the snapshots of a job, newest first
     Snapshots = "snapshots",
-    {},
-    || (Action::List, Vec::new()),
+    {
+        /// Say which of them this host can run, and why not the others: processor, kernel, CRIU, programs and libraries
+        #[arg(long)]
+        for_host: bool,
+    },
+    |for_host| match for_host {
+        true => (Action::List(Hosts::This), Vec::new()),
+        false => (Action::List(Hosts::Any), Vec::new()),
+    },
     examples: "  reprieve snapshots --store s3://my-bucket/jobs --job nightly\n"
 }
 

@@ -3,8 +3,10 @@
 use std::collections::HashMap;
 
 use futures::StreamExt;
+use reprieve_core::compat;
+use reprieve_core::cpu::Level;
 use reprieve_core::head::Owner;
-use reprieve_core::manifest::Manifest;
+use reprieve_core::manifest::{HostFacts, Manifest};
 use reprieve_core::notice::{Afterwards, Source};
 use serde::Serialize;
 
@@ -12,6 +14,7 @@ use super::{
     Answer, Failure, HeadState, Job, Known, SCHEMA, damage, missing_part, say_missing, text,
 };
 use crate::host;
+use crate::programs;
 use crate::supervisor::with_causes;
 
 /// Manifests read at once.
@@ -29,6 +32,8 @@ pub(super) struct Listed {
     /// How it ended since its last snapshot, if it did.
     finished_exit_code: Option<u8>,
     snapshots: Vec<Line>,
+    /// What this host is, if it was asked.
+    this_host: Option<HostFacts>,
 }
 
 /// One snapshot. What its manifest says is null when that cannot be read.
@@ -54,9 +59,14 @@ pub(super) struct Line {
     /// Its manifest is sound and every part is there with its size; `verify` reads them as well.
     pub valid: bool,
     pub problem: Option<String>,
+    /// The level of x86-64 that a host needs at least.
+    pub cpu_level: Option<String>,
+    /// Why this host cannot run it; none if it can. Null unless it was asked.
+    pub unfit: Option<Vec<String>>,
 }
 
-pub(super) async fn list(job: &Job) -> Result<Listed, Failure> {
+/// With `host`, also which of them that host can run.
+pub(super) async fn list(job: &Job, host: Option<HostFacts>) -> Result<Listed, Failure> {
     let contained = job.contained().await?;
     let sizes = match contained.snapshots.is_empty() {
         true => HashMap::new(),
@@ -71,7 +81,10 @@ pub(super) async fn list(job: &Job) -> Result<Listed, Failure> {
     let mut snapshots = Vec::new();
     while let Some((known, read)) = reads.next().await {
         snapshots.push(match read {
-            Ok(manifest) => line(known, &manifest, &sizes),
+            Ok(manifest) => Line {
+                unfit: host.as_ref().map(|host| unfit(&manifest, host)),
+                ..line(known, &manifest, &sizes)
+            },
             // The others are listed all the same.
             Err(error) if error.is_about_keys() => unreadable(known, with_causes(&error)),
             Err(error) => match damage(&error) {
@@ -89,6 +102,7 @@ pub(super) async fn list(job: &Job) -> Result<Listed, Failure> {
         owner: head.and_then(|head| head.owner.clone()),
         finished_exit_code: head.and_then(|head| head.finished).map(|end| end.exit_code),
         snapshots,
+        this_host: host,
     })
 }
 
@@ -103,6 +117,7 @@ pub(super) fn line(known: &Known, manifest: &Manifest, sizes: &HashMap<String, u
         trigger: Some(manifest.trigger),
         afterwards: Some(manifest.afterwards),
         host: Some(manifest.host.hostname.clone()),
+        cpu_level: needed(&manifest.host),
         valid: problem.is_none(),
         problem,
         ..unreadable(known, String::new())
@@ -128,7 +143,19 @@ fn unreadable(known: &Known, problem: String) -> Line {
         set_aside: known.set_aside,
         valid: false,
         problem: Some(problem),
+        cpu_level: None,
+        unfit: None,
     }
+}
+
+fn needed(host: &HostFacts) -> Option<String> {
+    let level = || Level::of(&host.cpu_features).map(|level| level.as_str().to_owned());
+    host.cpu_baseline.clone().or_else(level)
+}
+
+fn unfit(manifest: &Manifest, host: &HostFacts) -> Vec<String> {
+    let found = compat::unfit(manifest, host, programs::identity);
+    found.iter().map(ToString::to_string).collect()
 }
 
 impl Answer for Listed {
@@ -142,8 +169,8 @@ impl Answer for Listed {
         if self.snapshots.is_empty() {
             return said + &format!("Job {} has no snapshots in {}.\n", self.job, self.store);
         }
-        let rows: Vec<Vec<String>> = self.snapshots.iter().map(Line::cells).collect();
-        let heading = [
+        let mut rows: Vec<Vec<String>> = self.snapshots.iter().map(Line::cells).collect();
+        let mut heading = vec![
             "GENERATION",
             "AGE",
             "NEW",
@@ -154,11 +181,42 @@ impl Answer for Listed {
             "VALID",
             "MARKS",
         ];
+        if let Some(host) = &self.this_host {
+            said.push_str(&host_line(host));
+            heading.extend(["NEEDS", "RUNS HERE"]);
+            for (row, line) in rows.iter_mut().zip(&self.snapshots) {
+                row.extend(line.cells_for_host());
+            }
+        }
         said + &text::table(&heading, &rows)
     }
 }
 
+fn host_line(host: &HostFacts) -> String {
+    let level = Level::of(&host.cpu_features).map_or("no level of x86-64", Level::as_str);
+    let criu = match host.criu.as_str() {
+        "" => "no CRIU",
+        version => &format!("CRIU {version}"),
+    };
+    format!(
+        "This host: {}, {} ({level}), Linux {}, {criu}.\n\n",
+        host.arch, host.cpu_model, host.kernel
+    )
+}
+
 impl Line {
+    fn cells_for_host(&self) -> [String; 2] {
+        let runs = match &self.unfit {
+            None => "-".to_owned(),
+            Some(reasons) if reasons.is_empty() => "yes".to_owned(),
+            Some(reasons) => format!("no: {}", reasons.join("; ")),
+        };
+        [
+            self.cpu_level.clone().unwrap_or_else(|| "-".to_owned()),
+            runs,
+        ]
+    }
+
     fn cells(&self) -> Vec<String> {
         let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
         let marks: Vec<&str> = self

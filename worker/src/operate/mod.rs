@@ -56,10 +56,18 @@ pub struct Request {
     pub format: Format,
 }
 
+/// Which hosts the snapshots are looked at for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hosts {
+    Any,
+    /// Which of them this one can run.
+    This,
+}
+
 /// What is asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    List,
+    List(Hosts),
     Show(Selector),
     Inspect(Selector, Values),
     /// The earlier one, and the later one.
@@ -238,7 +246,13 @@ impl Request {
         let format = self.format;
         let job = Job::open(&self.settings).await?;
         match self.action {
-            Action::List => print(out, format, &list::list(&job).await?),
+            Action::List(hosts) => {
+                let host = (hosts == Hosts::This).then(|| {
+                    let criu = crate::doctor::criu_version(None).unwrap_or_default();
+                    crate::host::facts(&criu)
+                });
+                print(out, format, &list::list(&job, host).await?)
+            }
             Action::Show(which) => print(out, format, &show::show(&job, &which).await?),
             Action::Inspect(which, values) => {
                 print(out, format, &inspect::inspect(&job, &which, values).await?);

@@ -53,6 +53,8 @@ struct Line {
     /// Until the announced end of the machine.
     deadline_in_ms: Option<u64>,
     finished_exit_code: Option<u8>,
+    /// A host of this level of x86-64, or a higher one, can take the job over, as far as levels tell.
+    cpu_level: Option<String>,
     problem: Option<String>,
 }
 
@@ -157,6 +159,7 @@ fn of_worker(worker: &Worker, head: Option<&Head>, renewed_at_ms: u64, now_ms: u
             .deadline_ms
             .map(|ends_at_ms| ends_at_ms.saturating_sub(now_ms)),
         finished_exit_code: None,
+        cpu_level: worker.cpu_level.clone(),
         problem: None,
     }
 }
@@ -195,6 +198,7 @@ fn of_job(job: &str, head: &Result<Head, String>, now_ms: u64) -> Line {
         work_at_risk_ms: None,
         deadline_in_ms: None,
         finished_exit_code: finished,
+        cpu_level: None,
         problem,
     }
 }
@@ -207,6 +211,7 @@ impl Answer for Processes {
         let rows: Vec<Vec<String>> = self.jobs.iter().map(Line::cells).collect();
         let heading = [
             "JOB", "STATE", "HOST", "INSTANCE", "SNAPSHOT", "AGE", "AT RISK", "ENDS IN", "SEEN",
+            "NEEDS",
         ];
         text::table(&heading, &rows)
     }
@@ -238,6 +243,7 @@ impl Line {
             or_dash(self.work_at_risk_ms.map(text::age)),
             or_dash(self.deadline_in_ms.map(text::age)),
             or_dash(seen),
+            or_dash(self.cpu_level.clone()),
         ]
     }
 }
@@ -266,6 +272,7 @@ mod tests {
             }),
             deadline_ms: (state == "running").then_some(NOW_MS + 30_000),
             version: "0".into(),
+            cpu_level: None,
         }
     }
 

@@ -141,7 +141,7 @@ impl Window {
     /// One job's snapshots and reports.
     async fn one(&self, name: &str) -> Result<Value, Failure> {
         let job = self.job.beside(name);
-        let (snapshots, reports) = tokio::join!(list::list(&job), reports::list(&job));
+        let (snapshots, reports) = tokio::join!(list::list(&job, None), reports::list(&job));
         let value = |answer| serde_json::to_value(answer);
         let snapshots = value(&snapshots?).unwrap_or_default();
         let reports = serde_json::to_value(reports?).unwrap_or_default();

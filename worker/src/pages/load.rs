@@ -22,6 +22,7 @@ use crate::keys::{KeyError, MasterKey, OpenError, Opened, Place};
 use crate::pages::codec::{self, Damage};
 use crate::pages::index::{File, Index, IndexError};
 use crate::pages::seal::PartKeys;
+use crate::programs;
 use crate::store::{Store, StoreError, StoreErrorKind, retry};
 
 /// Parts whose presence is asked for at once.
@@ -114,12 +115,19 @@ pub async fn load(
     deadline: Instant,
 ) -> Result<Snapshot, Unusable> {
     let read = manifest(catalog, candidate, deadline).await?;
-    let mismatches = compat::mismatches(&read.manifest.host, host);
+    let mismatches = unfit_blocking(&read.manifest, host).await;
     if !mismatches.is_empty() {
         return Err(Unusable::Host(mismatches));
     }
     check_parts(catalog.store(), &catalog.root(), &read.manifest, deadline).await?;
     open(catalog, read, deadline).await
+}
+
+/// Files may lie on a network.
+async fn unfit_blocking(manifest: &Manifest, host: &HostFacts) -> Vec<Mismatch> {
+    let (manifest, host) = (manifest.clone(), host.clone());
+    let look = move || compat::unfit(&manifest, &host, programs::identity);
+    tokio::task::spawn_blocking(look).await.unwrap_or_default()
 }
 
 /// Reads and verifies the index of a snapshot whose manifest was read.

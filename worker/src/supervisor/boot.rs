@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use futures::future::{Either, select};
 use reprieve_core::clock;
+use reprieve_core::cpu;
 use reprieve_core::effort::Level;
 use reprieve_core::head::{Generation, Head, Owner};
 use reprieve_core::manifest::HostFacts;
@@ -21,6 +22,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::callouts::{Callouts, Moment};
 use crate::catalog::{self, Catalog, CatalogError, Found, Lease};
+use crate::cures::{Cures, Given};
 use crate::engine::criu::Criu;
 use crate::failure::{ExitCode, Failure};
 use crate::host;
@@ -128,7 +130,7 @@ pub(crate) async fn boot(
     machine::wait_for_service(&settings).await;
     let Some(address) = settings.store.clone() else {
         tracing::warn!("no store is set: the app runs without checkpoints");
-        return start(&reaper, &gate, &argv, None).await;
+        return start(&reaper, &gate, &argv, &Cures::default(), None).await;
     };
     let prepared = prepare(&settings, &address, &reaper).await?;
     presence.begin(Arc::clone(prepared.catalog.store())).await;
@@ -161,7 +163,10 @@ pub(crate) async fn boot(
     let protection = Some(prepared.protection(&settings, &reaper, ownership, journal));
     match resumed {
         Some(resumed) => Ok(running(resumed, protection)),
-        None => start(&reaper, &gate, &argv, protection).await,
+        None => {
+            let cures = Cures::prepare(&settings);
+            start(&reaper, &gate, &argv, &cures, protection).await
+        }
     }
 }
 
@@ -405,9 +410,15 @@ fn running(resumed: Resumed, protection: Option<Protection>) -> Booted {
         stdio,
         manifest,
         candidate,
+        library,
         took,
     } = resumed;
     if let Some(protection) = &protection {
+        protection.checkpointer.carry(Given {
+            library,
+            filtered: manifest.app.filtered,
+            baseline: manifest.host.cpu_baseline.clone(),
+        });
         protection.checkpointer.build_upon(candidate);
     }
     metrics::restore_ended(RestoreOutcome::Resumed);
@@ -447,6 +458,7 @@ async fn start(
     reaper: &Reaper,
     gate: &Gate,
     argv: &[OsString],
+    cures: &Cures,
     protection: Option<Protection>,
 ) -> Result<Booted, Failure> {
     // Before the first process of the app: every one of them will need its number again.
@@ -464,7 +476,10 @@ async fn start(
         std::future::pending::<()>().await;
     }
     steps::reached(Step::Starting);
-    let app = child::start(reaper, argv, ends)?;
+    let app = child::start(reaper, argv, ends, cures)?;
+    if let Some(protection) = &protection {
+        protection.checkpointer.carry(cures.given.clone());
+    }
     let stdio = streams.flow(Held::default()).map_err(failed)?;
     steps::reached(Step::Started);
     metrics::app_started(StartedHow::Scratch);
@@ -519,7 +534,17 @@ async fn prepare(settings: &Settings, address: &str, reaper: &Reaper) -> Result<
     let store_settings = settings.store_settings(address);
     let keys = place::keys(&settings.keys, &store_settings).await?;
     let store = place::open(&store_settings).await?;
-    let host = host::facts(&criu.version);
+    let host = HostFacts {
+        image_digest: settings.image_digest.clone().unwrap_or_default(),
+        ..host::facts(&criu.version)
+    };
+    tracing::info!(
+        cpu = host.cpu_model,
+        level = cpu::Level::of(&host.cpu_features).map(cpu::Level::as_str),
+        kernel = host.kernel,
+        criu = host.criu,
+        "this host"
+    );
     let catalog = Catalog::with_keys(store, &settings.job, keys);
     Ok(Prepared {
         catalog,
@@ -595,6 +620,7 @@ impl Prepared {
                 seeds: Seeds::default(),
                 journal,
                 complaint: Mutex::default(),
+                given: OnceLock::new(),
             }),
         }
     }

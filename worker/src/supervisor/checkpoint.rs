@@ -12,12 +12,14 @@
 //! Whatever fails before the commit, the app goes on: the transfer is hung up, CRIU cures the app and lets it go. CRIU
 //! is only ever killed when it does not do so in time; a tracee whose tracer dies goes on by itself.
 
+use std::collections::BTreeMap;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use nix::unistd::{Pid, getsid};
+use reprieve_core::cpu::Level;
 use reprieve_core::document;
 use reprieve_core::head::Head;
 use reprieve_core::manifest::{AppFacts, HostFacts, Manifest, Sizes};
@@ -31,6 +33,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant as TokioInstant, sleep_until, timeout, timeout_at};
 
 use crate::catalog::{self, Catalog, CatalogError};
+use crate::cures::{Given, Library};
 use crate::engine::criu::{self, Criu, CriuError, DumpOrder};
 use crate::engine::hook::{Asked, Hooks};
 use crate::host;
@@ -45,6 +48,7 @@ use crate::pages::load;
 use crate::pages::parts::{self, Buffers, Destination, Stored};
 use crate::pages::seal::AttemptKey;
 use crate::pages::tuning::{Tuning, Usual, Wanted};
+use crate::programs;
 use crate::steps::{self, Step};
 use crate::store::StoreError;
 use crate::supervisor::ownership::Ownership;
@@ -63,6 +67,9 @@ const LOG_TAIL: u64 = 128 << 10;
 
 /// Our own images in a snapshot: what the standard streams held.
 pub(crate) const HELD: [&str; 3] = ["reprieve-stdin", "reprieve-stdout", "reprieve-stderr"];
+
+/// And the library that its processes loaded.
+pub(crate) const LIBRARY: &str = "reprieve-library";
 
 /// Of the time for storing, this fraction may be spent on looking at what is in the store already.
 const LOOKING: u32 = 4;
@@ -245,6 +252,8 @@ pub(crate) struct Checkpointer {
     pub journal: Journal,
     /// What CRIU said in the latest attempt, if that failed.
     pub complaint: Mutex<Option<EngineLog>>,
+    /// What the job's processes were given.
+    pub given: OnceLock<Given>,
 }
 
 /// One attempt: everything it has to give back.
@@ -259,6 +268,8 @@ struct Attempt<'a> {
     head: Head,
     seal: Option<Seal>,
     tuning: Option<Arc<Tuning>>,
+    /// Mapped before the freeze; which is taken then is found by CRIU.
+    programs: BTreeMap<String, String>,
 }
 
 /// What an attempt seals with.
@@ -322,6 +333,7 @@ impl Checkpointer {
             head: self.ownership.last_head(),
             seal,
             tuning: None,
+            programs: BTreeMap::new(),
         };
         let result = attempt.run(notice).await;
         if let Some(tuning) = &attempt.tuning {
@@ -344,6 +356,18 @@ impl Checkpointer {
             .lock()
             .expect("no holder of this lock panics");
         complaint.take()
+    }
+
+    /// The job's processes were given this, which goes with them.
+    pub(crate) fn carry(&self, given: Given) {
+        self.given.set(given).expect("a boot ends once");
+    }
+
+    /// The level of x86-64 that a host needs at least to take the job over; None on other architectures.
+    pub(crate) fn needed_level(&self) -> Option<String> {
+        let baseline = self.given.get().and_then(|given| given.baseline.clone());
+        let level = || Level::of(&self.host.cpu_features).map(|level| level.as_str().to_owned());
+        baseline.or_else(level)
     }
 
     /// This snapshot is sound, and what the app's memory began from.
@@ -487,6 +511,13 @@ impl Attempt<'_> {
         let step = self.of.journal.checkpoint_step(CheckpointPhase::Prepare);
         self.of.refuse_orphans(self.subject)?;
         let known = self.look().await?;
+        let tree = self.of.refuse_orphans(self.subject)?;
+        let pids = tree.into_iter().map(|process| process.pid);
+        self.programs = blocking(move || programs::mapped(pids)).await?;
+        if let Some(library) = self.of.given.get().and_then(|given| given.library.as_ref()) {
+            // It is put there before a resume.
+            self.programs.remove(&*library.path.to_string_lossy());
+        }
         steps::reached(Step::Looked);
         step.done();
         let step = self.of.journal.checkpoint_step(CheckpointPhase::Dump);
@@ -802,8 +833,14 @@ impl Attempt<'_> {
         let step = self.of.journal.checkpoint_step(CheckpointPhase::Drain);
         let stdin_ended = held.stdin_ended;
         let images = self.images.clone();
+        let Given {
+            library,
+            filtered,
+            baseline,
+        } = self.of.given.get().cloned().unwrap_or_default();
+        let carried = library.clone();
         let gathered = tokio::select! {
-            gathered = blocking(move || gather(&images, &held, blocks, server)) => gathered?,
+            gathered = blocking(move || gather(&images, &held, carried.as_ref(), blocks, server)) => gathered?,
             () = expired(&mut self.limits, |limits| limits.stored_by) => {
                 return Err(CheckpointError::Deadline { step: "the app's memory was being packed" });
             }
@@ -858,6 +895,7 @@ impl Attempt<'_> {
         parts.push(index);
         step.done();
         steps::reached(Step::Indexed);
+        let libc = programs::libc(&self.programs);
         let head = &self.head;
         Ok(Manifest {
             job: head.job.clone(),
@@ -877,8 +915,15 @@ impl Attempt<'_> {
                 stdin_ended,
                 processes: u32::try_from(tree.len()).unwrap_or(u32::MAX),
                 monotonic_ms: host::monotonic_ms(),
+                library: library.map(|library| library.path.to_string_lossy().into_owned()),
+                filtered,
+                programs: std::mem::take(&mut self.programs),
             },
-            host: self.of.host.clone(),
+            host: HostFacts {
+                cpu_baseline: baseline,
+                libc,
+                ..self.of.host.clone()
+            },
             index: vec![parts.len() - 1],
             keys: known::keys_of(&parts, &keys),
             parts,
@@ -951,13 +996,22 @@ async fn expired(limits: &mut watch::Receiver<Limits>, which: impl Fn(&Limits) -
 type Gathered = Result<(Captured, Vec<File>), CaptureError>;
 
 /// Packs what CRIU left in its directory and what the streams held, and ends the transfer of memory.
-fn gather(images: &Path, held: &Held, blocks: Blocks, server: PageServer) -> Gathered {
+fn gather(
+    images: &Path,
+    held: &Held,
+    library: Option<&Library>,
+    blocks: Blocks,
+    server: PageServer,
+) -> Gathered {
     let mut files = blocks.add_directory(images)?;
     for (name, bytes) in HELD
         .into_iter()
         .zip([&held.stdin, &held.stdout, &held.stderr])
     {
         files.push(blocks.add(name, bytes.as_slice())?);
+    }
+    if let Some(library) = library {
+        files.push(blocks.add(LIBRARY, library.bytes.as_slice())?);
     }
     let captured = server.finish()?;
     for (memory, hashes) in captured.hashes.iter().enumerate() {

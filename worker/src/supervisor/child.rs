@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::io;
 use std::process::Command;
 
+use crate::cures::Cures;
 use crate::failure::{ExitCode, Failure};
 use crate::supervisor::reaper::{Reaper, Watched};
 use crate::supervisor::stdio::AppEnds;
@@ -13,7 +14,12 @@ use crate::sys::{self};
 const OURS: &str = "REPRIEVE_";
 
 /// Starts the app in a session of its own.
-pub(crate) fn start(reaper: &Reaper, argv: &[OsString], ends: AppEnds) -> Result<Watched, Failure> {
+pub(crate) fn start(
+    reaper: &Reaper,
+    argv: &[OsString],
+    ends: AppEnds,
+    cures: &Cures,
+) -> Result<Watched, Failure> {
     let (program, arguments) = argv
         .split_first()
         .expect("settings refuse an empty command");
@@ -23,6 +29,10 @@ pub(crate) fn start(reaper: &Reaper, argv: &[OsString], ends: AppEnds) -> Result
         std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with(OURS))
     {
         command.env_remove(name);
+    }
+    command.envs(cures.variables());
+    if cures.given.filtered {
+        sys::deny_io_uring(&mut command);
     }
     let failed = |error: io::Error| failure(&program.to_string_lossy(), error);
     let (streams, terminal) = ends.into_streams().map_err(failed)?;

@@ -4,8 +4,8 @@
 //! restore is never refused here.
 
 use std::collections::HashSet;
-use std::fs::{self, File};
-use std::io::{self, Read};
+use std::fs;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -14,9 +14,7 @@ use tokio::time::Instant;
 
 use crate::images::{OpenFile, Remap, entries};
 use crate::pages::load::{Snapshot, Unusable};
-
-/// Where CRIU looks for a build id: a longer way into the file it does not go either.
-const BUILD_ID_WITHIN: u64 = 1 << 20;
+use crate::programs::build_id;
 
 /// What is there when the processes and their terminals are.
 const MADE: [&str; 2] = ["/proc/", "/dev/pts/"];
@@ -92,71 +90,10 @@ fn look(wanted: &Wanted) -> io::Result<Found> {
     })
 }
 
-/// The GNU build id of a 64-bit program, as CRIU keeps it: filled up to whole words.
-fn build_id(path: &Path) -> Option<Vec<u8>> {
-    let mut head = Vec::new();
-    let file = File::open(path).ok()?;
-    file.take(BUILD_ID_WITHIN).read_to_end(&mut head).ok()?;
-    of_program(&head)
-}
-
-fn of_program(head: &[u8]) -> Option<Vec<u8>> {
-    // The header and program header of a 64-bit little-endian ELF file (elf(5)), and a note's type.
-    const IDENTITY: &[u8] = b"\x7fELF\x02\x01";
-    const NOTES: u32 = 4;
-    const BUILD_ID: u32 = 3;
-    if !head.starts_with(IDENTITY) {
-        return None;
-    }
-    let table = usize::try_from(long(head, 32)?).ok()?;
-    let (size, count) = (short(head, 54)?, short(head, 56)?);
-    for number in 0..usize::from(count) {
-        let at = table.checked_add(number * usize::from(size))?;
-        if word(head, at)? != NOTES {
-            continue;
-        }
-        let start = usize::try_from(long(head, at + 8)?).ok()?;
-        let length = usize::try_from(long(head, at + 32)?).ok()?;
-        let mut notes = head.get(start..start.checked_add(length)?)?;
-        while let (Some(name), Some(size), Some(kind)) =
-            (word(notes, 0), word(notes, 4), word(notes, 8))
-        {
-            let name_end = 12_usize.checked_add(padded(name)?)?;
-            let end = name_end.checked_add(padded(size)?)?;
-            let Some(id) = notes.get(name_end..end) else {
-                break;
-            };
-            if kind == BUILD_ID && notes.get(12..16) == Some(b"GNU\0") {
-                return Some(id.to_vec());
-            }
-            notes = notes.get(end..)?;
-        }
-    }
-    None
-}
-
-fn padded(length: u32) -> Option<usize> {
-    usize::try_from(length).ok()?.checked_next_multiple_of(4)
-}
-
-fn short(bytes: &[u8], at: usize) -> Option<u16> {
-    let bytes = bytes.get(at..)?.first_chunk()?;
-    Some(u16::from_le_bytes(*bytes))
-}
-
-fn word(bytes: &[u8], at: usize) -> Option<u32> {
-    let bytes = bytes.get(at..)?.first_chunk()?;
-    Some(u32::from_le_bytes(*bytes))
-}
-
-fn long(bytes: &[u8], at: usize) -> Option<u64> {
-    let bytes = bytes.get(at..)?.first_chunk()?;
-    Some(u64::from_le_bytes(*bytes))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::programs::of_program;
 
     /// A program with one segment of notes: one of another kind, and the build id.
     fn program(id: &[u8]) -> Vec<u8> {

@@ -318,6 +318,7 @@ impl Supervisor {
             last_snapshot: None,
             deadline_ms: None,
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            cpu_level: None,
         });
         let callouts = Arc::new(Callouts::new(&settings, Arc::clone(&reaper)));
         let reports = Reports::new(&settings.job, &presence.name());
@@ -677,6 +678,10 @@ impl Supervisor {
                 begun: Begun::default(),
             })
         });
+        if let Some(protection) = &protection {
+            let needed = protection.checkpointer.needed_level();
+            self.presence.tell(|worker| worker.cpu_level = needed);
+        }
         self.protection = protection;
         let moment = match self.origin {
             Some(Origin::Resumed { .. }) => CallMoment::AfterResume,

@@ -17,6 +17,7 @@ use reprieve_core::selection::Candidate;
 use tokio::time::{Instant as TokioInstant, sleep, timeout, timeout_at};
 
 use crate::catalog::{self, Catalog, CatalogError};
+use crate::cures::Library;
 use crate::engine::criu::{self, Criu, CriuError, RestoreOrder};
 use crate::engine::hook::Hooks;
 use crate::host;
@@ -26,7 +27,7 @@ use crate::pages::load::{self, Snapshot, Unusable};
 use crate::pages::serve::{ImageServer, ServeError};
 use crate::steps::{self, Step};
 use crate::supervisor::boot::Gate;
-use crate::supervisor::checkpoint::HELD;
+use crate::supervisor::checkpoint::{HELD, LIBRARY};
 use crate::supervisor::files;
 use crate::supervisor::ownership::Ownership;
 use crate::supervisor::pids;
@@ -124,6 +125,7 @@ pub(crate) struct Resumed {
     pub stdio: Stdio,
     pub manifest: Manifest,
     pub candidate: Candidate,
+    pub library: Option<Library>,
     pub took: Duration,
 }
 
@@ -165,6 +167,10 @@ impl Restorer {
         let snapshot = Arc::new(load::load(&self.catalog, candidate, &self.host, deadline).await?);
         // What is waited for the clock is no part of the time that a restore may take.
         let deadline = deadline + self.mind_the_clock(&snapshot.manifest).await?;
+        let library = library(&snapshot, deadline).await?;
+        if let Some(library) = &library {
+            library.write()?;
+        }
         let mismatches = files::mismatches(&snapshot, deadline).await?;
         if !mismatches.is_empty() {
             return Err(RestoreError::Files(mismatches));
@@ -191,6 +197,7 @@ impl Restorer {
                         stdio,
                         manifest,
                         candidate: candidate.clone(),
+                        library,
                         took: begun.elapsed(),
                     });
                 }
@@ -388,6 +395,18 @@ async fn release(criu: &mut Watched, hooks: &Hooks) -> Result<Exit, RestoreError
             exit = &mut criu.exit => return Ok(exit.unwrap_or(Exit::Code(u8::MAX))),
         }
     }
+}
+
+/// The library of ours that its processes loaded.
+async fn library(snapshot: &Snapshot, deadline: TokioInstant) -> Result<Option<Library>, Unusable> {
+    let path = snapshot.manifest.app.library.as_ref();
+    let (Some(path), Some(file)) = (path, snapshot.find(LIBRARY)) else {
+        return Ok(None);
+    };
+    Ok(Some(Library {
+        path: path.into(),
+        bytes: snapshot.file(file, deadline).await?,
+    }))
 }
 
 /// What the standard streams held at the freeze.

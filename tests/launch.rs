@@ -1,0 +1,114 @@
+//! What an app is given at its start so that it can be checkpointed, with real apps and real CRIU.
+
+mod harness;
+mod job;
+
+use harness::{Builder, Host, LIMIT};
+use job::{Store, checkpoint, evict, resumed, wait_for_log, wait_for_output};
+
+/// Asks for an io_uring again and again, through the C library as libuv does, in a program of its own each time: what was
+/// denied stays denied after a resume.
+const ASKS: [&str; 3] = [
+    "bash",
+    "-c",
+    "echo ready; n=0; while sleep 0.05; do n=$((n+1)); python3 -c 'import ctypes, os
+c = ctypes.CDLL(None, use_errno=True)
+print(c.syscall(425, 4, ctypes.create_string_buffer(120)), os.strerror(ctypes.get_errno()), flush=True)'; done",
+];
+
+const DENIED: &str = "-1 Function not implemented";
+
+#[track_caller]
+fn started(host: &Host) -> String {
+    wait_for_log(host, "what the app is given so that it can be checkpointed")
+}
+
+#[track_caller]
+fn survives_an_eviction(make: impl Fn(&str) -> Builder, said: &str) {
+    let host = make("host").start();
+    assert!(started(&host).contains(said));
+    wait_for_output(&host, DENIED);
+    evict(&host);
+    for name in ["next", "third"] {
+        let next = make(name).start();
+        resumed(&next);
+        wait_for_output(&next, DENIED);
+        evict(&next);
+    }
+}
+
+#[test]
+fn a_library_denies_io_uring_and_travels_with_the_job() {
+    let store = Store::new();
+    survives_an_eviction(|name| store.host(name, &ASKS), "denied by a library");
+}
+
+#[test]
+fn a_plain_user_is_denied_as_well() {
+    let store = Store::new();
+    std::fs::set_permissions(
+        store.path(),
+        std::os::unix::fs::PermissionsExt::from_mode(0o777),
+    )
+    .expect("it is ours");
+    let make = |name: &str| {
+        let host = store.host(name, &ASKS).user(1000, 1000).no_new_privileges();
+        ["CAP_CHECKPOINT_RESTORE", "CAP_SYS_PTRACE"]
+            .into_iter()
+            .fold(host, Builder::ambient_capability)
+    };
+    survives_an_eviction(make, "denied by a library");
+}
+
+#[test]
+fn a_filter_denies_io_uring_where_criu_may_suspend_it() {
+    let store = Store::new();
+    let make = |name: &str| store.host(name, &ASKS).add_capability("CAP_SYS_ADMIN");
+    survives_an_eviction(make, "denied by a seccomp filter");
+}
+
+#[test]
+fn with_the_switch_off_it_is_had_and_no_checkpoint_is() {
+    let store = Store::new();
+    let app = ["python3", "/apps/feature.py", "io_uring"];
+    let host = store
+        .host_with("host", &["--io-uring", "allow"], &app)
+        .start();
+    wait_for_output(&host, "ready");
+    assert_ne!(checkpoint(&host).code, 0);
+    assert!(started(&host).contains("\"allowed\""));
+}
+
+#[test]
+fn a_variable_that_is_set_is_added_to_and_a_decision_counts() {
+    let store = Store::new();
+    let app = [
+        "python3",
+        "/apps/facts.py",
+        "JAVA_TOOL_OPTIONS",
+        "LD_PRELOAD",
+    ];
+    let facts = |name: &str, options: &[&str], java: Option<&str>| {
+        let host = store.host_with(name, options, &app);
+        let host = match java {
+            Some(java) => host.env("JAVA_TOOL_OPTIONS", java),
+            None => host,
+        };
+        let host = host.start();
+        let line = host
+            .stdout()
+            .wait_for_line("the facts", LIMIT, |line| line.starts_with('{'));
+        let facts: serde_json::Value = serde_json::from_str(&line).expect("it is JSON");
+        host.wait_exit(LIMIT);
+        facts["environment"].clone()
+    };
+    let given = facts("a", &[], Some("-Xmx64m"));
+    assert_eq!(given["JAVA_TOOL_OPTIONS"], "-Xmx64m -XX:-UsePerfData");
+    assert_eq!(given["LD_PRELOAD"], "/run/reprieve-lib/no-io-uring.so");
+    let given = facts("b", &[], Some("-XX:+UsePerfData"));
+    assert_eq!(given["JAVA_TOOL_OPTIONS"], "-XX:+UsePerfData");
+    let off = ["--jvm-perf-data", "keep", "--io-uring", "allow"];
+    let given = facts("c", &off, None);
+    assert_eq!(given["JAVA_TOOL_OPTIONS"], serde_json::Value::Null);
+    assert_eq!(given["LD_PRELOAD"], serde_json::Value::Null);
+}

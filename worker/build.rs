@@ -1,0 +1,57 @@
+//! Builds the small library that the app can be given to load first (`preload/`), which this program carries with it.
+//!
+//! With the compiler that links Rust programs: `CC`, else `cc`. For another machine than this one it has to be one for that
+//! machine; a check that only compiles does without, and then the program has none to give.
+
+use std::env;
+use std::path::PathBuf;
+use std::process::Command;
+
+const SOURCE: &str = "preload/no_io_uring.c";
+
+/// Small, without what differs from build to build, and without anything of a C library.
+const FLAGS: [&str; 10] = [
+    "-O2",
+    "-shared",
+    "-fPIC",
+    "-nostdlib",
+    "-fno-stack-protector",
+    "-Wl,-z,noseparate-code",
+    "-Wl,--build-id=none",
+    "-Wl,--hash-style=both",
+    "-s",
+    "-o",
+];
+
+fn main() {
+    println!("cargo::rerun-if-changed={SOURCE}");
+    println!("cargo::rerun-if-env-changed=CC");
+    let variable = |name: &str| env::var(name).unwrap_or_default();
+    let target = variable("TARGET");
+    let is_foreign = target != variable("HOST");
+    let compiler = match (env::var("CC"), is_foreign) {
+        (Ok(compiler), _) => compiler,
+        (Err(_), false) => "cc".to_owned(),
+        (Err(_), true) => format!(
+            "{}-linux-{}-gcc",
+            variable("CARGO_CFG_TARGET_ARCH"),
+            variable("CARGO_CFG_TARGET_ENV")
+        ),
+    };
+    let library = PathBuf::from(variable("OUT_DIR")).join("no_io_uring.so");
+    let built = Command::new(&compiler)
+        .args(FLAGS)
+        .arg(&library)
+        .arg(SOURCE)
+        .status();
+    match built {
+        Ok(status) if status.success() => {}
+        _ if is_foreign => {
+            println!(
+                "cargo::warning={compiler} cannot build {SOURCE} for {target}; this program has none to give"
+            );
+            std::fs::write(&library, []).expect("OUT_DIR can be written");
+        }
+        other => panic!("{compiler} cannot build {SOURCE}: {other:?}"),
+    }
+}

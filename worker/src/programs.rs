@@ -1,0 +1,144 @@
+//! Which programs and libraries a job's processes have mapped, and which lie at those paths on this host.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::Path;
+
+/// Where CRIU looks for a build id: a longer way into the file it does not go either.
+const BUILD_ID_WITHIN: u64 = 1 << 20;
+
+/// A manifest is one small document.
+const MOST: usize = 512;
+
+/// What has no build id is read whole, if it is not larger.
+const HASHED_WITHIN: u64 = 64 << 20;
+
+/// Those of these processes, by path. A file that cannot be read is left out.
+pub(crate) fn mapped(pids: impl Iterator<Item = i32>) -> BTreeMap<String, String> {
+    let mut found = BTreeMap::new();
+    for pid in pids {
+        let maps = fs::read(format!("/proc/{pid}/maps")).unwrap_or_default();
+        for path in String::from_utf8_lossy(&maps).lines().filter_map(program) {
+            if found.len() < MOST && !found.contains_key(path) {
+                found.extend(identity(path).map(|identity| (path.to_owned(), identity)));
+            }
+        }
+    }
+    found
+}
+
+/// The path of a mapping that may be executed and has a file.
+fn program(line: &str) -> Option<&str> {
+    let mut words = line.splitn(6, ' ');
+    let rights = words.nth(1)?;
+    let path = words.nth(3)?.trim_start();
+    let is_file = path.starts_with('/') && !path.ends_with(" (deleted)");
+    (rights.contains('x') && is_file).then_some(path)
+}
+
+/// The build id in hexadecimal, or the hash of the whole.
+pub(crate) fn identity(path: &str) -> Option<String> {
+    if let Some(id) = build_id(Path::new(path)) {
+        return Some(id.iter().map(|byte| format!("{byte:02x}")).collect());
+    }
+    let file = File::open(path).ok()?;
+    let metadata = file.metadata().ok()?;
+    if !metadata.is_file() || metadata.len() > HASHED_WITHIN {
+        return None;
+    }
+    let mut hasher = blake3::Hasher::new();
+    hasher.update_reader(file).ok()?;
+    Some(format!("blake3:{}", hasher.finalize().to_hex()))
+}
+
+/// The C library among them, as in `glibc 2.41`.
+pub(crate) fn libc(programs: &BTreeMap<String, String>) -> String {
+    let name = |path: &str| path.rsplit('/').next().unwrap_or_default().to_owned();
+    let found = programs.keys().find_map(|path| match name(path) {
+        name if name.starts_with("libc.so.6") || name.starts_with("libc-2.") => glibc(path),
+        name if name.starts_with("ld-musl-") || name.starts_with("libc.musl-") => {
+            Some("musl".to_owned())
+        }
+        _ => None,
+    });
+    found.unwrap_or_default()
+}
+
+/// It says its version to whoever runs it, in a text that it holds.
+fn glibc(path: &str) -> Option<String> {
+    const SAYS: &[u8] = b"release version ";
+    let bytes = fs::read(path).ok()?;
+    let at = bytes
+        .windows(SAYS.len())
+        .position(|window| window == SAYS)?
+        + SAYS.len();
+    let version: String = bytes[at..]
+        .iter()
+        .map(|&byte| char::from(byte))
+        .take_while(|c| c.is_ascii_digit() || *c == '.')
+        .collect();
+    Some(format!("glibc {}", version.trim_end_matches('.')))
+}
+
+/// The GNU build id of a 64-bit program, as CRIU keeps it: filled up to whole words.
+pub(crate) fn build_id(path: &Path) -> Option<Vec<u8>> {
+    let mut head = Vec::new();
+    let file = File::open(path).ok()?;
+    file.take(BUILD_ID_WITHIN).read_to_end(&mut head).ok()?;
+    of_program(&head)
+}
+
+pub(crate) fn of_program(head: &[u8]) -> Option<Vec<u8>> {
+    // The header and program header of a 64-bit little-endian ELF file (elf(5)), and a note's type.
+    const IDENTITY: &[u8] = b"\x7fELF\x02\x01";
+    const NOTES: u32 = 4;
+    const BUILD_ID: u32 = 3;
+    if !head.starts_with(IDENTITY) {
+        return None;
+    }
+    let table = usize::try_from(long(head, 32)?).ok()?;
+    let (size, count) = (short(head, 54)?, short(head, 56)?);
+    for number in 0..usize::from(count) {
+        let at = table.checked_add(number * usize::from(size))?;
+        if word(head, at)? != NOTES {
+            continue;
+        }
+        let start = usize::try_from(long(head, at + 8)?).ok()?;
+        let length = usize::try_from(long(head, at + 32)?).ok()?;
+        let mut notes = head.get(start..start.checked_add(length)?)?;
+        while let (Some(name), Some(size), Some(kind)) =
+            (word(notes, 0), word(notes, 4), word(notes, 8))
+        {
+            let name_end = 12_usize.checked_add(padded(name)?)?;
+            let end = name_end.checked_add(padded(size)?)?;
+            let Some(id) = notes.get(name_end..end) else {
+                break;
+            };
+            if kind == BUILD_ID && notes.get(12..16) == Some(b"GNU\0") {
+                return Some(id.to_vec());
+            }
+            notes = notes.get(end..)?;
+        }
+    }
+    None
+}
+
+fn padded(length: u32) -> Option<usize> {
+    usize::try_from(length).ok()?.checked_next_multiple_of(4)
+}
+
+fn short(bytes: &[u8], at: usize) -> Option<u16> {
+    let bytes = bytes.get(at..)?.first_chunk()?;
+    Some(u16::from_le_bytes(*bytes))
+}
+
+fn word(bytes: &[u8], at: usize) -> Option<u32> {
+    let bytes = bytes.get(at..)?.first_chunk()?;
+    Some(u32::from_le_bytes(*bytes))
+}
+
+fn long(bytes: &[u8], at: usize) -> Option<u64> {
+    let bytes = bytes.get(at..)?.first_chunk()?;
+    Some(u64::from_le_bytes(*bytes))
+}
