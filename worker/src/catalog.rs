@@ -680,7 +680,7 @@ pub(crate) mod tests {
     use super::*;
     use std::time::Duration;
 
-    use reprieve_core::manifest::{AppFacts, HostFacts, Part, Sizes, Stdio};
+    use reprieve_core::manifest::{AppFacts, HostFacts, Part, Profile, Sizes, Stdio};
     use reprieve_core::notice::{Afterwards, Source};
 
     use crate::keys::Unsealed;
@@ -725,6 +725,8 @@ pub(crate) mod tests {
                 stdin_ended: false,
                 processes: 1,
                 monotonic_ms: 1,
+                clocks: None,
+                needs: Profile::Minimal,
             },
             host: HostFacts {
                 hostname: "host".into(),
@@ -735,6 +737,7 @@ pub(crate) mod tests {
                 page_size: 4096,
                 criu: "4.2".into(),
                 image: String::new(),
+                profile: Profile::Minimal,
             },
             parts: parts.iter().map(part).collect(),
             index: Vec::new(),

@@ -83,7 +83,7 @@ impl Reason {
             Self::IoUring => "CRIU cannot store an io_uring",
             Self::Watch => "CRIU cannot find out which file a watch is for",
             Self::SharedMemory => {
-                "System V shared memory can be stored only with an IPC namespace of its own"
+                "System V shared memory can be stored only with an IPC namespace of its own, in the full profile"
             }
             Self::SecretMemory => "memory of memfd_secret is hidden from CRIU as well",
             Self::Socket => "CRIU cannot store sockets of this protocol",
@@ -117,7 +117,9 @@ impl Reason {
                 "make the app do without: its own setting, or the sysctl kernel.io_uring_disabled=2 on the host"
             }
             Self::Watch => "let the app poll, or switch watching files off (hot reload, tail -f)",
-            Self::SharedMemory => "use another kind of shared memory, if the app has a choice",
+            Self::SharedMemory => {
+                "use the full profile (profiles.md), or another kind of shared memory, if the app has a choice"
+            }
             Self::SecretMemory => "switch the use of memfd_secret off",
             Self::Socket => "make the app use TCP, UDP or unix sockets; Go: GODEBUG=multipathtcp=0",
             Self::Device => "close it before a checkpoint; a job that uses a GPU cannot be stored",
@@ -188,6 +190,8 @@ pub struct Ours {
     pub may_open_handles: bool,
     /// CAP_SYS_ADMIN.
     pub may_suspend_filters: bool,
+    /// The app has an IPC namespace of its own.
+    pub may_store_ipc: bool,
     /// Bytes.
     pub ghost_limit: u64,
 }
@@ -377,7 +381,7 @@ fn of_mapping(mapping: &Mapping, ours: &Ours) -> Option<Reason> {
     let link = mapping.link.as_str();
     match link {
         "anon_inode:[io_uring]" => Some(Reason::IoUring),
-        _ if link.starts_with("/SYSV") => Some(Reason::SharedMemory),
+        _ if link.starts_with("/SYSV") => (!ours.may_store_ipc).then_some(Reason::SharedMemory),
         _ if link.starts_with(SECRET) => Some(Reason::SecretMemory),
         _ if NO_FILES.iter().any(|prefix| link.starts_with(prefix)) => None,
         _ => mapping.file.and_then(|file| of_file(file, ours)),
@@ -413,6 +417,7 @@ mod tests {
         may_read_limits: false,
         may_open_handles: false,
         may_suspend_filters: false,
+        may_store_ipc: false,
         ghost_limit: 1 << 20,
     };
 

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::manifest::HostFacts;
+use crate::manifest::{AppFacts, HostFacts, Profile};
 
 /// The instruction sets that a program may have chosen at its start and would die without (SIGILL after a resume that
 /// CRIU called successful). Names as in `/proc/cpuinfo`; what only the kernel uses is left out on purpose.
@@ -85,6 +85,8 @@ pub enum Mismatch {
         snapshot_cpu: String,
         host_cpu: String,
     },
+    /// Only the full profile can give it what it needs.
+    Profile,
 }
 
 impl fmt::Display for Mismatch {
@@ -113,6 +115,11 @@ impl fmt::Display for Mismatch {
                 out,
                 "this host's CPU ({host_cpu}) lacks {} of the snapshot's CPU ({snapshot_cpu})",
                 features.join(", ")
+            ),
+            Self::Profile => write!(
+                out,
+                "it holds System V shared memory, semaphores or message queues, which need the full profile; here the \
+                 minimal one is in force"
             ),
         }
     }
@@ -156,6 +163,11 @@ pub fn mismatches(snapshot: &HostFacts, host: &HostFacts) -> Vec<Mismatch> {
     found
 }
 
+/// Whether the profile in force on `host` can give the app what it needs.
+pub fn lacks_profile(app: &AppFacts, host: &HostFacts) -> Option<Mismatch> {
+    (app.needs == Profile::Full && host.profile == Profile::Minimal).then_some(Mismatch::Profile)
+}
+
 /// `4.2.1` as numbers that compare as versions do; whatever is no number counts as zero.
 pub fn version(text: &str) -> Vec<u64> {
     text.split('.')
@@ -177,6 +189,31 @@ mod tests {
             page_size: 4096,
             criu: "4.2.1".into(),
             image: "Debian".into(),
+            profile: Profile::Minimal,
+        }
+    }
+
+    #[test]
+    fn what_needs_the_full_profile_is_not_resumed_with_the_minimal_one() {
+        use Profile::{Full, Minimal};
+        let app = |needs| AppFacts {
+            argv: Vec::new(),
+            root_pid: 301,
+            stdio: crate::manifest::Stdio::Terminal { rdev: 1, dev: 2 },
+            stdin_ended: false,
+            processes: 1,
+            monotonic_ms: 0,
+            clocks: None,
+            needs,
+        };
+        for (needs, profile, expected) in [
+            (Minimal, Minimal, None),
+            (Minimal, Full, None),
+            (Full, Full, None),
+            (Full, Minimal, Some(Mismatch::Profile)),
+        ] {
+            let host = HostFacts { profile, ..host() };
+            assert_eq!(lacks_profile(&app(needs), &host), expected);
         }
     }
 

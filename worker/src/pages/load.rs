@@ -114,7 +114,8 @@ pub async fn load(
     deadline: Instant,
 ) -> Result<Snapshot, Unusable> {
     let read = manifest(catalog, candidate, deadline).await?;
-    let mismatches = compat::mismatches(&read.manifest.host, host);
+    let mut mismatches = compat::mismatches(&read.manifest.host, host);
+    mismatches.extend(compat::lacks_profile(&read.manifest.app, host));
     if !mismatches.is_empty() {
         return Err(Unusable::Host(mismatches));
     }

@@ -5,6 +5,7 @@ use std::io;
 use std::process::Command;
 
 use crate::failure::{ExitCode, Failure};
+use crate::supervisor::realm::Realm;
 use crate::supervisor::reaper::{Reaper, Watched};
 use crate::supervisor::stdio::AppEnds;
 use crate::sys::{self};
@@ -13,7 +14,12 @@ use crate::sys::{self};
 const OURS: &str = "REPRIEVE_";
 
 /// Starts the app in a session of its own.
-pub(crate) fn start(reaper: &Reaper, argv: &[OsString], ends: AppEnds) -> Result<Watched, Failure> {
+pub(crate) fn start(
+    reaper: &Reaper,
+    argv: &[OsString],
+    ends: AppEnds,
+    realm: Option<&Realm>,
+) -> Result<Watched, Failure> {
     let (program, arguments) = argv
         .split_first()
         .expect("settings refuse an empty command");
@@ -27,7 +33,16 @@ pub(crate) fn start(reaper: &Reaper, argv: &[OsString], ends: AppEnds) -> Result
     let failed = |error: io::Error| failure(&program.to_string_lossy(), error);
     let (streams, terminal) = ends.into_streams().map_err(failed)?;
     reaper
-        .spawn(|| sys::spawn(command, streams, terminal, &[]))
+        .spawn(|| match realm {
+            Some(realm) => {
+                let entry = realm.entry();
+                entry.spawn(command, |mut command| {
+                    sys::keep_realm_capabilities_back(&mut command);
+                    sys::spawn(command, streams, terminal, &[])
+                })
+            }
+            None => sys::spawn(command, streams, terminal, &[]),
+        })
         .map_err(failed)
 }
 

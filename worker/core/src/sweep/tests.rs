@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::head::{Generation, Owner};
-use crate::manifest::{AppFacts, HostFacts, Sizes, Stdio};
+use crate::manifest::{AppFacts, HostFacts, Profile, Sizes, Stdio};
 use crate::notice::{Afterwards, Source};
 use crate::retention::{self, Policy};
 
@@ -60,6 +60,8 @@ fn manifest_of(generation: u64, epoch: u64, attempt: &str, parts: Vec<Part>) -> 
             stdin_ended: false,
             processes: 1,
             monotonic_ms: 0,
+            clocks: None,
+            needs: Profile::Minimal,
         },
         host: HostFacts {
             hostname: String::new(),
@@ -70,6 +72,7 @@ fn manifest_of(generation: u64, epoch: u64, attempt: &str, parts: Vec<Part>) -> 
             page_size: 4096,
             criu: String::new(),
             image: String::new(),
+            profile: Profile::Minimal,
         },
         parts,
         index: Vec::new(),
