@@ -606,3 +606,20 @@ fn the_table_of_the_profiles_is_what_happens() {
         );
     }
 }
+
+#[test]
+fn the_doctor_rehearses_in_the_full_profile_beside_a_job() {
+    let store = Store::new();
+    let host = host(&store, "host", Full, COUNTER).start();
+    wait_for_output(&host, "line 5");
+    let ran = host.exec(["reprieve", "doctor", "--json", "--profile", "full"]);
+    let answer: Value = serde_json::from_str(&ran.stdout).expect("it is JSON");
+    let findings = answer["findings"].as_array().expect("it is a list");
+    let held = findings.iter().find(|one| one["check"] == "rehearsal");
+    let found = held.expect("it was held")["found"].as_str();
+    assert!(
+        found.is_some_and(|found| found.contains("resumed")),
+        "{answer}"
+    );
+    evict(&host);
+}
