@@ -680,7 +680,7 @@ pub(crate) mod tests {
     use super::*;
     use std::time::Duration;
 
-    use reprieve_core::manifest::{AppFacts, HostFacts, Part, Sizes, Stdio};
+    use reprieve_core::manifest::{AppFacts, HostFacts, Part, Profile, Sizes, Stdio};
     use reprieve_core::notice::{Afterwards, Source};
 
     use crate::keys::Unsealed;
@@ -728,6 +728,8 @@ pub(crate) mod tests {
                 library: None,
                 filtered: false,
                 programs: Default::default(),
+                clocks: None,
+                needs: Profile::Minimal,
             },
             host: HostFacts {
                 hostname: "host".into(),
@@ -744,6 +746,7 @@ pub(crate) mod tests {
                 xsave_bytes: 0,
                 libc: String::new(),
                 image_digest: String::new(),
+                profile: Profile::Minimal,
             },
             parts: parts.iter().map(part).collect(),
             index: Vec::new(),

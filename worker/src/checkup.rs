@@ -17,7 +17,7 @@ use crate::host;
 use crate::supervisor::proc;
 use crate::sys;
 
-/// CRIU was seen to refuse each of these, if it is not the one that CRIU has. Others need a user namespace, or SYS_ADMIN.
+/// CRIU was seen to refuse each of these, if it is not the one that the app began in. Others need a user namespace, or SYS_ADMIN.
 const NAMESPACES: [&str; 5] = ["user", "ipc", "uts", "time", "time_for_children"];
 
 /// CAP_DAC_READ_SEARCH, CAP_SYS_ADMIN and CAP_SYS_RESOURCE, linux/capability.h.
@@ -33,21 +33,28 @@ pub(crate) fn of_tree(
 ) -> io::Result<Vec<Finding>> {
     let all = proc::processes()?;
     let mut mounts = Mounts::default();
+    let own = nix::unistd::getpid().as_raw();
+    let has_realm = proc::levels(root) > proc::levels(own);
+    // A realm's processes live in its namespaces, as the first of them shows; without one, in ours.
+    let home = PathBuf::from(match has_realm {
+        true => format!("/proc/{root}"),
+        false => "/proc/self".to_owned(),
+    });
     let mut processes = Vec::new();
     for process in proc::tree(&all, root) {
         // The dead hold nothing.
         if !matches!(process.state, 'Z' | 'X') {
-            processes.extend(look(&process, &mut mounts));
+            processes.extend(look(&process, &mut mounts, &home));
         }
     }
     processes.extend(orphans.iter().map(|orphan| Process {
         orphan: true,
         ..bare(orphan)
     }));
-    Ok(checkup::examine(&processes, &ours(ghost_limit)))
+    Ok(checkup::examine(&processes, &ours(ghost_limit, has_realm)))
 }
 
-fn ours(ghost_limit: u64) -> Ours {
+fn ours(ghost_limit: u64, has_realm: bool) -> Ours {
     let has = |number: u32| host::capabilities() >> number & 1 == 1;
     Ours {
         user: getuid().as_raw(),
@@ -55,6 +62,7 @@ fn ours(ghost_limit: u64) -> Ours {
         may_read_limits: has(SYS_RESOURCE),
         may_open_handles: has(DAC_READ_SEARCH),
         may_suspend_filters: has(SYS_ADMIN),
+        may_store_ipc: has_realm,
         ghost_limit,
     }
 }
@@ -71,7 +79,7 @@ fn bare(process: &proc::Process) -> Process {
 }
 
 /// None if it has ended.
-fn look(process: &proc::Process, mounts: &mut Mounts) -> Option<Process> {
+fn look(process: &proc::Process, mounts: &mut Mounts, home: &Path) -> Option<Process> {
     let directory = PathBuf::from(format!("/proc/{}", process.pid));
     let status = fs::read_to_string(directory.join("status")).ok()?;
     Some(Process {
@@ -79,7 +87,7 @@ fn look(process: &proc::Process, mounts: &mut Mounts) -> Option<Process> {
         filtered: is_filtered(&directory),
         users: identities(&status, "Uid:").unwrap_or([getuid().as_raw(); 3]),
         groups: identities(&status, "Gid:").unwrap_or([getgid().as_raw(); 3]),
-        foreign_namespaces: foreign_namespaces(&directory),
+        foreign_namespaces: foreign_namespaces(&directory, home),
         descriptors: descriptors(&directory, mounts),
         mappings: mappings(&directory),
         ..bare(process)
@@ -113,10 +121,14 @@ fn is_filtered(directory: &Path) -> bool {
         .any(|status| number(&status, "Seccomp:").is_some_and(|mode| mode != 0))
 }
 
-fn foreign_namespaces(directory: &Path) -> Vec<String> {
+fn foreign_namespaces(directory: &Path, home: &Path) -> Vec<String> {
     let link = |process: &Path, kind: &str| fs::read_link(process.join("ns").join(kind)).ok();
     let foreign = NAMESPACES.into_iter().filter(|kind| {
-        match (link(directory, kind), link(Path::new("/proc/self"), kind)) {
+        let expected = match *kind {
+            "user" | "uts" => Path::new("/proc/self"),
+            _ => home,
+        };
+        match (link(directory, kind), link(expected, kind)) {
             (Some(its), Some(ours)) => its != ours,
             _ => false,
         }

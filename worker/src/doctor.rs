@@ -32,7 +32,7 @@ use crate::control::protocol::Obstacle;
 use crate::engine::criu::Program;
 use crate::failure::{ExitCode, Failure};
 use crate::host;
-use crate::settings::{QueueUse, Settings, Sources as Switched};
+use crate::settings::{ProfileChoice, QueueUse, Settings, Sources as Switched};
 use crate::sources::Sources;
 use crate::store::selftest::{self, SelfTestError};
 use crate::store::{Condition, Store};
@@ -156,6 +156,8 @@ impl Request {
     pub async fn carry_out(self, out: &mut impl Write) -> Result<(), Failure> {
         let settings = &self.settings;
         let mut findings = container();
+        findings.push(profile(settings.profile));
+        findings.push(users());
         findings.push(pid_budget());
         findings.push(memory());
         findings.push(security_module());
@@ -174,9 +176,10 @@ impl Request {
             .all(|one| one.level < Level::Fatal || BESIDE.contains(&one.check));
         match (self.rehearsal, work) {
             (Rehearsal::Held, Ok(work)) if has_worked => {
-                let criu = settings.criu.clone();
+                let (criu, profile) = (settings.criu.clone(), settings.profile);
                 let held =
-                    tokio::task::spawn_blocking(move || rehearse(&work, criu.as_deref())).await;
+                    tokio::task::spawn_blocking(move || rehearse(&work, criu.as_deref(), profile))
+                        .await;
                 findings.push(held.unwrap_or_else(|error| {
                     Finding::fatal(
                         "rehearsal",
@@ -285,6 +288,43 @@ fn container() -> Vec<Finding> {
         ),
     ));
     found
+}
+
+/// Which profile a job would run in. Whether the namespaces can really be made is shown by the rehearsal.
+fn profile(asked: ProfileChoice) -> Finding {
+    const CHECK: &str = "profile";
+    let lacks = host::lacks_for_full().join(", ");
+    let minimal = "minimal: the app lives in the container's namespaces";
+    match (asked, lacks.is_empty()) {
+        (ProfileChoice::Minimal, _) => {
+            Finding::ok(CHECK, format!("{minimal}, as the settings say"))
+        }
+        (_, true) => Finding::ok(
+            CHECK,
+            "full: the app gets namespaces of its own for processes, System V IPC, clocks and mounts",
+        ),
+        (ProfileChoice::Auto, false) => {
+            Finding::ok(CHECK, format!("{minimal}; for the full profile: {lacks}"))
+        }
+        (ProfileChoice::Full, false) => Finding::fatal(
+            CHECK,
+            format!("full was asked for: {lacks}"),
+            "run the container as root with --cap-add SYS_ADMIN and --cap-add SYS_TIME, or leave --profile at auto",
+        ),
+    }
+}
+
+/// Whether the processes of a job may belong to several users, which is the same in both profiles.
+fn users() -> Finding {
+    /// CAP_SYS_RESOURCE, linux/capability.h.
+    const SYS_RESOURCE: u32 = 24;
+    let found = match host::capabilities() >> SYS_RESOURCE & 1 {
+        1 => "a job's processes may run as any user: there is SYS_RESOURCE",
+        _ => {
+            "all of a job's processes have to run as this user, in either profile; with SYS_RESOURCE they need not"
+        }
+    };
+    Finding::ok("users", found)
 }
 
 /// What a checkpoint of these processes would fail at.
@@ -789,12 +829,12 @@ impl Drop for Stage {
     }
 }
 
-fn rehearse(work: &Path, criu: Option<&Path>) -> Finding {
+fn rehearse(work: &Path, criu: Option<&Path>, profile: ProfileChoice) -> Finding {
     let scratch = Scratch(
         // Short, because paths of sockets are.
         work.join(format!("doctor-{}", std::process::id())),
     );
-    match rehearsed(&scratch.0, criu) {
+    match rehearsed(&scratch.0, criu, profile) {
         Ok((checkpoint, resume)) => Finding::ok(
             "rehearsal",
             format!(
@@ -811,18 +851,22 @@ fn rehearse(work: &Path, criu: Option<&Path>) -> Finding {
     }
 }
 
-fn rehearsed(scratch: &Path, criu: Option<&Path>) -> Result<(Duration, Duration), String> {
+fn rehearsed(
+    scratch: &Path,
+    criu: Option<&Path>,
+    profile: ProfileChoice,
+) -> Result<(Duration, Duration), String> {
     let prepared = ["store", "work"].map(|name| fs::create_dir_all(scratch.join(name)));
     for made in prepared {
         made.map_err(|error| format!("no directory for it: {error}"))?;
     }
-    let mut first = Stage::open(scratch, criu, "first")?;
+    let mut first = Stage::open(scratch, criu, profile, "first")?;
     let heard = first.count(Instant::now() + STEP_LIMIT)?;
     let begun = Instant::now();
     let last = first.leave(heard)?;
     let checkpoint = begun.elapsed();
     let begun = Instant::now();
-    let mut second = Stage::open(scratch, criu, "second")?;
+    let mut second = Stage::open(scratch, criu, profile, "second")?;
     let next = second.count(Instant::now() + STEP_LIMIT)?;
     let resume = begun.elapsed();
     if next != last + 1 {
@@ -834,7 +878,12 @@ fn rehearsed(scratch: &Path, criu: Option<&Path>) -> Result<(Duration, Duration)
 
 impl Stage {
     /// Starts the child, or resumes it.
-    fn open(scratch: &Path, criu: Option<&Path>, name: &str) -> Result<Self, String> {
+    fn open(
+        scratch: &Path,
+        criu: Option<&Path>,
+        profile: ProfileChoice,
+        name: &str,
+    ) -> Result<Self, String> {
         let failed = |error: std::io::Error| format!("it could not be started: {error}");
         let own = std::env::current_exe().map_err(failed)?;
         let log = scratch.join(name);
@@ -861,6 +910,7 @@ impl Stage {
         command
             .arg("--control-socket")
             .arg(scratch.join("control.sock"));
+        command.arg("--profile").arg(profile.as_str());
         if let Some(criu) = criu {
             command.arg("--criu").arg(criu);
         }

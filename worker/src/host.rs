@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use nix::time::{ClockId, clock_gettime};
-use nix::unistd::{SysconfVar, gethostname, sysconf};
+use nix::unistd::{SysconfVar, geteuid, gethostname, sysconf};
 use reprieve_core::compat;
 use reprieve_core::cpu::{self, Registers};
-use reprieve_core::manifest::HostFacts;
+use reprieve_core::manifest::{HostFacts, Profile};
 
 use crate::sys;
 
@@ -49,6 +49,7 @@ pub(crate) fn facts(criu: &str) -> HostFacts {
         cpuid: cpuid.into_iter().map(recorded).collect(),
         libc: String::new(),
         image_digest: String::new(),
+        profile: Profile::Minimal,
     }
 }
 
@@ -124,6 +125,30 @@ fn find_obstacles(status: &str, ptrace_scope: &str, page_size: u64) -> Vec<Strin
         ));
     }
     found
+}
+
+/// CAP_SYS_TIME, linux/capability.h.
+const SYS_TIME: u32 = 25;
+
+/// What this container lacks for the full profile, each in words for a person; empty if nothing is known to be lacking.
+pub(crate) fn lacks_for_full() -> Vec<&'static str> {
+    find_lacks(
+        capabilities(),
+        geteuid().is_root(),
+        Path::new("/proc/self/ns/time").exists(),
+    )
+}
+
+fn find_lacks(capabilities: u64, is_root: bool, has_time: bool) -> Vec<&'static str> {
+    let has = |number: u32| capabilities >> number & 1 == 1;
+    let lacks = [
+        (is_root, "it does not run as root"),
+        (has(SYS_ADMIN), "the capability SYS_ADMIN is missing"),
+        (has(SYS_TIME), "the capability SYS_TIME is missing"),
+        (has_time, "the kernel has no time namespaces"),
+    ];
+    let missing = lacks.into_iter().filter(|(there, _)| !there);
+    missing.map(|(_, what)| what).collect()
 }
 
 /// Our effective capabilities, as a mask.
@@ -250,6 +275,25 @@ mod tests {
             for (found, expected) in found.iter().zip(expected) {
                 assert!(found.contains(expected), "{found}");
             }
+        }
+    }
+
+    #[test]
+    fn what_is_missing_for_the_full_profile_is_named() {
+        let all = 1 << SYS_ADMIN | 1 << SYS_TIME;
+        assert!(find_lacks(all, true, true).is_empty());
+        let cases = [
+            (all & !(1 << SYS_TIME), true, true, "SYS_TIME"),
+            (all & !(1 << SYS_ADMIN), true, true, "SYS_ADMIN"),
+            (all, false, true, "root"),
+            (all, true, false, "time namespaces"),
+        ];
+        for (capabilities, is_root, has_time, expected) in cases {
+            let found = find_lacks(capabilities, is_root, has_time);
+            assert!(
+                matches!(found[..], [one] if one.contains(expected)),
+                "{found:?}"
+            );
         }
     }
 

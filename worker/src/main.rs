@@ -20,6 +20,7 @@ use reprieve::metrics::Exporter;
 use reprieve::queue;
 use reprieve::settings::{self, ProcessEnvironment, Settings};
 use reprieve::sources::Sources;
+use reprieve::supervisor::realm;
 use reprieve::supervisor::reaper::Reaper;
 use reprieve::supervisor::{Clock, Supervisor};
 use reprieve::sys;
@@ -54,6 +55,12 @@ fn main() -> ExitCode {
         .is_some_and(|word| word == doctor::CHILD_COMMAND)
     {
         return doctor::rehearsal_child().into();
+    }
+    if std::env::args_os()
+        .nth(1)
+        .is_some_and(|word| word == realm::KEEPER_COMMAND)
+    {
+        return realm::keep(std::env::args_os().skip(2)).into();
     }
     match failure::catch(invoke) {
         Ok(code) => code.into(),

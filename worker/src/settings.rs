@@ -887,6 +887,16 @@ pub const TABLE: &[Setting] = &[
                   repeats days of work and may overwrite its results. A job that has no snapshot at all always starts.",
     },
     Setting {
+        name: "profile",
+        section: HOST,
+        kind: Kind::Choice(ProfileChoice::NAMES),
+        default: Some("auto"),
+        unset: "",
+        meaning: "Whether the app gets namespaces of its own for processes, System V IPC, clocks and mounts (`full`), or lives in the \
+                  container's (`minimal`). Full needs root, SYS_ADMIN and SYS_TIME, and ends the start if they are missing; `auto` \
+                  takes full where it can be had. What works in which: profiles.md.",
+    },
+    Setting {
         name: "criu",
         section: HOST,
         kind: Kind::Program,
@@ -1053,6 +1063,11 @@ named! {
 named! {
     /// What to do when this host's monotonic clock is behind that of the snapshot.
     pub enum OnClockBehind { Warn = "warn", Wait = "wait", Refuse = "refuse", }
+}
+
+named! {
+    /// Whether the app gets namespaces of its own.
+    pub enum ProfileChoice { Auto = "auto", Minimal = "minimal", Full = "full", }
 }
 
 named! {
@@ -1306,6 +1321,7 @@ pub struct Settings {
     pub clock_wait: Duration,
     pub lease_term: Duration,
     pub on_no_valid_snapshot: OnNoValidSnapshot,
+    pub profile: ProfileChoice,
     /// Absolute, or a bare name to look up in PATH.
     pub criu: Option<PathBuf>,
     pub work_dir: Option<PathBuf>,
@@ -1694,6 +1710,7 @@ impl Settings {
                 "on-no-valid-snapshot",
                 Checked::choice(OnNoValidSnapshot::from_name),
             ),
+            profile: merged.need("profile", Checked::choice(ProfileChoice::from_name)),
             criu: merged.get("criu", Checked::path),
             work_dir: merged.get("work-dir", Checked::path),
             control_socket: merged.need("control-socket", Checked::path),
@@ -3206,6 +3223,7 @@ mod tests {
                 clock_wait: Duration::from_secs(600),
                 lease_term: Duration::from_secs(30),
                 on_no_valid_snapshot: OnNoValidSnapshot::Fail,
+                profile: ProfileChoice::Auto,
                 criu: None,
                 work_dir: None,
                 control_socket: "/run/reprieve/control.sock".into(),
@@ -3321,6 +3339,7 @@ mod tests {
         ("clock-wait", "30s"),
         ("lease-term", "1m"),
         ("on-no-valid-snapshot", "start"),
+        ("profile", "minimal"),
         ("criu", "/opt/criu"),
         ("work-dir", "/scratch"),
         ("control-socket", "/tmp/c.sock"),
@@ -3463,6 +3482,7 @@ mod tests {
             clock_wait: Duration::from_secs(30),
             lease_term: Duration::from_secs(60),
             on_no_valid_snapshot: OnNoValidSnapshot::Start,
+            profile: ProfileChoice::Minimal,
             criu: Some("/opt/criu".into()),
             work_dir: Some("/scratch".into()),
             control_socket: "/tmp/c.sock".into(),

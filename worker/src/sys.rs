@@ -216,7 +216,7 @@ struct CapabilityHalf {
 }
 
 /// Changes both halves of the calling thread's capabilities. Allocates nothing, so it may run between fork and exec.
-fn change_capabilities(change: impl Fn(&mut CapabilityHalf, u32)) -> io::Result<()> {
+fn change_capabilities(change: impl Fn(&mut CapabilityHalf, usize, u32)) -> io::Result<()> {
     let mut header = CapabilityHeader {
         version: CAPABILITY_VERSION,
         pid: 0,
@@ -232,7 +232,7 @@ fn change_capabilities(change: impl Fn(&mut CapabilityHalf, u32)) -> io::Result<
             .iter()
             .filter(|number| **number as usize / 32 == index);
         let wanted = bits.fold(0, |mask, number| mask | 1 << (number % 32));
-        change(half, half.permitted & wanted);
+        change(half, index, half.permitted & wanted);
     }
     // SAFETY: the kernel reads a header and two halves, which live as long as the call.
     match unsafe { libc::syscall(libc::SYS_capset, &raw mut header, halves.as_ptr()) } {
@@ -244,7 +244,7 @@ fn change_capabilities(change: impl Fn(&mut CapabilityHalf, u32)) -> io::Result<
 /// Lets a user other than root use what the file capabilities of this binary permit. Before the first thread, since
 /// each thread has its own.
 pub fn use_capabilities() -> io::Result<()> {
-    change_capabilities(|half, wanted| half.effective |= wanted)
+    change_capabilities(|half, _, wanted| half.effective |= wanted)
 }
 
 /// Hands down to `command` what CRIU needs of our capabilities, which users other than root lose at exec.
@@ -255,7 +255,7 @@ pub(crate) fn hand_down_capabilities(command: &mut Command) {
     // SAFETY: the closure runs between fork and exec; it makes system calls on integers and on memory of its own stack.
     unsafe {
         command.pre_exec(|| {
-            change_capabilities(|half, wanted| half.inheritable |= wanted)?;
+            change_capabilities(|half, _, wanted| half.inheritable |= wanted)?;
             for number in CRIU_CAPABILITIES {
                 // Fails for what we do not have, which CRIU will say better.
                 libc::prctl(
@@ -308,6 +308,66 @@ pub(crate) fn deny_io_uring(command: &mut Command) {
                 _ => Err(io::Error::last_os_error()),
             }
         });
+    }
+}
+
+/// CAP_SYS_ADMIN and CAP_SYS_TIME, linux/capability.h: what makes a realm, and no business of the app.
+const REALM_CAPABILITIES: [u32; 2] = [21, 25];
+
+/// Makes `command` join these namespaces before it becomes its program, and stand in `directory` there.
+pub(crate) fn join_namespaces(
+    command: &mut Command,
+    namespaces: &[&OwnedFd],
+    directory: &std::path::Path,
+) -> io::Result<()> {
+    use std::os::unix::ffi::OsStrExt;
+    let directory = std::ffi::CString::new(directory.as_os_str().as_bytes())?;
+    let namespaces: Vec<RawFd> = namespaces.iter().map(|fd| fd.as_raw_fd()).collect();
+    // SAFETY: the closure runs between fork and exec and makes only system calls, on integers and on memory that was allocated
+    // before the fork. Whoever starts the command keeps the descriptors open meanwhile.
+    unsafe {
+        command.pre_exec(move || {
+            for namespace in &namespaces {
+                if libc::setns(*namespace, 0) != 0 {
+                    return Err(io::Error::last_os_error());
+                }
+            }
+            match libc::chdir(directory.as_ptr()) {
+                0 => Ok(()),
+                _ => Err(io::Error::last_os_error()),
+            }
+        });
+    }
+    Ok(())
+}
+
+/// Takes from `command`, for good, what the supervisor needs to make a realm and the app could do harm with.
+pub(crate) fn keep_realm_capabilities_back(command: &mut Command) {
+    // SAFETY: the closure runs between fork and exec; it makes system calls on integers and on memory of its own stack.
+    unsafe {
+        command.pre_exec(|| {
+            for number in REALM_CAPABILITIES {
+                // Fails without SETPCAP. Then there is no_new_privs, and what is not permitted any more is not given back.
+                libc::prctl(libc::PR_CAPBSET_DROP, number, 0, 0, 0);
+            }
+            change_capabilities(|half, index, _| {
+                let bits = REALM_CAPABILITIES
+                    .iter()
+                    .filter(|number| **number as usize / 32 == index);
+                let taken = bits.fold(0, |mask, number| mask | 1 << (number % 32));
+                half.effective &= !taken;
+                half.permitted &= !taken;
+                half.inheritable &= !taken;
+            })
+        });
+    }
+}
+
+/// Leaves ended children to the kernel, which takes them off the process table.
+pub(crate) fn ignore_ended_children() {
+    // SAFETY: it takes integers only, and no handler is installed.
+    unsafe {
+        libc::signal(libc::SIGCHLD, libc::SIG_IGN);
     }
 }
 

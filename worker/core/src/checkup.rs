@@ -86,7 +86,7 @@ impl Reason {
             Self::IoUring => "CRIU cannot store an io_uring",
             Self::Watch => "CRIU cannot find out which file a watch is for",
             Self::SharedMemory => {
-                "System V shared memory can be stored only with an IPC namespace of its own"
+                "System V shared memory can be stored only with an IPC namespace of its own, in the full profile"
             }
             Self::SecretMemory => "memory of memfd_secret is hidden from CRIU as well",
             Self::Socket => "CRIU cannot store sockets of this protocol",
@@ -121,7 +121,9 @@ impl Reason {
                 "start it with --io-uring deny; if it makes the system call itself, its own setting or the sysctl kernel.io_uring_disabled=2"
             }
             Self::Watch => "let the app poll, or switch watching files off (hot reload, tail -f)",
-            Self::SharedMemory => "use another kind of shared memory, if the app has a choice",
+            Self::SharedMemory => {
+                "use the full profile (profiles.md), or another kind of shared memory, if the app has a choice"
+            }
             Self::SecretMemory => "switch the use of memfd_secret off",
             Self::Socket => "make the app use TCP, UDP or unix sockets; Go: GODEBUG=multipathtcp=0",
             Self::Gpu => "run this job without a GPU, or without --store; see docs/gpu.md",
@@ -217,6 +219,8 @@ pub struct Ours {
     pub may_open_handles: bool,
     /// CAP_SYS_ADMIN.
     pub may_suspend_filters: bool,
+    /// The app has an IPC namespace of its own.
+    pub may_store_ipc: bool,
     /// Bytes.
     pub ghost_limit: u64,
 }
@@ -418,7 +422,7 @@ fn of_mapping(mapping: &Mapping, ours: &Ours) -> Option<Reason> {
     match link {
         "anon_inode:[io_uring]" => Some(Reason::IoUring),
         _ if is_gpu(link) => Some(Reason::Gpu),
-        _ if link.starts_with("/SYSV") => Some(Reason::SharedMemory),
+        _ if link.starts_with("/SYSV") => (!ours.may_store_ipc).then_some(Reason::SharedMemory),
         _ if link.starts_with(SECRET) => Some(Reason::SecretMemory),
         _ if NO_FILES.iter().any(|prefix| link.starts_with(prefix)) => None,
         _ => mapping.file.and_then(|file| of_file(file, ours)),
@@ -454,6 +458,7 @@ mod tests {
         may_read_limits: false,
         may_open_handles: false,
         may_suspend_filters: false,
+        may_store_ipc: false,
         ghost_limit: 1 << 20,
     };
 

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::cpu::{self, Level};
-use crate::manifest::{HostFacts, Manifest};
+use crate::manifest::{AppFacts, HostFacts, Manifest, Profile};
 
 /// The instruction sets that a program may have chosen at its start and would die without (SIGILL after a resume that
 /// CRIU called successful). Names as in `/proc/cpuinfo`; what only the kernel uses is left out on purpose.
@@ -99,6 +99,8 @@ pub enum Mismatch {
         snapshot: String,
         host: String,
     },
+    /// Only the full profile can give it what it needs.
+    Profile,
 }
 
 impl fmt::Display for Mismatch {
@@ -143,6 +145,11 @@ impl fmt::Display for Mismatch {
             } => write!(out, "{path} is another one here: it had {snapshot}, this host has {host}"),
             Self::CannotFilter => out.write_str(
                 "its processes are under a seccomp filter (--io-uring deny), and this container has no SYS_ADMIN",
+            ),
+            Self::Profile => write!(
+                out,
+                "it holds System V shared memory, semaphores or message queues, which need the full profile; here the \
+                 minimal one is in force"
             ),
         }
     }
@@ -223,6 +230,11 @@ pub fn mismatches(snapshot: &HostFacts, host: &HostFacts) -> Vec<Mismatch> {
     found
 }
 
+/// Whether the profile in force on `host` can give the app what it needs.
+pub fn lacks_profile(app: &AppFacts, host: &HostFacts) -> Option<Mismatch> {
+    (app.needs == Profile::Full && host.profile == Profile::Minimal).then_some(Mismatch::Profile)
+}
+
 /// `4.2.1` as numbers that compare as versions do; whatever is no number counts as zero.
 pub fn version(text: &str) -> Vec<u64> {
     text.split('.')
@@ -250,6 +262,34 @@ mod tests {
             xsave_bytes: 2440,
             libc: String::new(),
             image_digest: String::new(),
+            profile: Profile::Minimal,
+        }
+    }
+
+    #[test]
+    fn what_needs_the_full_profile_is_not_resumed_with_the_minimal_one() {
+        use Profile::{Full, Minimal};
+        let app = |needs| AppFacts {
+            argv: Vec::new(),
+            root_pid: 301,
+            stdio: crate::manifest::Stdio::Terminal { rdev: 1, dev: 2 },
+            stdin_ended: false,
+            processes: 1,
+            monotonic_ms: 0,
+            clocks: None,
+            needs,
+            library: None,
+            filtered: false,
+            programs: Default::default(),
+        };
+        for (needs, profile, expected) in [
+            (Minimal, Minimal, None),
+            (Minimal, Full, None),
+            (Full, Full, None),
+            (Full, Minimal, Some(Mismatch::Profile)),
+        ] {
+            let host = HostFacts { profile, ..host() };
+            assert_eq!(lacks_profile(&app(needs), &host), expected);
         }
     }
 

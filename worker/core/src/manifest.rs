@@ -83,6 +83,37 @@ pub enum Stdio {
     Terminal { rdev: u64, dev: u64 },
 }
 
+/// Which privileges the supervisor has, and so what it can do for the app.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Profile {
+    /// The app lives in the container's namespaces.
+    #[default]
+    Minimal,
+    /// The app has namespaces of its own for processes, System V IPC, clocks and mounts.
+    Full,
+}
+
+impl Profile {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Minimal => "minimal",
+            Self::Full => "full",
+        }
+    }
+
+    fn is_minimal(&self) -> bool {
+        *self == Self::Minimal
+    }
+}
+
+/// The app's clocks, in nanoseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Clocks {
+    pub monotonic_ns: u64,
+    pub boottime_ns: u64,
+}
+
 /// What the restored app needs from its supervisor.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AppFacts {
@@ -94,7 +125,7 @@ pub struct AppFacts {
     pub stdin_ended: bool,
     /// Processes in the tree at the freeze.
     pub processes: u32,
-    /// The host's CLOCK_MONOTONIC at the freeze, in milliseconds.
+    /// The app's CLOCK_MONOTONIC when the snapshot was stored, in milliseconds.
     pub monotonic_ms: u64,
     /// Path of a library of ours that its processes loaded; its bytes are in the snapshot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -106,6 +137,12 @@ pub struct AppFacts {
     /// its bytes as `blake3:...` where it has none.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub programs: BTreeMap<String, String>,
+    /// Its clocks at the freeze; snapshots of older versions do not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clocks: Option<Clocks>,
+    /// The profile that it needs to be resumed: full with System V IPC.
+    #[serde(default, skip_serializing_if = "Profile::is_minimal")]
+    pub needs: Profile,
 }
 
 /// What decides whether another host can run the snapshot.
@@ -147,6 +184,9 @@ pub struct HostFacts {
 
 fn is_zero(number: &u32) -> bool {
     *number == 0
+    /// The profile in force.
+    #[serde(default, skip_serializing_if = "Profile::is_minimal")]
+    pub profile: Profile,
 }
 
 /// Sizes, in bytes.

@@ -18,6 +18,7 @@ use reprieve_core::compat;
 use reprieve_core::manifest;
 
 use crate::engine::hook;
+use crate::supervisor::realm::Entry;
 use crate::supervisor::reaper::{Reaper, Watched};
 use crate::supervisor::stdio::AppEnds;
 use crate::sys::{self, Exit, Terminal};
@@ -130,7 +131,9 @@ pub struct Criu {
 /// What a dump needs.
 #[derive(Debug)]
 pub(crate) struct DumpOrder<'a> {
+    /// As it knows itself.
     pub root_pid: i32,
+    pub realm: Option<Entry<'a>>,
     pub images: &'a Path,
     pub page_server: &'a OwnedFd,
     pub stdio: &'a manifest::Stdio,
@@ -142,6 +145,7 @@ pub(crate) struct DumpOrder<'a> {
 /// What a restore needs.
 #[derive(Debug)]
 pub(crate) struct RestoreOrder<'a> {
+    pub realm: Option<Entry<'a>>,
     /// Where the image server listens.
     pub images: &'a Path,
     /// How the snapshot names the app's ends.
@@ -227,6 +231,7 @@ impl Criu {
         self.start(
             reaper,
             command,
+            order.realm.as_ref(),
             order.images,
             &[(order.page_server, descriptor::PAGE_SERVER)],
         )
@@ -248,7 +253,7 @@ impl Criu {
             .iter()
             .map(|(_, ours, number)| (*ours, *number))
             .collect();
-        self.start(reaper, command, order.images, &passed)
+        self.start(reaper, command, order.realm.as_ref(), order.images, &passed)
     }
 
     fn command(&self, operation: &str, images: &Path, hook: &Path) -> Command {
@@ -276,6 +281,7 @@ impl Criu {
         &self,
         reaper: &Reaper,
         command: Command,
+        realm: Option<&Entry<'_>>,
         images: &Path,
         passed: &[(&OwnedFd, i32)],
     ) -> Result<Watched, CriuError> {
@@ -288,7 +294,11 @@ impl Criu {
         reaper
             .spawn(|| {
                 let streams = [Stdio::null(), Stdio::null(), early.into()];
-                sys::spawn(command, streams, Terminal::None, passed)
+                let spawn = |command| sys::spawn(command, streams, Terminal::None, passed);
+                match realm {
+                    Some(entry) => entry.spawn(command, spawn),
+                    None => spawn(command),
+                }
             })
             .map_err(start)
     }

@@ -115,7 +115,8 @@ pub async fn load(
     deadline: Instant,
 ) -> Result<Snapshot, Unusable> {
     let read = manifest(catalog, candidate, deadline).await?;
-    let mismatches = unfit_blocking(&read.manifest, host).await;
+    let mut mismatches = unfit_blocking(&read.manifest, host).await;
+    mismatches.extend(compat::lacks_profile(&read.manifest.app, host));
     if !mismatches.is_empty() {
         return Err(Unusable::Host(mismatches));
     }

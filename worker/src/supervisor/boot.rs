@@ -4,7 +4,7 @@
 //! and when there are snapshots but none can be restored, a policy decides.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use reprieve_core::clock;
 use reprieve_core::cpu;
 use reprieve_core::effort::Level;
 use reprieve_core::head::{Generation, Head, Owner};
-use reprieve_core::manifest::HostFacts;
+use reprieve_core::manifest::{HostFacts, Profile};
 use reprieve_core::rollback::{self, Choice};
 use reprieve_core::selection::{Candidate, Contents};
 use reprieve_core::sweep::PROBE_PREFIX;
@@ -35,8 +35,8 @@ use crate::pages::parts::PART;
 use crate::pages::tuning::Wanted;
 use crate::place::{self, refused_keys, unreachable_store};
 use crate::settings::{
-    Compression, OnClockBehind, OnNoValidSnapshot, OnOtherOwner, OnUnsealed, Settings,
-    StoreSelfTest,
+    Compression, OnClockBehind, OnNoValidSnapshot, OnOtherOwner, OnUnsealed, ProfileChoice,
+    Settings, StoreSelfTest,
 };
 use crate::steps::{self, Step};
 use crate::store::selftest::{self, SelfTestError};
@@ -44,6 +44,7 @@ use crate::supervisor::checkpoint::Checkpointer;
 use crate::supervisor::child;
 use crate::supervisor::ownership::Ownership;
 use crate::supervisor::presence::Presence;
+use crate::supervisor::realm::Realm;
 use crate::supervisor::reaper::{Reaper, Watched};
 use crate::supervisor::restore::{GoingBack, RestoreError, Restorer, Resumed};
 use crate::supervisor::seeding::Seeds;
@@ -130,9 +131,9 @@ pub(crate) async fn boot(
     machine::wait_for_service(&settings).await;
     let Some(address) = settings.store.clone() else {
         tracing::warn!("no store is set: the app runs without checkpoints");
-        return start(&reaper, &gate, &argv, &Cures::default(), None).await;
+        return start(&reaper, &gate, &argv, &Cures::default(), None, None).await;
     };
-    let prepared = prepare(&settings, &address, &reaper).await?;
+    let mut prepared = prepare(&settings, &address, &reaper).await?;
     presence.begin(Arc::clone(prepared.catalog.store())).await;
     steps::reached(Step::Prepared);
     let (resume_from, ownership) = own(&prepared, &settings, &address, &presence.name()).await?;
@@ -160,12 +161,18 @@ pub(crate) async fn boot(
             Some(resume_exactly(&restorer, &generation, &settings, &address).await?)
         }
     };
-    let protection = Some(prepared.protection(&settings, &reaper, ownership, journal));
+    let fresh = prepared.realm.take();
+    let realm = match &resumed {
+        Some(resumed) => resumed.realm.clone(),
+        None => fresh,
+    };
+    let protection =
+        Some(prepared.protection(&settings, &reaper, ownership, journal, realm.clone()));
     match resumed {
         Some(resumed) => Ok(running(resumed, protection)),
         None => {
             let cures = Cures::prepare(&settings);
-            start(&reaper, &gate, &argv, &cures, protection).await
+            start(&reaper, &gate, &argv, &cures, protection, realm).await
         }
     }
 }
@@ -412,6 +419,7 @@ fn running(resumed: Resumed, protection: Option<Protection>) -> Booted {
         candidate,
         library,
         took,
+        realm,
     } = resumed;
     if let Some(protection) = &protection {
         protection.checkpointer.carry(Given {
@@ -431,10 +439,13 @@ fn running(resumed: Resumed, protection: Option<Protection>) -> Booted {
         pid = watched.pid,
         "the job is resumed"
     );
-    let behind_ms = manifest
-        .app
-        .monotonic_ms
-        .saturating_sub(host::monotonic_ms());
+    let behind_ms = match realm {
+        Some(_) => 0,
+        None => manifest
+            .app
+            .monotonic_ms
+            .saturating_sub(host::monotonic_ms()),
+    };
     if behind_ms > 0 {
         tracing::warn!(
             behind_ms,
@@ -460,9 +471,13 @@ async fn start(
     argv: &[OsString],
     cures: &Cures,
     protection: Option<Protection>,
+    realm: Option<Arc<Realm>>,
 ) -> Result<Booted, Failure> {
     // Before the first process of the app: every one of them will need its number again.
-    pids::leave_reserved_range();
+    match &realm {
+        Some(realm) => realm.leave_reserved_range().map_err(no_realm)?,
+        None => pids::leave_reserved_range(),
+    }
     let failed = |error: std::io::Error| {
         Failure::new(
             ExitCode::FailedBeforeReady,
@@ -476,7 +491,7 @@ async fn start(
         std::future::pending::<()>().await;
     }
     steps::reached(Step::Starting);
-    let app = child::start(reaper, argv, ends, cures)?;
+    let app = child::start(reaper, argv, ends, cures, realm.as_deref())?;
     if let Some(protection) = &protection {
         protection.checkpointer.carry(cures.given.clone());
     }
@@ -498,6 +513,8 @@ struct Prepared {
     work: PathBuf,
     host: HostFacts,
     strangers: Vec<i32>,
+    /// For a start from scratch; each restore makes its own.
+    realm: Option<Arc<Realm>>,
 }
 
 async fn prepare(settings: &Settings, address: &str, reaper: &Reaper) -> Result<Prepared, Failure> {
@@ -531,11 +548,16 @@ async fn prepare(settings: &Settings, address: &str, reaper: &Reaper) -> Result<
         .map(|all| proc::other_children(&all, nix::unistd::getpid().as_raw(), &[]))
         .unwrap_or_default();
     let strangers = strangers.iter().map(|process| process.pid).collect();
+    let realm = realm(settings, reaper, &work).await?;
     let store_settings = settings.store_settings(address);
     let keys = place::keys(&settings.keys, &store_settings).await?;
     let store = place::open(&store_settings).await?;
     let host = HostFacts {
         image_digest: settings.image_digest.clone().unwrap_or_default(),
+        profile: match &realm {
+            Some(_) => Profile::Full,
+            None => Profile::Minimal,
+        },
         ..host::facts(&criu.version)
     };
     tracing::info!(
@@ -552,7 +574,61 @@ async fn prepare(settings: &Settings, address: &str, reaper: &Reaper) -> Result<
         work,
         host,
         strangers,
+        realm,
     })
+}
+
+/// Namespaces for the app, if there are to be any.
+async fn realm(
+    settings: &Settings,
+    reaper: &Reaper,
+    work: &Path,
+) -> Result<Option<Arc<Realm>>, Failure> {
+    if settings.profile == ProfileChoice::Minimal {
+        tracing::info!(
+            profile = "minimal",
+            reason = "the settings say so",
+            "the profile of privileges is chosen"
+        );
+        return Ok(None);
+    }
+    let lacks = host::lacks_for_full();
+    let made = match lacks.is_empty() {
+        true => Realm::make(reaper, work, None).await,
+        false => Err(std::io::Error::other(lacks.join(", "))),
+    };
+    match made {
+        Ok(realm) => {
+            tracing::info!(
+                profile = "full",
+                reason = "the app can have namespaces of its own",
+                "the profile of privileges is chosen"
+            );
+            Ok(Some(Arc::new(realm)))
+        }
+        Err(error) if settings.profile == ProfileChoice::Full => Err(no_realm(error)),
+        Err(error) => {
+            let reason = error.to_string();
+            tracing::info!(
+                profile = "minimal",
+                reason,
+                "the profile of privileges is chosen"
+            );
+            Ok(None)
+        }
+    }
+}
+
+fn no_realm(error: std::io::Error) -> Failure {
+    Failure::new(
+        ExitCode::FailedBeforeReady,
+        "the full profile cannot be had in this container",
+    )
+    .caused_by(error)
+    .remedy(
+        "nothing was started; run the container as root with --cap-add SYS_ADMIN and --cap-add SYS_TIME (and, where AppArmor \
+         forbids mounts, --security-opt apparmor=unconfined), or leave --profile at auto",
+    )
 }
 
 impl Prepared {
@@ -588,6 +664,7 @@ impl Prepared {
         reaper: &Arc<Reaper>,
         ownership: Arc<Ownership>,
         journal: Journal,
+        realm: Option<Arc<Realm>>,
     ) -> Protection {
         let for_parts = settings.memory_budget_bytes.saturating_sub(FIXED_BYTES) / PART as u64;
         let workers = std::thread::available_parallelism()
@@ -616,6 +693,7 @@ impl Prepared {
                 keep: settings.retention(),
                 waste_factor: settings.waste_factor,
                 strangers: self.strangers,
+                realm,
                 base: Mutex::new(None),
                 seeds: Seeds::default(),
                 journal,

@@ -22,7 +22,7 @@ use nix::unistd::{Pid, getsid};
 use reprieve_core::cpu::Level;
 use reprieve_core::document;
 use reprieve_core::head::Head;
-use reprieve_core::manifest::{AppFacts, HostFacts, Manifest, Sizes};
+use reprieve_core::manifest::{AppFacts, Clocks, HostFacts, Manifest, Profile, Sizes};
 use reprieve_core::notice::{Afterwards, Notice};
 use reprieve_core::planner::Decision;
 use reprieve_core::report::EngineLog;
@@ -53,6 +53,7 @@ use crate::steps::{self, Step};
 use crate::store::StoreError;
 use crate::supervisor::ownership::Ownership;
 use crate::supervisor::proc::{self, Process};
+use crate::supervisor::realm::{self, AppIpc, Realm};
 use crate::supervisor::reaper::Reaper;
 use crate::supervisor::seeding::Seeds;
 use crate::supervisor::stdio::{CutError, Held, Stdio};
@@ -182,6 +183,8 @@ pub enum CheckpointError {
     Store(#[from] StoreError),
     #[error("the snapshot could not be committed")]
     Commit(#[from] CatalogError),
+    #[error("the app began to use System V IPC while it was being stopped")]
+    Ipc,
     #[error("cannot use the work directory")]
     Work(#[from] io::Error),
     #[error("a bug: a part of the checkpoint panicked")]
@@ -244,6 +247,8 @@ pub(crate) struct Checkpointer {
     pub waste_factor: u32,
     /// Children that we had before there was an app: not the app's.
     pub strangers: Vec<i32>,
+    /// The app's own namespaces, in the full profile.
+    pub realm: Option<Arc<Realm>>,
     /// The newest snapshot that is known to be sound, because it was resumed or made here: what the next one may refer
     /// to.
     pub base: Mutex<Option<Candidate>>,
@@ -270,6 +275,9 @@ struct Attempt<'a> {
     tuning: Option<Arc<Tuning>>,
     /// Mapped before the freeze; which is taken then is found by CRIU.
     programs: BTreeMap<String, String>,
+    /// The app's, at the freeze.
+    clocks: Option<Clocks>,
+    needs: Profile,
 }
 
 /// What an attempt seals with.
@@ -334,6 +342,8 @@ impl Checkpointer {
             seal,
             tuning: None,
             programs: BTreeMap::new(),
+            clocks: None,
+            needs: Profile::Minimal,
         };
         let result = attempt.run(notice).await;
         if let Some(tuning) = &attempt.tuning {
@@ -439,6 +449,9 @@ impl Checkpointer {
         known.push(root);
         known.extend(&self.strangers);
         let mut orphans = proc::other_children(all, own_pid(), &known);
+        if let Some(realm) = &self.realm {
+            orphans.extend(proc::other_children(all, realm.keeper, &known));
+        }
         // A program of the user's leads a session of its own; what it left to us is killed when it ends.
         orphans.retain(|orphan| {
             let session = getsid(Some(Pid::from_raw(orphan.pid))).map_or(0, Pid::as_raw);
@@ -621,8 +634,18 @@ impl Attempt<'_> {
         let mut server = PageServer::start(&blocks, known, self.of.workers)?;
         let hooks = Hooks::bind(self.images.join("hook.sock"))?;
         let socket = server.socket.take().expect("taken only here");
+        let realm = self.of.realm.as_deref();
+        let ipc = realm
+            .map(|realm| realm.ipc_of(self.subject.root_pid))
+            .transpose()?;
+        if ipc.as_ref().is_some_and(|ipc| ipc.used) {
+            self.needs = Profile::Full;
+        }
         let order = DumpOrder {
-            root_pid: self.subject.root_pid,
+            root_pid: proc::innermost(self.subject.root_pid),
+            realm: realm
+                .zip(ipc.as_ref())
+                .map(|(realm, ipc)| realm.dump_entry(ipc)),
             images: &self.images,
             page_server: &socket,
             stdio: self.subject.stdio.facts(),
@@ -643,6 +666,10 @@ impl Attempt<'_> {
                 biased;
                 asked = hooks.next() => match asked {
                     Ok(asked) if asked.stage == "post-dump" => {
+                        self.clocks = Some(self.app_clocks());
+                        if self.began_ipc(ipc.as_ref()) {
+                            break CheckpointError::Ipc;
+                        }
                         steps::reached(Step::Frozen);
                         let transfer = Transfer { server, blocks, writer, known: Arc::clone(known) };
                         return Ok(Frozen { asked, criu, transfer, since });
@@ -677,6 +704,22 @@ impl Attempt<'_> {
         drop(blocks);
         let reason = thaw(criu, server).await;
         Err(prefer(failure, reason))
+    }
+
+    fn app_clocks(&self) -> Clocks {
+        let realm = self.of.realm.as_ref();
+        realm.map_or_else(realm::own_clocks, |realm| realm.clocks())
+    }
+
+    /// Whether the app has System V IPC now that CRIU was not to look for. What cannot be read is no reason to fail.
+    fn began_ipc(&self, before: Option<&AppIpc>) -> bool {
+        let Some((realm, before)) = self.of.realm.as_ref().zip(before) else {
+            return false;
+        };
+        !before.used
+            && realm
+                .ipc_of(self.subject.root_pid)
+                .is_ok_and(|now| now.used)
     }
 
     fn dump_failed(&self, exit: Exit) -> CheckpointError {
@@ -910,11 +953,13 @@ impl Attempt<'_> {
             commands: self.subject.commands.clone(),
             app: AppFacts {
                 argv: self.subject.argv.clone(),
-                root_pid: self.subject.root_pid,
+                root_pid: proc::innermost(self.subject.root_pid),
                 stdio: self.subject.stdio.facts().clone(),
                 stdin_ended,
                 processes: u32::try_from(tree.len()).unwrap_or(u32::MAX),
-                monotonic_ms: host::monotonic_ms(),
+                monotonic_ms: self.app_clocks().monotonic_ns / 1_000_000,
+                clocks: self.clocks,
+                needs: self.needs,
                 library: library.map(|library| library.path.to_string_lossy().into_owned()),
                 filtered,
                 programs: std::mem::take(&mut self.programs),

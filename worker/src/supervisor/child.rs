@@ -6,6 +6,7 @@ use std::process::Command;
 
 use crate::cures::Cures;
 use crate::failure::{ExitCode, Failure};
+use crate::supervisor::realm::Realm;
 use crate::supervisor::reaper::{Reaper, Watched};
 use crate::supervisor::stdio::AppEnds;
 use crate::sys::{self};
@@ -19,6 +20,7 @@ pub(crate) fn start(
     argv: &[OsString],
     ends: AppEnds,
     cures: &Cures,
+    realm: Option<&Realm>,
 ) -> Result<Watched, Failure> {
     let (program, arguments) = argv
         .split_first()
@@ -37,7 +39,16 @@ pub(crate) fn start(
     let failed = |error: io::Error| failure(&program.to_string_lossy(), error);
     let (streams, terminal) = ends.into_streams().map_err(failed)?;
     reaper
-        .spawn(|| sys::spawn(command, streams, terminal, &[]))
+        .spawn(|| match realm {
+            Some(realm) => {
+                let entry = realm.entry();
+                entry.spawn(command, |mut command| {
+                    sys::keep_realm_capabilities_back(&mut command);
+                    sys::spawn(command, streams, terminal, &[])
+                })
+            }
+            None => sys::spawn(command, streams, terminal, &[]),
+        })
         .map_err(failed)
 }
 

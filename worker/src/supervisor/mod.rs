@@ -16,6 +16,7 @@ mod pids;
 mod presence;
 pub(crate) mod proc;
 mod pump;
+pub mod realm;
 pub mod reaper;
 mod reports;
 mod restore;
@@ -1659,7 +1660,16 @@ impl Supervisor {
         loop {
             self.reaper.reap();
             let Ok(all) = proc::processes() else { return };
-            let roots = proc::other_children(&all, own, &[]);
+            let realm = self
+                .protection
+                .as_ref()
+                .and_then(|protection| protection.checkpointer.realm.as_ref());
+            // The keeper ends with us.
+            let keeper: Vec<i32> = realm.iter().map(|realm| realm.keeper).collect();
+            let mut roots = proc::other_children(&all, own, &keeper);
+            for keeper in keeper {
+                roots.extend(proc::other_children(&all, keeper, &[]));
+            }
             if roots.is_empty() {
                 return;
             }

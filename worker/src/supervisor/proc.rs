@@ -36,6 +36,26 @@ pub(crate) fn process(pid: i32) -> Option<Process> {
     ))
 }
 
+/// The numbers of a process, from our PID namespace down to its own; empty if it is gone.
+fn numbers(pid: i32) -> Vec<i32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+    line.unwrap_or_default()
+        .split_whitespace()
+        .filter_map(|word| word.parse().ok())
+        .collect()
+}
+
+/// The number by which a process knows itself; ours for it, if it is gone.
+pub(crate) fn innermost(pid: i32) -> i32 {
+    numbers(pid).last().copied().unwrap_or(pid)
+}
+
+/// PID namespaces that a process is in, from ours on.
+pub(crate) fn levels(pid: i32) -> usize {
+    numbers(pid).len()
+}
+
 /// Bytes of memory that a process has for itself or shares by other means than files; 0 if it has ended.
 pub(crate) fn memory(pid: i32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();

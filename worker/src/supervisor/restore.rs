@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use reprieve_core::clock::{self, Verdict};
 use reprieve_core::files::Mismatch;
-use reprieve_core::manifest::{self, HostFacts, Manifest};
+use reprieve_core::manifest::{self, Clocks, HostFacts, Manifest, Profile};
 use reprieve_core::rollback;
 use reprieve_core::selection::Candidate;
 use tokio::time::{Instant as TokioInstant, sleep, timeout, timeout_at};
@@ -32,6 +32,7 @@ use crate::supervisor::files;
 use crate::supervisor::ownership::Ownership;
 use crate::supervisor::pids;
 use crate::supervisor::proc;
+use crate::supervisor::realm::{self, Realm};
 use crate::supervisor::reaper::{Reaper, Watched};
 use crate::supervisor::stdio::{Held, Kind, Stdio, Streams};
 use crate::sys::{self, Exit};
@@ -66,6 +67,8 @@ pub(super) enum RestoreError {
     #[error("this host has no room for it")]
     Work(#[from] io::Error),
     /// The job was not let run, because nobody would know later that it went back.
+    #[error("the app's own namespaces could not be made")]
+    Realm(#[source] io::Error),
     #[error("that the job goes back could not be stored")]
     NotNoted(#[source] CatalogError),
     /// The app was let run; nothing else may be started beside it or after it.
@@ -127,6 +130,7 @@ pub(crate) struct Resumed {
     pub candidate: Candidate,
     pub library: Option<Library>,
     pub took: Duration,
+    pub realm: Option<Arc<Realm>>,
 }
 
 /// Restores snapshots of one job.
@@ -181,7 +185,7 @@ impl Restorer {
         for attempt in 1.. {
             let step = self.journal.restore_step(RestorePhase::Restore);
             match self.attempt(&snapshot, deadline).await {
-                Ok((watched, streams)) => {
+                Ok((watched, streams, realm)) => {
                     step.done();
                     steps::reached(Step::Restored);
                     let stdio = match streams.flow(held) {
@@ -199,6 +203,7 @@ impl Restorer {
                         candidate: candidate.clone(),
                         library,
                         took: begun.elapsed(),
+                        realm,
                     });
                 }
                 Err(RestoreError::Criu(error))
@@ -216,6 +221,10 @@ impl Restorer {
     /// Waits for this host's monotonic clock, if it is behind and the settings say so. Returns how long that took.
     async fn mind_the_clock(&self, manifest: &Manifest) -> Result<Duration, RestoreError> {
         let begun = Instant::now();
+        if self.host.profile == Profile::Full {
+            // The app's clocks go on from where they were.
+            return Ok(Duration::ZERO);
+        }
         let mut told = false;
         loop {
             let verdict = clock::judge(manifest.app.monotonic_ms, host::monotonic_ms(), self.clock);
@@ -241,7 +250,7 @@ impl Restorer {
         &self,
         snapshot: &Arc<Snapshot>,
         deadline: TokioInstant,
-    ) -> Result<(Watched, Streams), RestoreError> {
+    ) -> Result<Restored, RestoreError> {
         let images = self.work.join(format!("restore-{}", catalog::nonce()));
         std::fs::create_dir(&images)?;
         let result = self.run_criu(snapshot, &images, deadline).await;
@@ -261,7 +270,7 @@ impl Restorer {
         snapshot: &Arc<Snapshot>,
         images: &std::path::Path,
         deadline: TokioInstant,
-    ) -> Result<(Watched, Streams), RestoreError> {
+    ) -> Result<Restored, RestoreError> {
         let app = &snapshot.manifest.app;
         let kind = match app.stdio {
             manifest::Stdio::Pipes { .. } => Kind::Pipes,
@@ -270,7 +279,12 @@ impl Restorer {
         let (streams, ends) = Streams::open(kind)?;
         let server = ImageServer::start(Arc::clone(snapshot), images, self.ahead_bytes, deadline)?;
         let hooks = Hooks::bind(images.join("hook.sock"))?;
+        let realm = self.realm(&snapshot.manifest).await?;
+        // Who has the number already is nobody of ours, and stays when CRIU has failed for it.
+        let is_taken = realm.is_none() && proc::process(app.root_pid).is_some();
+        let ours = (!is_taken).then_some(app.root_pid);
         let order = RestoreOrder {
+            realm: realm.as_ref().map(Realm::entry),
             images,
             stdio: &app.stdio,
             ends: &ends,
@@ -282,7 +296,13 @@ impl Restorer {
         drop(ends);
         let built = timeout_at(
             deadline,
-            self.build(&mut criu, &hooks, &server, app.root_pid, deadline),
+            self.build(
+                &mut criu,
+                &hooks,
+                &server,
+                (app.root_pid, realm.as_ref()),
+                deadline,
+            ),
         )
         .await;
         let failure = match built {
@@ -290,13 +310,13 @@ impl Restorer {
                 // From here on the app runs, whatever CRIU still does and says.
                 let ended = timeout(RELEASE_LIMIT, release(&mut criu, &hooks)).await;
                 let failure = match ended {
-                    Ok(Ok(Exit::Code(0))) => return Ok((watched, streams)),
+                    Ok(Ok(Exit::Code(0))) => return Ok((watched, streams, realm.map(Arc::new))),
                     Ok(Ok(exit)) => criu::complaint("restore", exit, images).into(),
                     Ok(Err(error)) => error,
                     Err(_) => RestoreError::Deadline,
                 };
                 drop(hooks);
-                self.clean_up(criu, app.root_pid).await;
+                self.clean_up(criu, ours, realm.as_ref()).await;
                 return Err(RestoreError::Lost(Box::new(failure)));
             }
             Ok(Err(Unbuilt::Ended(exit))) => criu::complaint("restore", exit, images).into(),
@@ -305,8 +325,22 @@ impl Restorer {
         };
         // A script that still asks ends with a no.
         drop(hooks);
-        self.clean_up(criu, app.root_pid).await;
+        self.clean_up(criu, ours, realm.as_ref()).await;
         Err(server.damage().await.map_or(failure, Into::into))
+    }
+
+    /// Namespaces for one attempt, whose clocks go on from where the snapshot's were.
+    async fn realm(&self, manifest: &Manifest) -> Result<Option<Realm>, RestoreError> {
+        if self.host.profile == Profile::Minimal {
+            return Ok(None);
+        }
+        let app = &manifest.app;
+        let clocks = app.clocks.unwrap_or(Clocks {
+            monotonic_ns: app.monotonic_ms * 1_000_000,
+            boottime_ns: app.monotonic_ms * 1_000_000,
+        });
+        let made = Realm::make(&self.reaper, &self.work, Some(clocks)).await;
+        made.map(Some).map_err(RestoreError::Realm)
     }
 
     /// Answers CRIU's questions until every process is there and none has run, and then lets them.
@@ -315,7 +349,7 @@ impl Restorer {
         criu: &mut Watched,
         hooks: &Hooks,
         server: &ImageServer,
-        root_pid: i32,
+        (root_pid, realm): (i32, Option<&Realm>),
         deadline: TokioInstant,
     ) -> Result<Watched, Unbuilt> {
         loop {
@@ -343,14 +377,25 @@ impl Restorer {
                     .await
                     .map_err(|error| Unbuilt::Failed(RestoreError::NotNoted(error)))?;
             }
+            let failed = |error: io::Error| Unbuilt::Failed(RestoreError::Realm(error));
             // The app's next processes must not get numbers that the next host's supervisor will have.
-            pids::leave_reserved_range();
+            let root = match realm {
+                Some(realm) => {
+                    realm.leave_reserved_range().map_err(failed)?;
+                    realm::child_called(root_pid)
+                        .ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?
+                }
+                None => {
+                    pids::leave_reserved_range();
+                    root_pid
+                }
+            };
             if !self.gate.open() {
                 // Whoever closed it ends this task, and with it CRIU.
                 std::future::pending::<()>().await;
             }
             // The app is our child now, under the number it had; its end must not go unheard.
-            let watched = self.reaper.expect(root_pid);
+            let watched = self.reaper.expect(root);
             asked.go_on().await;
             steps::reached(Step::Released);
             return Ok(watched);
@@ -358,12 +403,17 @@ impl Restorer {
     }
 
     /// Ends CRIU and whatever it had built so far.
-    async fn clean_up(&self, criu: Watched, root_pid: i32) {
+    async fn clean_up(&self, criu: Watched, root_pid: Option<i32>, realm: Option<&Realm>) {
         if !criu.exit.is_terminated() {
             drop(sys::kill(criu.pid, nix::libc::SIGKILL));
             drop(timeout(END_LIMIT, criu.exit).await);
         }
-        let Ok(all) = proc::processes() else { return };
+        if let Some(realm) = realm {
+            return realm.dissolve().await;
+        }
+        let (Ok(all), Some(root_pid)) = (proc::processes(), root_pid) else {
+            return;
+        };
         let own = nix::unistd::getpid().as_raw();
         let is_ours = all
             .iter()
@@ -378,6 +428,8 @@ impl Restorer {
         }
     }
 }
+
+type Restored = (Watched, Streams, Option<Arc<Realm>>);
 
 /// Why there is no process tree.
 enum Unbuilt {

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::head::{Generation, Owner};
-use crate::manifest::{AppFacts, HostFacts, Sizes, Stdio};
+use crate::manifest::{AppFacts, HostFacts, Profile, Sizes, Stdio};
 use crate::notice::{Afterwards, Source};
 use crate::retention::{self, Policy};
 
@@ -63,6 +63,8 @@ fn manifest_of(generation: u64, epoch: u64, attempt: &str, parts: Vec<Part>) -> 
             library: None,
             filtered: false,
             programs: Default::default(),
+            clocks: None,
+            needs: Profile::Minimal,
         },
         host: HostFacts {
             hostname: String::new(),
@@ -79,6 +81,7 @@ fn manifest_of(generation: u64, epoch: u64, attempt: &str, parts: Vec<Part>) -> 
             xsave_bytes: 0,
             libc: String::new(),
             image_digest: String::new(),
+            profile: Profile::Minimal,
         },
         parts,
         index: Vec::new(),
