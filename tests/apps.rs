@@ -42,7 +42,7 @@ const LATER: [u64; 3] = [50_000, 100_000, 150_000];
 const EARLIER: [u64; 2] = [100_000, 0];
 
 /// For one step of an app; what takes longer hangs.
-const PATIENCE: Duration = Duration::from_secs(45);
+const PATIENCE: Duration = Duration::from_secs(25);
 
 /// For a checkpoint or a restore of the largest one.
 const LONG: Duration = Duration::from_secs(240);
@@ -183,6 +183,14 @@ impl<'a> Trial<'a> {
             let last = stage == clocks.len();
             let mut client = None;
             let went = self.on(&host, &mut client, stage, last);
+            // What does not answer may not be there any more.
+            let went = went.map_err(|fault| match fault {
+                Fault::Not(what) if stage > 1 && !what.starts_with("not") => match crashed(&host) {
+                    Some(end) => Fault::Not(end),
+                    None => Fault::Not(what),
+                },
+                fault => fault,
+            });
             if let Err(fault) = &went {
                 eprintln!("    {fault:?}");
                 tell(&host);
@@ -213,7 +221,7 @@ impl<'a> Trial<'a> {
                 );
                 script(host, "the app is not ready", &wait, LONG).map_err(wrong)?;
             }
-            client = Some(Client::start(host, service));
+            *client = Some(Client::start(host, service));
         }
         // On the first host nothing has happened to it yet.
         let worked = self.work(host, client, stage, last);
@@ -351,16 +359,31 @@ fn script(host: &Host, failing: &str, text: &str, limit: Duration) -> Tried<()> 
     }
 }
 
+/// How the job ended, if it did.
+fn crashed(host: &Host) -> Option<String> {
+    if host.is_running() {
+        return None;
+    }
+    Some(match host.wait_exit(PATIENCE) {
+        Exit::Code(code) => format!("it ends after the resume, with {code}"),
+        Exit::Signal(signal) => format!("it ends after the resume, by signal {signal}"),
+    })
+}
+
 fn resumed(host: &Host) -> Tried<()> {
     let is_resumed = || host.stderr().text().contains("the job is resumed");
     let over = until(LONG, || (is_resumed() || !host.is_running()).then_some(()));
     match over {
         Some(()) if is_resumed() => Ok(()),
-        Some(()) => Err(Fault::Not(format!(
-            "not resumed: {}",
-            reason(host, "a snapshot is passed over")
-        ))),
-        None => Err(Fault::Not("the resume does not end".to_owned())),
+        Some(()) => {
+            // All of the log is there by then.
+            host.wait_exit(PATIENCE);
+            Err(Fault::Not(format!(
+                "not resumed: {}",
+                reason(host, "a snapshot is passed over")
+            )))
+        }
+        None => Err(Fault::Not("not resumed: it takes too long".to_owned())),
     }
 }
 
@@ -403,13 +426,13 @@ fn kinds(host: &Host) -> String {
 
 /// For whoever wants to know more than the table says.
 fn tell(host: &Host) {
-    for line in host.stderr().lines() {
-        let is_ours = line.starts_with('{');
-        if !is_ours
-            || ["\"level\":\"warn\"", "\"level\":\"error\"", "WARN", "ERROR"]
-                .iter()
-                .any(|level| line.contains(level))
-        {
+    let lines = host.stderr().lines();
+    for (left, line) in (0..lines.len()).rev().zip(&lines) {
+        // What is bad, what the app said, and the end.
+        let is_bad = ["warn", "error"]
+            .iter()
+            .any(|level| line.contains(&format!("\"level\":\"{level}\"")));
+        if is_bad || !line.starts_with('{') || left < 4 {
             eprintln!("    | {line}");
         }
     }

@@ -145,7 +145,7 @@ END",
         work: Work::Serves(Service {
             client: "postgres",
             ready: "psql -h $ADDRESS -p 7000 -U postgres -c 'select 1'",
-            verify: "pg_amcheck -h $ADDRESS -p 7000 -U postgres --heapallindexed postgres",
+            verify: "/usr/lib/postgresql/17/bin/pg_amcheck -h $ADDRESS -p 7000 -U postgres --heapallindexed postgres",
             ..SERVICE
         }),
     },
@@ -163,7 +163,7 @@ CREATE TABLE job.lanes (lane INT PRIMARY KEY, count BIGINT);
 INSERT INTO job.lanes VALUES (0, 0), (1, 0), (2, 0), (3, 0);
 CREATE TABLE job.clock (ticks BIGINT);
 INSERT INTO job.clock VALUES (0);
-CREATE EVENT job.tick ON SCHEDULE EVERY 1 SECOND DO UPDATE job.clock SET ticks = ticks + 1;
+CREATE DEFINER = job@'%' EVENT job.tick ON SCHEDULE EVERY 1 SECOND DO UPDATE job.clock SET ticks = ticks + 1;
 END",
         launches: &[
             Launch {

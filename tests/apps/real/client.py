@@ -25,7 +25,7 @@ class Lines:
 
     def __init__(self, lane):
         self.lane = lane
-        self.stream = socket.create_connection((address, port), 10).makefile("rw")
+        self.stream = socket.create_connection((address, port), 10).makefile("rw", newline="\n")
 
     def ask(self, text):
         self.stream.write(text + "\n")
@@ -101,7 +101,7 @@ class Memcached(Lines):
         self.stream.write("stats\r\n")
         self.stream.flush()
         uptime = 0
-        for line in iter(self.stream.readline, "END\n"):
+        for line in iter(self.stream.readline, "END\r\n"):
             found = re.match(r"STAT uptime (\d+)", line)
             uptime = int(found.group(1)) if found else uptime
         return count, uptime
