@@ -334,11 +334,11 @@ END
         setup: "",
         launches: &[Launch {
             how: "as usual",
-            command: "exec python3 /apps/real/train.py 600",
+            command: "exec python3 /apps/real/train.py 150",
             ..PLAIN
         }],
         work: Work::Ends {
-            far_enough: Progress::Lines(60),
+            far_enough: Progress::Lines(30),
         },
     },
     App {
@@ -532,7 +532,8 @@ END"#,
         work: Work::Serves(Service {
             client: "tmux",
             lanes: 1,
-            ready: "test -s /data/ticks",
+            // The server reads its file when the first client comes.
+            ready: "tmux has-session -t job && test -s /data/ticks",
             ..SERVICE
         }),
     },
