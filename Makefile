@@ -2,7 +2,7 @@
 # infra/local/setup, which starts with saying so.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build image dist test lint soak fuzz demo bench evictions test-page test-observability test-terraform clean
+.PHONY: help setup build image dist test lint soak fuzz demo bench evictions test-page test-apps test-observability test-terraform clean
 
 help: ## This text
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -55,6 +55,10 @@ bench: ## The benchmarks beside plain CRIU (half an hour; see docs/benchmarks.md
 
 evictions: setup ## What is in time at which notice, size and network (half an hour; the table goes into docs/deadlines.md)
 	@cargo bench --locked --package reprieve --bench evictions
+
+test-apps: setup ## Real apps, evicted and resumed; the table goes into docs/apps.md (a quarter of an hour; APPS=redis,node for some)
+	@echo "test-apps: real apps under work, each on hosts with other addresses and clocks"
+	@APPS=$${APPS:-all} cargo test --locked --package reprieve --test apps -- --nocapture
 
 test-page: setup ## The status page in a headless Chromium; screenshots in target/status-page
 	@echo "test-page: the status page during real evictions"

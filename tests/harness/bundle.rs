@@ -40,6 +40,8 @@ pub(crate) enum Rootfs {
     Bench,
     /// Debian with Slurm, made when it is first asked for.
     Slurm,
+    /// Debian with the apps of docs/apps.md, made when it is first asked for.
+    Apps,
 }
 
 impl Rootfs {
@@ -51,6 +53,7 @@ impl Rootfs {
             Self::Nothing => "nothing",
             Self::Bench => "bench",
             Self::Slurm => "slurm",
+            Self::Apps => "apps",
         }
     }
 }

@@ -581,6 +581,21 @@ impl Host {
         self.init.pid
     }
 
+    /// Gives loopback another address, as the machine's own that its clients know.
+    #[track_caller]
+    pub(crate) fn add_address(&self, address: &str) {
+        let pid = self.init.pid.to_string();
+        let added = Command::new("nsenter")
+            .args(["--target", &pid, "--net", "ip", "address", "add", address])
+            .args(["dev", "lo"])
+            .status();
+        assert!(
+            added.is_ok_and(|status| status.success()),
+            "host {} got no address {address}",
+            self.id
+        );
+    }
+
     /// Whether PID 1 still runs.
     pub(crate) fn is_running(&self) -> bool {
         self.init.lock().is_none()

@@ -78,6 +78,8 @@ fn set_up() -> HashMap<String, PathBuf> {
     let what = match env!("CARGO_CRATE_NAME") {
         "benchmarks" => "--bench-paths",
         "slurm" => "--slurm-paths",
+        // All apps, or those that need no more than the tests have anyway.
+        "apps" if std::env::var_os("APPS").is_some() => "--apps-paths",
         _ => "--paths",
     };
     let output = Command::new(&script)

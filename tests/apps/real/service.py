@@ -1,0 +1,115 @@
+"""A service that counts, as asyncio server, as pool of threads with SQLite, or with much memory; see client.py.
+
+service.py asyncio|sqlite|memory PORT [MIB]
+"""
+import asyncio
+import hashlib
+import random
+import socketserver
+import sqlite3
+import sys
+import threading
+
+kind, port = sys.argv[1], int(sys.argv[2])
+lanes, ticks = {}, 0
+
+
+async def serve():
+    async def answer(reader, writer):
+        while line := await reader.readline():
+            lane = int(line)
+            lanes[lane] = lanes.get(lane, 0) + 1
+            writer.write(f"{lanes[lane]} {ticks}\n".encode())
+            await writer.drain()
+        writer.close()
+
+    async def tick():
+        global ticks
+        while True:
+            await asyncio.sleep(0.05)
+            ticks += 1
+
+    server = await asyncio.start_server(answer, "0.0.0.0", port)
+    clock = asyncio.create_task(tick())
+    print("ready", flush=True)
+    await server.serve_forever()
+    await clock
+
+
+class Sqlite(socketserver.StreamRequestHandler):
+    """A connection to the database for each client; each count is a transaction, and a thread writes another one by the clock."""
+
+    @staticmethod
+    def connect():
+        database = sqlite3.connect("/data/job.db", timeout=20, isolation_level=None)
+        database.execute("PRAGMA journal_mode = wal")
+        return database
+
+    @classmethod
+    def begin(cls):
+        database = cls.connect()
+        database.execute("CREATE TABLE lanes (lane INTEGER PRIMARY KEY, count INTEGER)")
+        database.execute("CREATE TABLE clock (ticks INTEGER)")
+        database.execute("INSERT INTO clock VALUES (0)")
+        threading.Thread(target=cls.tick, daemon=True).start()
+
+    @classmethod
+    def tick(cls):
+        database = cls.connect()
+        while True:
+            database.execute("UPDATE clock SET ticks = ticks + 1")
+            threading.Event().wait(0.05)
+
+    def handle(self):
+        database = self.connect()
+        for line in self.rfile:
+            lane = int(line)
+            counted = database.execute(
+                "INSERT INTO lanes VALUES (?, 1) ON CONFLICT DO UPDATE SET count = count + 1 RETURNING count", (lane,)
+            ).fetchall()
+            [(ticks,)] = database.execute("SELECT ticks FROM clock").fetchall()
+            self.wfile.write(f"{counted[0][0]} {ticks}\n".encode())
+
+
+class Memory(socketserver.StreamRequestHandler):
+    """Each count reads a block of the memory; it has to be what it was."""
+
+    MIB = 1 << 20
+    blocks, digests, turns = [], [], 0
+
+    @classmethod
+    def begin(cls):
+        source = random.Random(1)
+        for _ in range(int(sys.argv[3])):
+            block = source.randbytes(cls.MIB)
+            cls.blocks.append(block)
+            cls.digests.append(hashlib.blake2b(block).digest())
+
+    def handle(self):
+        for line in self.rfile:
+            lane = int(line)
+            # A hundred at a time, so that a few steps see all of it.
+            for _ in range(100):
+                Memory.turns += 1
+                number = Memory.turns % len(self.blocks)
+                if hashlib.blake2b(self.blocks[number]).digest() != self.digests[number]:
+                    self.wfile.write(b"block is not what it was\n")
+                    return
+            lanes[lane] = lanes.get(lane, 0) + 1
+            # There is no clock in it: each round through the memory is a tick.
+            self.wfile.write(f"{lanes[lane]} {Memory.turns}\n".encode())
+
+
+class Server(socketserver.ThreadingTCPServer):
+    allow_reuse_address = daemon_threads = True
+    request_queue_size = 100
+
+
+if kind == "asyncio":
+    asyncio.run(serve())
+else:
+    handler = {"sqlite": Sqlite, "memory": Memory}[kind]
+    handler.begin()
+    with Server(("0.0.0.0", port), handler) as server:
+        print("ready", flush=True)
+        server.serve_forever()
