@@ -235,3 +235,57 @@ fn a_prune_takes_nothing_that_was_stored_ahead() {
     let next = moved(&store, &host, EAGER, STILL);
     assert_eq!(digest(&next, resumed(&next).pid), before);
 }
+
+#[test]
+fn a_job_that_changes_again_and_again_without_a_checkpoint_is_still_stored_ahead() {
+    let store = Store::new();
+    // Nearly all of its 10240 pages, each time.
+    let app = ["python3", "/apps/memory.py", "40", "--churn", "30000"];
+    let host = store.host_with("first", EAGER, &app).start();
+    wait_for_output(&host, "ready");
+    wait_until(LIMIT, "all of it is seeded", || {
+        sum(&host, "seeded_bytes") > 40 << 20
+    });
+    let (first, litter) = (head(&store).seeding, seeds(&store));
+    let is_anew = || head(&store).seeding != first;
+    let pid = host.wait_for_process("python3 /apps/memory.py", LIMIT).pid;
+    let ask = |signal| {
+        let mark = host.stdout().mark();
+        host.signal_process(pid, signal);
+        host.stdout()
+            .wait_for_line_after(mark, "digest", LIMIT, |line| line.starts_with("digest"))
+    };
+    for turn in 0.. {
+        assert!(turn < 20, "there is no end");
+        let before = sum(&host, "seeded_bytes");
+        ask(libc::SIGUSR2);
+        wait_until(LIMIT, "what changed is seeded, or it begins anew", || {
+            sum(&host, "seeded_bytes") > before + (1 << 20) || is_anew()
+        });
+        if is_anew() {
+            break;
+        }
+    }
+    // What it had stored until then is nobody's any more.
+    host.exec_ok(PRUNE);
+    assert!(litter.iter().all(|path| !path.exists()), "{litter:?}");
+    wait_until(LIMIT, "all of it is seeded again", || {
+        let lines = host.stderr().lines();
+        let newest = lines.iter().rfind(|line| line.contains(SEEDED));
+        let newest: Value = serde_json::from_str(newest.expect("it was")).expect("it is JSON");
+        newest["seeded_bytes"].as_u64() > Some(40 << 20)
+    });
+    checkpoint_ok(&host);
+    assert!(stored(&host) < 8 << 20, "{} stored", stored(&host));
+    host.exec_ok(VERIFY);
+    let before = ask(libc::SIGUSR1);
+    host.destroy();
+    let next = store.host_with("next", &["--seed", "off"], &app).start();
+    let pid = resumed(&next).pid;
+    let mark = next.stdout().mark();
+    next.signal_process(pid, libc::SIGUSR1);
+    let after = next
+        .stdout()
+        .wait_for_line_after(mark, "digest", LIMIT, |line| line.starts_with("digest"));
+    assert_eq!(after, before);
+}

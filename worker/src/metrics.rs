@@ -571,7 +571,7 @@ const STORE_HEDGES: Metric = Metric {
     unit: Unit::Count,
     labels: &[],
     stability: Stability::Unstable,
-    help: "Uploads that took so long that they were sent a second time.",
+    help: "Uploads and fetches of parts that took so long that they were begun a second time.",
 };
 
 const STORE_SELF_TESTS: Metric = Metric {

@@ -460,7 +460,66 @@ fn amounts(change: Change) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::path::{Path, PathBuf};
+    use std::sync::Arc;
+    use std::time::Duration;
+
     use super::*;
+    use crate::catalog::Catalog;
+    use crate::keys::{Keyring, Secret, Source, Unsealed};
+    use crate::store::DirectoryStore;
+
+    /// The snapshots that earlier versions stored, tests/fixtures.rs.
+    fn fixtures() -> Vec<PathBuf> {
+        let all = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures");
+        let all = std::fs::read_dir(all).expect("it is there");
+        all.map(|one| one.expect("it is there").path()).collect()
+    }
+
+    fn job(store: &Path) -> Job {
+        let sources = match store.to_string_lossy().contains("sealed") {
+            true => vec![Source::Environment(Secret::new(
+                b"the passphrase of the fixtures".to_vec(),
+            ))],
+            false => Vec::new(),
+        };
+        let keys = Keyring::read(&sources, Unsealed::Accept, None).expect("it is a passphrase");
+        let catalog =
+            Catalog::with_keys(Arc::new(DirectoryStore::new(store)), "job", Arc::new(keys));
+        let limit = Duration::from_secs(60);
+        Job::of(catalog, "job".into(), store.display().to_string(), limit)
+    }
+
+    #[tokio::test]
+    async fn page_hashes_of_every_fixture_are_those_of_its_pages() {
+        let mut kinds = BTreeSet::new();
+        for store in fixtures() {
+            let job = job(&store);
+            let contained = job.contained().await.expect("it has a head");
+            let newest = job.find(&contained, &Selector::Newest);
+            let newest = newest.expect("it has a snapshot");
+            let anatomy = Anatomy::read(&job, &newest, Values::Masked).await;
+            let anatomy = anatomy.expect("it is sound");
+            let index = &anatomy.snapshot.index;
+            let key = PageKey::from_index(&index.page_key).expect("its kind is known");
+            kinds.insert((index.page_key.len(), anatomy.snapshot.keys.of(0).is_some()));
+            // What is stored, and what the pages give.
+            let stored = tables(&job, &anatomy, None).await.expect("it is sound");
+            let read = tables(&job, &anatomy, Some(&key)).await;
+            assert_eq!(stored, read.expect("it is sound"), "{}", store.display());
+            let hashes = stored.values().flatten();
+            let hashes = hashes.filter(|(_, hash)| hash.is_some()).count();
+            assert!(hashes > 10, "{}: {hashes}", store.display());
+            assert!(
+                (0..index.memories.len())
+                    .all(|number| anatomy.snapshot.find(&known::hashes_name(number)).is_some()),
+                "{}: they are stored",
+                store.display()
+            );
+        }
+        // BLAKE3 without and with a seal, and the tag of AES-GCM, which only sealed jobs have.
+        assert_eq!(kinds, BTreeSet::from([(32, false), (32, true), (33, true)]));
+    }
 
     fn table(pages: &[(u64, Option<u8>)]) -> Table {
         pages

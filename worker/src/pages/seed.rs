@@ -90,6 +90,8 @@ pub(crate) struct Report {
     pub seeded: u64,
     /// Of it, not in the store as it was found.
     pub unseeded: u64,
+    /// Of it, left out because [`MOST`] was stored ahead already.
+    pub refused: u64,
     /// Written to the store.
     pub stored: u64,
 }
@@ -101,6 +103,13 @@ pub(crate) enum SeedError {
     Store(#[from] StoreError),
     #[error("cannot pack memory")]
     Pack(#[source] io::Error),
+}
+
+impl Report {
+    /// Whether no more may be stored ahead for this snapshot while most of what was stored is of no use any more.
+    pub(crate) fn is_used_up(&self) -> bool {
+        self.ended == Ended::Whole && self.refused > 0 && self.unseeded > self.looked_at / 2
+    }
 }
 
 /// What is in the store of the app's memory, across passes.
@@ -135,8 +144,8 @@ pub(crate) struct Pass<'a> {
     next_block: &'a mut u32,
     /// Across passes.
     seeded: &'a mut u64,
-    /// At most so much of that is stored before the next snapshot.
-    most: u64,
+    /// The memory that the processes had when the pass began.
+    resident: u64,
     destination: &'a Destination,
     budgets: Budgets,
     runtime: Handle,
@@ -204,7 +213,7 @@ impl<'a> Pass<'a> {
             next_part,
             next_block,
             seeded,
-            most: MOST * LEAST,
+            resident: LEAST,
             destination,
             budgets,
             runtime,
@@ -219,6 +228,7 @@ impl<'a> Pass<'a> {
                 looked_at: 0,
                 seeded: 0,
                 unseeded: 0,
+                refused: 0,
                 stored: 0,
             },
         }))
@@ -231,7 +241,7 @@ impl<'a> Pass<'a> {
 
     /// Looks at the memory of these processes; those that end meanwhile are left out.
     pub(crate) fn run(mut self, pids: &[i32]) -> Result<Report, SeedError> {
-        self.most = MOST * resident(pids).max(LEAST);
+        self.resident = resident(pids).max(LEAST);
         let done = pids
             .iter()
             .try_for_each(|pid| self.process(*pid))
@@ -327,12 +337,19 @@ impl<'a> Pass<'a> {
                 self.remember(vaddr, now, 0, 0);
                 Ok(())
             }
-            _ if *self.seeded >= self.most => {
+            _ if *self.seeded >= self.most() => {
                 self.report.unseeded += PAGE as u64;
+                self.report.refused += PAGE as u64;
                 Ok(())
             }
             _ => self.store(page, vaddr, now),
         }
+    }
+
+    /// What may be stored before the next snapshot. The job may have grown since the pass began: memory that is there to be
+    /// looked at counts.
+    fn most(&self) -> u64 {
+        MOST * self.resident.max(self.report.looked_at)
     }
 
     fn remember(&mut self, vaddr: u64, hash: PageHash, source: u32, first: u32) {
@@ -533,7 +550,7 @@ mod tests {
     use crate::keys::MasterKey;
     use crate::pages::fingerprint::PageKey;
 
-    use crate::store::unreliable::{Fault, Occurrence, Operation};
+    use crate::store::unreliable::{Fault, Occurrence, Operation, Release};
     use crate::store::{DirectoryStore, StoreErrorKind, UnreliableStore};
 
     /// Memory of this very process that nobody else writes to.
@@ -541,9 +558,14 @@ mod tests {
 
     impl Region {
         fn new(mib: usize) -> Self {
-            let mut bytes = vec![0; mib << 20];
-            blake3::Hasher::new().finalize_xof().fill(&mut bytes);
-            Self(nix::unistd::getpid().as_raw(), bytes)
+            let mut region = Self::empty(mib);
+            fill(&mut region.1);
+            region
+        }
+
+        /// Mapped, and not in memory before it is written to.
+        fn empty(mib: usize) -> Self {
+            Self(nix::unistd::getpid().as_raw(), vec![0; mib << 20])
         }
 
         fn pages(&self) -> impl Iterator<Item = (u64, &[u8])> {
@@ -565,6 +587,10 @@ mod tests {
                 .filter(|(vaddr, page)| known.find(memory, *vaddr, &known.key.hash(page)).is_some())
                 .count()
         }
+    }
+
+    fn fill(bytes: &mut [u8]) {
+        blake3::Hasher::new().finalize_xof().fill(bytes);
     }
 
     struct Garden {
@@ -652,6 +678,58 @@ mod tests {
         garden.pass(&pids).expect("it is stored");
         assert!(region.found(&garden.bed.known) >= all - 2, "it stayed");
         assert_eq!(garden.parts(), garden.bed.known.parts.len());
+    }
+
+    #[test]
+    fn a_job_that_grows_during_the_pass_is_stored_as_a_whole() {
+        let mut region = Region::empty(256);
+        let mut garden = Garden::new();
+        fill(&mut region.1[..48 << 20]);
+        let release = Release::default();
+        let hanging = Fault::Hanging(release.clone());
+        garden
+            .store
+            .fail(Operation::Put, "", Occurrence::Nth(1), hanging);
+        let (store, pid) = (garden.store.clone(), region.0);
+        let passed = std::thread::scope(|scope| {
+            let pass = scope.spawn(|| garden.pass(&[pid]));
+            while store.calls().is_empty() {
+                std::thread::yield_now();
+            }
+            fill(&mut region.1[48 << 20..]);
+            release.release();
+            pass.join().expect("it does not panic")
+        });
+        let passed = passed.expect("it is stored");
+        assert_eq!(passed.refused, 0, "{passed:?}");
+        assert!(region.found(&garden.bed.known) >= region.pages().count() - 2);
+    }
+
+    #[test]
+    fn what_may_be_stored_is_used_up_once_most_of_it_is_of_no_use() {
+        let report = |unseeded, refused| Report {
+            ended: Ended::Whole,
+            looked_at: 100,
+            seeded: 0,
+            unseeded,
+            refused,
+            stored: 0,
+        };
+        for (report, is_used_up) in [
+            (report(60, 60), true),
+            (report(60, 1), true),
+            (report(50, 50), false),
+            // It changes all the time, and there is room for more.
+            (report(100, 0), false),
+            (report(0, 0), false),
+        ] {
+            assert_eq!(report.is_used_up(), is_used_up, "{report:?}");
+        }
+        let stopped = Report {
+            ended: Ended::Stopped,
+            ..report(60, 60)
+        };
+        assert!(!stopped.is_used_up());
     }
 
     #[test]

@@ -1,10 +1,10 @@
-//! Sends the slowest large upload a second time, and measures how fast uploads are.
+//! Begins the slowest large upload or fetch a second time, and measures how fast uploads are.
 //!
-//! Of many connections one may hang, or be many times slower than the others, and everything waits for it. An upload
+//! Of many connections one may hang, or be many times slower than the others, and everything waits for it. A transfer
 //! that takes much longer than those before it ([`Pace`]) is begun anew beside itself; whichever ends first counts. The
-//! bytes and the key are the same, so it does not matter which one the store keeps. Never done for writes under a
-//! condition, where the second would fail for the first; and for one at a time, so that a way that has become slow is
-//! not made slower.
+//! bytes and the key are the same, so it does not matter which upload the store keeps. Never done for writes under a
+//! condition, where the second would fail for the first; and for one at a time each way, so that a way that has become
+//! slow is not made slower.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,36 +19,46 @@ use tokio::time::{Instant, timeout};
 use super::{Condition, Entry, Object, Store, StoreError, Tag};
 use crate::metrics;
 
-/// Smaller uploads are as fast as the store answers, which says nothing of others.
+/// Smaller transfers are as fast as the store answers, which says nothing of others.
 const MEASURED_FROM: usize = 1 << 20;
 
 /// When nothing is known yet.
 const UNKNOWN_AFTER: Duration = Duration::from_secs(5);
 
-/// A store whose large uploads are hedged.
+/// A store whose large transfers are hedged.
 pub struct HedgedStore {
     inner: Arc<dyn Store>,
+    up: Way,
+    down: Way,
+}
+
+/// To the store, or from it.
+struct Way {
     pace: Mutex<Pace>,
     second: Semaphore,
 }
 
-impl HedgedStore {
-    pub fn new(inner: Arc<dyn Store>) -> Self {
+impl Default for Way {
+    fn default() -> Self {
         Self {
-            inner,
             pace: Mutex::default(),
             second: Semaphore::new(1),
         }
     }
+}
 
+impl Way {
     fn pace(&self) -> Pace {
         *self.pace.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn upload(&self, key: &str, bytes: Bytes) -> Result<Tag, StoreError> {
-        let length = bytes.len() as u64;
+    /// Makes a transfer of so many bytes, twice if the first takes too long.
+    async fn take<T, F>(&self, length: u64, begin: impl Fn() -> F) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, StoreError>> + Send,
+    {
         let begun = Instant::now();
-        let mut first = self.inner.put(key, bytes.clone(), Condition::Always);
+        let mut first = Box::pin(begin());
         let wait = self.pace().hedge_after(length).unwrap_or(UNKNOWN_AFTER);
         let (done, begun) = match timeout(wait, &mut first).await {
             Ok(done) => (done, begun),
@@ -58,7 +68,7 @@ impl HedgedStore {
                 };
                 metrics::store_hedged();
                 let again = Instant::now();
-                let second = self.inner.put(key, bytes, Condition::Always);
+                let second = Box::pin(begin());
                 tokio::select! {
                     done = first => (done, begun),
                     done = second => (done, again),
@@ -70,6 +80,16 @@ impl HedgedStore {
             pace.observe(length, begun.elapsed());
         }
         done
+    }
+}
+
+impl HedgedStore {
+    pub fn new(inner: Arc<dyn Store>) -> Self {
+        Self {
+            inner,
+            up: Way::default(),
+            down: Way::default(),
+        }
     }
 }
 
@@ -90,7 +110,13 @@ impl Store for HedgedStore {
     }
 
     async fn get_range(&self, key: &str, offset: u64, length: u64) -> Result<Bytes, StoreError> {
-        self.inner.get_range(key, offset, length).await
+        match length >= MEASURED_FROM as u64 {
+            true => {
+                let again = || self.inner.get_range(key, offset, length);
+                self.down.take(length, again).await
+            }
+            false => self.inner.get_range(key, offset, length).await,
+        }
     }
 
     async fn size(&self, key: &str) -> Result<u64, StoreError> {
@@ -99,7 +125,10 @@ impl Store for HedgedStore {
 
     async fn put(&self, key: &str, bytes: Bytes, condition: Condition) -> Result<Tag, StoreError> {
         match condition {
-            Condition::Always if bytes.len() >= MEASURED_FROM => self.upload(key, bytes).await,
+            Condition::Always if bytes.len() >= MEASURED_FROM => {
+                let again = || self.inner.put(key, bytes.clone(), Condition::Always);
+                self.up.take(bytes.len() as u64, again).await
+            }
             condition => self.inner.put(key, bytes, condition).await,
         }
     }
@@ -122,7 +151,7 @@ impl Store for HedgedStore {
     }
 
     fn part_bytes(&self, memory: u64) -> u64 {
-        self.pace().part_bytes(memory)
+        self.up.pace().part_bytes(memory)
     }
 }
 
@@ -168,6 +197,25 @@ mod tests {
         assert_eq!(calls.count(), 2);
         let stored = hedged.get("slow", u64::MAX).await.expect("it is there");
         assert_eq!(stored.bytes, part());
+    }
+
+    #[tokio::test]
+    async fn a_fetch_that_hangs_is_overtaken_by_its_second() {
+        let (_directory, inner, hedged) = stores();
+        hedged
+            .put("part", part(), Condition::Always)
+            .await
+            .expect("it is stored");
+        let fetch = || hedged.get_range("part", 0, MEASURED_FROM as u64);
+        for _ in 0..4 {
+            fetch().await.expect("it is there");
+        }
+        let never = Fault::Hanging(Release::default());
+        inner.fail(Operation::GetRange, "part", Occurrence::Nth(1), never);
+        assert_eq!(fetch().await.expect("the second gets through"), part());
+        let calls = inner.calls().into_iter();
+        let fetches = calls.filter(|call| call.operation == Operation::GetRange);
+        assert_eq!(fetches.count(), 4 + 2);
     }
 
     #[tokio::test]

@@ -19,6 +19,7 @@
 use std::error::Error;
 use std::fmt;
 use std::future::Future;
+use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -46,10 +47,8 @@ use aws_smithy_http_client::tls::TrustStore;
 use aws_smithy_types::base64;
 use bytes::Bytes;
 
-use super::wire::{self, BODY_BROKEN, BodyFault, Cause, Limits};
-use super::{
-    Condition, Entry, Object, Store, StoreError, StoreErrorKind, Tag, check_key, check_prefix,
-};
+use super::wire::{self, Cause, Limits, Place};
+use super::{Condition, Entry, Object, Store, StoreError, StoreErrorKind, Tag, check_key};
 use crate::aws;
 
 /// How requests name the bucket.
@@ -145,8 +144,7 @@ pub struct S3Store {
     /// Replaced when the store says that its credentials have ended.
     session: Arc<Mutex<Arc<Session>>>,
     bucket: String,
-    /// With a `/` at the end, or empty.
-    prefix: String,
+    place: Place,
     objects: S3Objects,
     limits: Limits,
 }
@@ -160,10 +158,6 @@ impl fmt::Debug for S3Store {
 impl S3Store {
     /// Reads the SDK's settings; asks the network at most for the machine's region, and the bucket for nothing.
     pub async fn open(bucket: &str, prefix: &str, options: &S3Options) -> Result<Self, StoreError> {
-        let prefix = match prefix {
-            "" => String::new(),
-            prefix => format!("{prefix}/"),
-        };
         let address = format!("s3://{bucket}/{prefix}");
         let refuse = |message: String| {
             StoreError::new(StoreErrorKind::Other, "open", address.clone(), message)
@@ -201,11 +195,11 @@ impl S3Store {
         })
     }
 
-    fn with_config(config: Config, bucket: &str, prefix: String, limits: Limits) -> Self {
+    fn with_config(config: Config, bucket: &str, prefix: &str, limits: Limits) -> Self {
         Self {
             session: Arc::new(Mutex::new(Session::new(Client::from_conf(config)))),
             bucket: bucket.to_owned(),
-            prefix,
+            place: Place::new(format!("s3://{bucket}"), prefix),
             objects: S3Objects::default(),
             limits,
         }
@@ -217,7 +211,7 @@ impl S3Store {
 
     /// The store says that the credentials of this call have ended, maybe before they were to. From now on they are asked
     /// for anew. Another attempt can help if they were good once; those that never were may be all there are.
-    fn renew(&self, call: &Call<'_>) -> StoreErrorKind {
+    fn renew(&self, call: &Call) -> StoreErrorKind {
         let mut session = self.session();
         if Arc::ptr_eq(&session, &call.session) {
             let config = session.client.config().to_builder();
@@ -232,7 +226,7 @@ impl S3Store {
     }
 
     /// Waits for one request's answer, or for the headers of it, no longer than `limit`.
-    async fn send<T, E, F>(&self, call: &Call<'_>, limit: Duration, sent: F) -> Result<T, Refusal>
+    async fn send<T, E, F>(&self, call: &Call, limit: Duration, sent: F) -> Result<T, Refusal>
     where
         E: ProvideErrorMetadata + Error + Send + Sync + 'static,
         F: Future<Output = Result<T, SdkError<E, HttpResponse>>> + Send,
@@ -254,17 +248,6 @@ impl S3Store {
                 })
             }
             Err(_) => Err(Refusal::Clear(call.no_answer(limit))),
-        }
-    }
-
-    /// The whole of a call under the attempt's limit.
-    async fn attempt<T, F>(&self, call: &Call<'_>, work: F) -> Result<T, StoreError>
-    where
-        F: Future<Output = Result<T, StoreError>> + Send,
-    {
-        match tokio::time::timeout(self.limits.attempt, Box::pin(work)).await {
-            Ok(result) => result,
-            Err(_) => Err(call.no_answer(self.limits.attempt)),
         }
     }
 
@@ -304,7 +287,7 @@ impl S3Store {
 
     async fn get_object(
         &self,
-        call: &Call<'_>,
+        call: &Call,
         range: Option<String>,
     ) -> Result<GetObjectOutput, StoreError> {
         let checked = range.is_none().then_some(ChecksumMode::Enabled);
@@ -324,27 +307,7 @@ impl S3Store {
     }
 
     /// All of a body, refused when it turns out to have more than `limit` bytes.
-    async fn read(
-        &self,
-        call: &Call<'_>,
-        body: ByteStream,
-        expected: u64,
-        limit: u64,
-    ) -> Result<Bytes, StoreError> {
-        let read = wire::read(body, expected, limit, self.limits.answer).await;
-        read.map_err(|fault| match fault {
-            BodyFault::TooLarge => call.error(
-                StoreErrorKind::BadSize,
-                format!("more than the {limit} bytes allowed"),
-            ),
-            BodyFault::Broken(error) => call
-                .error(StoreErrorKind::Unavailable, BODY_BROKEN)
-                .because(Cause::of(&*error)),
-            BodyFault::Silent => call.no_answer(self.limits.answer),
-        })
-    }
-
-    async fn head(&self, call: &Call<'_>) -> Result<u64, StoreError> {
+    async fn head(&self, call: &Call) -> Result<u64, StoreError> {
         let sent = call
             .session
             .client
@@ -377,7 +340,7 @@ impl S3Store {
         }
     }
 
-    async fn whole(&self, call: &Call<'_>, limit: u64) -> Result<Object, StoreError> {
+    async fn whole(&self, call: &Call, limit: u64) -> Result<Object, StoreError> {
         let output = self.get_object(call, None).await?;
         let size = call.content_length(output.content_length())?;
         if size > limit {
@@ -386,12 +349,14 @@ impl S3Store {
         }
         let tag = call.tag(output.e_tag())?;
         Ok(Object {
-            bytes: self.read(call, output.body, size, limit).await?,
+            bytes: call
+                .read(output.body, size, limit, self.limits.answer)
+                .await?,
             tag,
         })
     }
 
-    async fn part(&self, call: &Call<'_>, offset: u64, length: u64) -> Result<Bytes, StoreError> {
+    async fn part(&self, call: &Call, offset: u64, length: u64) -> Result<Bytes, StoreError> {
         let outside = || {
             let message = format!("{length} bytes from {offset} are not all inside it");
             call.error(StoreErrorKind::BadSize, message)
@@ -416,7 +381,9 @@ impl S3Store {
         {
             return Err(outside());
         }
-        let bytes = self.read(call, output.body, length, length).await?;
+        let bytes = call
+            .read(output.body, length, length, self.limits.answer)
+            .await?;
         if bytes.len() as u64 == length {
             Ok(bytes)
         } else {
@@ -426,7 +393,7 @@ impl S3Store {
 
     async fn upload(
         &self,
-        call: &Call<'_>,
+        call: &Call,
         bytes: Bytes,
         condition: &Condition,
     ) -> Result<Tag, StoreError> {
@@ -477,7 +444,7 @@ impl S3Store {
 
     async fn pages(
         &self,
-        call: &Call<'_>,
+        call: &Call,
         after: Option<&str>,
         limit: usize,
     ) -> Result<Vec<Entry>, StoreError> {
@@ -492,7 +459,7 @@ impl S3Store {
                 .set_request_payer(self.objects.payer())
                 .bucket(&self.bucket)
                 .prefix(&call.full_key)
-                .set_start_after(after.map(|after| format!("{}{after}", self.prefix)))
+                .set_start_after(after.map(|after| self.place.full(after)))
                 .set_continuation_token(continuation.take())
                 .max_keys(i32::try_from(page).unwrap_or(1000))
                 .send();
@@ -516,22 +483,12 @@ impl S3Store {
                 return Err(call.error(StoreErrorKind::Other, message));
             }
         }
-        entries.truncate(limit);
-        match entries.windows(2).find(|pair| pair[0].key >= pair[1].key) {
-            None => Ok(entries),
-            Some(pair) => {
-                let message = format!(
-                    "the store lists `{}` behind `{}`: it keeps no order",
-                    pair[1].key, pair[0].key
-                );
-                Err(call.error(StoreErrorKind::Other, message))
-            }
-        }
+        call.listed(entries, limit)
     }
 
     fn entry(
         &self,
-        call: &Call<'_>,
+        call: &Call,
         object: &aws_sdk_s3::types::Object,
     ) -> Result<Option<Entry>, StoreError> {
         let odd = |what: &str| {
@@ -541,7 +498,7 @@ impl S3Store {
             )
         };
         let full_key = object.key().ok_or_else(|| odd("without a key"))?;
-        let Some(key) = full_key.strip_prefix(&self.prefix) else {
+        let Some(key) = self.place.inside(full_key) else {
             return Err(odd("outside its prefix"));
         };
         let size = object.size().and_then(|size| u64::try_from(size).ok());
@@ -557,13 +514,11 @@ impl S3Store {
         }))
     }
 
-    fn call(&self, operation: &'static str, action: &'static str, key: &str) -> Call<'_> {
+    fn call(&self, action: &'static str, of: wire::Call) -> Call {
         Call {
-            store: self,
             session: Arc::clone(&self.session()),
-            operation,
             action,
-            full_key: format!("{}{key}", self.prefix),
+            of,
         }
     }
 
@@ -572,44 +527,37 @@ impl S3Store {
         operation: &'static str,
         action: &'static str,
         key: &str,
-    ) -> Result<Call<'_>, StoreError> {
-        let call = self.call(operation, action, key);
-        match check_key(key) {
-            Ok(()) => Ok(call),
-            Err(fault) => {
-                Err(call.error(StoreErrorKind::Other, format!("not a usable key: {fault}")))
-            }
-        }
+    ) -> Result<Call, StoreError> {
+        Ok(self.call(action, self.place.call_on(operation, key)?))
     }
 }
 
 #[async_trait]
 impl Store for S3Store {
     fn address(&self) -> String {
-        match self.prefix.trim_end_matches('/') {
-            "" => format!("s3://{}", self.bucket),
-            prefix => format!("s3://{}/{prefix}", self.bucket),
-        }
+        self.place.address()
     }
 
     async fn get(&self, key: &str, limit: u64) -> Result<Object, StoreError> {
         let call = self.call_on("get", "s3:GetObject", key)?;
-        self.attempt(&call, self.whole(&call, limit)).await
+        call.within(self.limits.attempt, self.whole(&call, limit))
+            .await
     }
 
     async fn get_range(&self, key: &str, offset: u64, length: u64) -> Result<Bytes, StoreError> {
         let call = self.call_on("get_range", "s3:GetObject", key)?;
-        self.attempt(&call, self.part(&call, offset, length)).await
+        call.within(self.limits.attempt, self.part(&call, offset, length))
+            .await
     }
 
     async fn size(&self, key: &str) -> Result<u64, StoreError> {
         let call = self.call_on("size", "s3:GetObject", key)?;
-        self.attempt(&call, self.head(&call)).await
+        call.within(self.limits.attempt, self.head(&call)).await
     }
 
     async fn put(&self, key: &str, bytes: Bytes, condition: Condition) -> Result<Tag, StoreError> {
         let call = self.call_on("put", "s3:PutObject", key)?;
-        self.attempt(&call, self.upload(&call, bytes, &condition))
+        call.within(self.limits.attempt, self.upload(&call, bytes, &condition))
             .await
     }
 
@@ -619,14 +567,9 @@ impl Store for S3Store {
         after: Option<&str>,
         limit: usize,
     ) -> Result<Vec<Entry>, StoreError> {
-        let call = self.call("list", "s3:ListBucket", prefix);
-        if let Err(fault) = check_prefix(prefix) {
-            return Err(call.error(
-                StoreErrorKind::Other,
-                format!("not a usable prefix: {fault}"),
-            ));
-        }
-        self.attempt(&call, self.pages(&call, after, limit)).await
+        let call = self.call("s3:ListBucket", self.place.call_below(prefix)?);
+        call.within(self.limits.attempt, self.pages(&call, after, limit))
+            .await
     }
 
     async fn delete(&self, key: &str) -> Result<(), StoreError> {
@@ -639,7 +582,7 @@ impl Store for S3Store {
             .bucket(&self.bucket)
             .key(&call.full_key)
             .send();
-        self.attempt(&call, async {
+        call.within(self.limits.attempt, async {
             match self.send(&call, self.limits.answer, sent).await {
                 Ok(_) => Ok(()),
                 Err(refusal) => match self.settle(refusal, StoreErrorKind::NotFound).await {
@@ -653,14 +596,14 @@ impl Store for S3Store {
     }
 
     async fn reach(&self) -> Result<(), StoreError> {
-        let call = self.call("reach", "s3:ListBucket", "");
+        let call = self.call("s3:ListBucket", self.place.call("reach", ""));
         let request = call
             .session
             .client
             .list_objects_v2()
             .set_request_payer(self.objects.payer())
             .bucket(&self.bucket)
-            .prefix(&self.prefix);
+            .prefix(&call.full_key);
         match self
             .send(&call, self.limits.answer, request.max_keys(1).send())
             .await
@@ -672,38 +615,22 @@ impl Store for S3Store {
 }
 
 /// What errors of one call have in common.
-struct Call<'a> {
-    store: &'a S3Store,
+struct Call {
     session: Arc<Session>,
-    operation: &'static str,
     /// The right it needs.
     action: &'static str,
-    full_key: String,
+    of: wire::Call,
 }
 
-impl Call<'_> {
-    fn error(&self, kind: StoreErrorKind, message: impl Into<String>) -> StoreError {
-        // Control characters in a refused key must not reach a terminal.
-        let key: String = self
-            .full_key
-            .chars()
-            .map(|c| if c.is_control() { '\u{fffd}' } else { c })
-            .collect();
-        StoreError::new(
-            kind,
-            self.operation,
-            format!("s3://{}/{key}", self.store.bucket),
-            message,
-        )
-    }
+impl Deref for Call {
+    type Target = wire::Call;
 
-    fn no_answer(&self, limit: Duration) -> StoreError {
-        self.error(
-            StoreErrorKind::Unavailable,
-            format!("no answer within {:.1} s", limit.as_secs_f64()),
-        )
+    fn deref(&self) -> &wire::Call {
+        &self.of
     }
+}
 
+impl Call {
     fn tag(&self, tag: Option<&str>) -> Result<Tag, StoreError> {
         match tag {
             Some(tag) => Ok(Tag(tag.to_owned())),
@@ -750,7 +677,7 @@ impl Refusal {
     }
 }
 
-fn refusal<E>(call: &Call<'_>, error: &SdkError<E, HttpResponse>) -> Refusal
+fn refusal<E>(call: &Call, error: &SdkError<E, HttpResponse>) -> Refusal
 where
     E: ProvideErrorMetadata + Error + Send + Sync + 'static,
 {
@@ -819,7 +746,7 @@ where
 }
 
 fn answered(
-    call: &Call<'_>,
+    call: &Call,
     response: &HttpResponse,
     code: Option<&str>,
     text: Option<&str>,
@@ -911,7 +838,7 @@ fn has_expired(code: &str) -> bool {
 }
 
 /// What to do about it, where the answer alone does not tell.
-fn hint(call: &Call<'_>, kind: StoreErrorKind, code: Option<&str>) -> Option<String> {
+fn hint(call: &Call, kind: StoreErrorKind, code: Option<&str>) -> Option<String> {
     match code.unwrap_or_default() {
         "ExpiredToken" | "ExpiredTokenException" | "TokenRefreshRequired" | "RequestExpired" => {
             Some("the credentials have expired".to_owned())
@@ -1044,7 +971,7 @@ mod tests {
     }
 
     fn store(config: Config) -> S3Store {
-        S3Store::with_config(config, "bucket", String::new(), Limits::default())
+        S3Store::with_config(config, "bucket", "", Limits::default())
     }
 
     /// A chain of providers that ends this way.

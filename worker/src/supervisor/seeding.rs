@@ -5,6 +5,7 @@
 //! checkpoint or disturb the job: what could not be seeded is stored by the checkpoint, as without seeding. What is stored
 //! ahead lies under an attempt that the head names before the first byte is written, so that no sweep takes it away while
 //! it may be referred to; after the next snapshot another attempt takes its place, and what was not referred to is litter.
+//! So it is also when twice the job's memory was stored ahead and most of it has changed since: then it begins anew.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -173,6 +174,7 @@ fn tell(report: &Report) {
         seeded,
         unseeded,
         stored,
+        ..
     } = *report;
     if ended == Ended::Whole && seeded > 0 {
         tracing::info!(
@@ -251,7 +253,9 @@ impl Checkpointer {
             })
             .map_err(PassError::Thread)?;
         let (bed, passed) = result.await.map_err(|_| PassError::Panicked)?;
-        *place = Some(Planted { base, attempt, bed });
+        // What is planted anew is stored under another attempt, so that what is of no use any more can be swept.
+        let is_used_up = matches!(&passed, Ok(Some(report)) if report.is_used_up());
+        *place = (!is_used_up).then_some(Planted { base, attempt, bed });
         steps::reached(Step::Seeded);
         Ok(passed?)
     }

@@ -28,10 +28,8 @@ use reprieve_hooks::http::escaped;
 use self::azure::{Azure, AzureError};
 use self::google::Google;
 use self::link::{Answer, Link, LinkError};
-use super::wire::{self, BODY_BROKEN, BodyFault, Cause, Limits};
-use super::{
-    Condition, Entry, Object, Store, StoreError, StoreErrorKind, Tag, check_key, check_prefix,
-};
+use super::wire::{self, BODY_BROKEN, Call, Cause, Limits, Place};
+use super::{Condition, Entry, Object, Store, StoreError, StoreErrorKind, Tag, check_key};
 
 /// Of a page of a listing, and of what an error says of itself.
 const TEXT_LIMIT: u64 = 16 << 20;
@@ -144,8 +142,7 @@ impl Listed {
 pub struct CloudStore {
     dialect: Arc<dyn Dialect>,
     link: Link,
-    /// With a `/` at the end, or empty.
-    prefix: String,
+    place: Place,
     limits: Limits,
 }
 
@@ -190,35 +187,17 @@ impl CloudStore {
 
     fn new(dialect: Arc<dyn Dialect>, link: Link, prefix: &str, limits: Limits) -> Self {
         Self {
+            place: Place::new(dialect.place(), prefix),
             dialect,
             link,
-            prefix: match prefix {
-                "" => String::new(),
-                prefix => format!("{prefix}/"),
-            },
             limits,
-        }
-    }
-
-    /// The whole of a call under the attempt's limit.
-    async fn attempt<T, F>(&self, call: &Call<'_>, work: F) -> Result<T, StoreError>
-    where
-        F: Future<Output = Result<T, StoreError>> + Send,
-    {
-        match tokio::time::timeout(self.limits.attempt, Box::pin(work)).await {
-            Ok(result) => result,
-            Err(_) => {
-                let seconds = self.limits.attempt.as_secs_f64();
-                let message = format!("no answer within {seconds:.1} s");
-                Err(call.error(StoreErrorKind::Unavailable, message))
-            }
         }
     }
 
     /// One request and the beginning of its answer, which is a good one.
     async fn send(
         &self,
-        call: &Call<'_>,
+        call: &Call,
         method: Method,
         url: &str,
         headers: HeaderMap,
@@ -233,7 +212,7 @@ impl CloudStore {
 
     async fn ask(
         &self,
-        call: &Call<'_>,
+        call: &Call,
         method: Method,
         url: &str,
         headers: HeaderMap,
@@ -255,7 +234,7 @@ impl CloudStore {
     }
 
     /// Whoever hands them out may be back soon; what it refuses stays so.
-    fn without_credentials(&self, call: &Call<'_>, error: &object_store::Error) -> StoreError {
+    fn without_credentials(&self, call: &Call, error: &object_store::Error) -> StoreError {
         let mut cause: Option<&(dyn Error + 'static)> = Some(error);
         while let Some(current) = cause {
             if let Some(told) = current.downcast_ref::<LinkError>() {
@@ -277,7 +256,7 @@ impl CloudStore {
         denied.because(Cause::of(error))
     }
 
-    async fn refusal(&self, call: &Call<'_>, answer: Answer) -> Refusal {
+    async fn refusal(&self, call: &Call, answer: Answer) -> Refusal {
         let status = answer.status;
         let named = answer.headers.get("x-ms-error-code");
         let named = named.and_then(|code| code.to_str().ok()).map(str::to_owned);
@@ -324,33 +303,9 @@ impl CloudStore {
         }
     }
 
-    async fn read(
-        &self,
-        call: &Call<'_>,
-        answer: Answer,
-        expected: u64,
-        limit: u64,
-    ) -> Result<Bytes, StoreError> {
-        let read = wire::read(answer.body, expected, limit, self.limits.answer).await;
-        read.map_err(|fault| match fault {
-            BodyFault::TooLarge => call.error(
-                StoreErrorKind::BadSize,
-                format!("more than the {limit} bytes allowed"),
-            ),
-            BodyFault::Broken(error) => call
-                .error(StoreErrorKind::Unavailable, BODY_BROKEN)
-                .because(Cause::of(&*error)),
-            BodyFault::Silent => {
-                let seconds = self.limits.answer.as_secs_f64();
-                let message = format!("no answer within {seconds:.1} s");
-                call.error(StoreErrorKind::Unavailable, message)
-            }
-        })
-    }
-
     async fn look(
         &self,
-        call: &Call<'_>,
+        call: &Call,
         method: Method,
         headers: HeaderMap,
     ) -> Result<Answer, StoreError> {
@@ -361,22 +316,24 @@ impl CloudStore {
         }
     }
 
-    async fn whole(&self, call: &Call<'_>, limit: u64) -> Result<Object, StoreError> {
+    async fn whole(&self, call: &Call, limit: u64) -> Result<Object, StoreError> {
         let answer = self.look(call, Method::GET, HeaderMap::new()).await?;
-        let size = call.content_length(&answer)?;
+        let size = content_length(call, &answer)?;
         if size > limit {
             let message = format!("it has {size} bytes, more than the {limit} allowed");
             return Err(call.error(StoreErrorKind::BadSize, message));
         }
-        let tag = call.tag(&answer)?;
-        let bytes = self.read(call, answer, size, limit).await?;
+        let tag = self.tag(call, &answer)?;
+        let bytes = call
+            .read(answer.body, size, limit, self.limits.answer)
+            .await?;
         if bytes.len() as u64 != size {
             return Err(call.error(StoreErrorKind::Unavailable, BODY_BROKEN));
         }
         Ok(Object { bytes, tag })
     }
 
-    async fn part(&self, call: &Call<'_>, offset: u64, length: u64) -> Result<Bytes, StoreError> {
+    async fn part(&self, call: &Call, offset: u64, length: u64) -> Result<Bytes, StoreError> {
         let outside = || {
             let message = format!("{length} bytes from {offset} are not all inside it");
             call.error(StoreErrorKind::BadSize, message)
@@ -385,7 +342,7 @@ impl CloudStore {
         if length == 0 {
             // HTTP has no empty range.
             let answer = self.look(call, Method::HEAD, HeaderMap::new()).await?;
-            return match end <= call.content_length(&answer)? {
+            return match end <= content_length(call, &answer)? {
                 true => Ok(Bytes::new()),
                 false => Err(outside()),
             };
@@ -401,7 +358,9 @@ impl CloudStore {
         if !said.is_some_and(|range| range.starts_with(&expected)) {
             return Err(outside());
         }
-        let bytes = self.read(call, answer, length, length).await?;
+        let bytes = call
+            .read(answer.body, length, length, self.limits.answer)
+            .await?;
         match bytes.len() as u64 == length {
             true => Ok(bytes),
             false => Err(call.error(StoreErrorKind::Unavailable, BODY_BROKEN)),
@@ -410,7 +369,7 @@ impl CloudStore {
 
     async fn upload(
         &self,
-        call: &Call<'_>,
+        call: &Call,
         bytes: Bytes,
         condition: &Condition,
     ) -> Result<Tag, StoreError> {
@@ -420,7 +379,7 @@ impl CloudStore {
         self.dialect.put(&mut headers, &bytes, condition);
         let url = self.dialect.object(&call.full_key);
         match self.send(call, Method::PUT, &url, headers, bytes).await {
-            Ok(answer) => call.tag(&answer),
+            Ok(answer) => self.tag(call, &answer),
             Err(refusal) => {
                 let mut error = self.settle(refusal).await;
                 if error.kind == StoreErrorKind::NotFound {
@@ -437,12 +396,12 @@ impl CloudStore {
 
     async fn one_page(
         &self,
-        call: &Call<'_>,
+        call: &Call,
         after: Option<&str>,
         most: usize,
         next: Option<&str>,
     ) -> Result<Page, StoreError> {
-        let after = after.map(|after| format!("{}{after}", self.prefix));
+        let after = after.map(|after| self.place.full(after));
         let url = self
             .dialect
             .listing(&call.full_key, after.as_deref(), most, next);
@@ -450,7 +409,9 @@ impl CloudStore {
             .send(call, Method::GET, &url, HeaderMap::new(), Bytes::new())
             .await;
         let answer = sent.map_err(Refusal::about_the_store)?;
-        let text = self.read(call, answer, 0, TEXT_LIMIT).await?;
+        let text = call
+            .read(answer.body, 0, TEXT_LIMIT, self.limits.answer)
+            .await?;
         let page = self.dialect.page(&String::from_utf8_lossy(&text));
         page.map_err(|fault| {
             let message = format!("the listing is not understood: {fault}");
@@ -460,7 +421,7 @@ impl CloudStore {
 
     async fn pages(
         &self,
-        call: &Call<'_>,
+        call: &Call,
         after: Option<&str>,
         limit: usize,
     ) -> Result<Vec<Entry>, StoreError> {
@@ -472,7 +433,7 @@ impl CloudStore {
             let most = most.min(limit - entries.len() + usize::from(after.is_some()));
             let page = self.one_page(call, after, most, next.as_deref()).await?;
             for object in page.objects {
-                let Some(key) = object.key.strip_prefix(&self.prefix) else {
+                let Some(key) = self.place.inside(&object.key) else {
                     let message = "the listing has an entry outside its prefix";
                     return Err(call.error(StoreErrorKind::Other, message));
                 };
@@ -490,70 +451,56 @@ impl CloudStore {
                 break;
             }
         }
-        entries.truncate(limit);
-        match entries.windows(2).find(|pair| pair[0].key >= pair[1].key) {
-            None => Ok(entries),
-            Some(pair) => {
-                let message = format!(
-                    "the store lists `{}` behind `{}`: it keeps no order",
-                    pair[1].key, pair[0].key
-                );
-                Err(call.error(StoreErrorKind::Other, message))
-            }
-        }
+        call.listed(entries, limit)
     }
 
-    fn call(&self, operation: &'static str, key: &str) -> Call<'_> {
-        Call {
-            store: self,
-            operation,
-            full_key: format!("{}{key}", self.prefix),
-        }
+    fn tag(&self, call: &Call, answer: &Answer) -> Result<Tag, StoreError> {
+        self.dialect.tag(&answer.headers).ok_or_else(|| {
+            let message = "the store gives no version, which conditional puts need";
+            call.error(StoreErrorKind::Other, message)
+        })
     }
+}
 
-    fn call_on(&self, operation: &'static str, key: &str) -> Result<Call<'_>, StoreError> {
-        let call = self.call(operation, key);
-        match check_key(key) {
-            Ok(()) => Ok(call),
-            Err(fault) => {
-                Err(call.error(StoreErrorKind::Other, format!("not a usable key: {fault}")))
-            }
-        }
-    }
+fn content_length(call: &Call, answer: &Answer) -> Result<u64, StoreError> {
+    let length = answer.headers.get(CONTENT_LENGTH);
+    let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
+    length.ok_or_else(|| {
+        let message = "the store does not say how large it is";
+        call.error(StoreErrorKind::Other, message)
+    })
 }
 
 #[async_trait]
 impl Store for CloudStore {
     fn address(&self) -> String {
-        let place = self.dialect.place();
-        match self.prefix.trim_end_matches('/') {
-            "" => place,
-            prefix => format!("{place}/{prefix}"),
-        }
+        self.place.address()
     }
 
     async fn get(&self, key: &str, limit: u64) -> Result<Object, StoreError> {
-        let call = self.call_on("get", key)?;
-        self.attempt(&call, self.whole(&call, limit)).await
+        let call = self.place.call_on("get", key)?;
+        call.within(self.limits.attempt, self.whole(&call, limit))
+            .await
     }
 
     async fn get_range(&self, key: &str, offset: u64, length: u64) -> Result<Bytes, StoreError> {
-        let call = self.call_on("get_range", key)?;
-        self.attempt(&call, self.part(&call, offset, length)).await
+        let call = self.place.call_on("get_range", key)?;
+        call.within(self.limits.attempt, self.part(&call, offset, length))
+            .await
     }
 
     async fn size(&self, key: &str) -> Result<u64, StoreError> {
-        let call = self.call_on("size", key)?;
-        self.attempt(&call, async {
+        let call = self.place.call_on("size", key)?;
+        call.within(self.limits.attempt, async {
             let answer = self.look(&call, Method::HEAD, HeaderMap::new()).await?;
-            call.content_length(&answer)
+            content_length(&call, &answer)
         })
         .await
     }
 
     async fn put(&self, key: &str, bytes: Bytes, condition: Condition) -> Result<Tag, StoreError> {
-        let call = self.call_on("put", key)?;
-        self.attempt(&call, self.upload(&call, bytes, &condition))
+        let call = self.place.call_on("put", key)?;
+        call.within(self.limits.attempt, self.upload(&call, bytes, &condition))
             .await
     }
 
@@ -563,17 +510,14 @@ impl Store for CloudStore {
         after: Option<&str>,
         limit: usize,
     ) -> Result<Vec<Entry>, StoreError> {
-        let call = self.call("list", prefix);
-        if let Err(fault) = check_prefix(prefix) {
-            let message = format!("not a usable prefix: {fault}");
-            return Err(call.error(StoreErrorKind::Other, message));
-        }
-        self.attempt(&call, self.pages(&call, after, limit)).await
+        let call = self.place.call_below(prefix)?;
+        call.within(self.limits.attempt, self.pages(&call, after, limit))
+            .await
     }
 
     async fn delete(&self, key: &str) -> Result<(), StoreError> {
-        let call = self.call_on("delete", key)?;
-        self.attempt(&call, async {
+        let call = self.place.call_on("delete", key)?;
+        call.within(self.limits.attempt, async {
             match self.look(&call, Method::DELETE, HeaderMap::new()).await {
                 Err(error) if error.kind != StoreErrorKind::NotFound => Err(error),
                 _ => Ok(()),
@@ -583,44 +527,8 @@ impl Store for CloudStore {
     }
 
     async fn reach(&self) -> Result<(), StoreError> {
-        let call = self.call("reach", "");
+        let call = self.place.call("reach", "");
         self.one_page(&call, None, 1, None).await.map(drop)
-    }
-}
-
-/// What errors of one call have in common.
-struct Call<'a> {
-    store: &'a CloudStore,
-    operation: &'static str,
-    full_key: String,
-}
-
-impl Call<'_> {
-    fn error(&self, kind: StoreErrorKind, message: impl Into<String>) -> StoreError {
-        // Control characters in a refused key must not reach a terminal.
-        let key: String = self
-            .full_key
-            .chars()
-            .map(|c| if c.is_control() { '\u{fffd}' } else { c })
-            .collect();
-        let key = format!("{}/{key}", self.store.dialect.place());
-        StoreError::new(kind, self.operation, key, message)
-    }
-
-    fn tag(&self, answer: &Answer) -> Result<Tag, StoreError> {
-        self.store.dialect.tag(&answer.headers).ok_or_else(|| {
-            let message = "the store gives no version, which conditional puts need";
-            self.error(StoreErrorKind::Other, message)
-        })
-    }
-
-    fn content_length(&self, answer: &Answer) -> Result<u64, StoreError> {
-        let length = answer.headers.get(CONTENT_LENGTH);
-        let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
-        length.ok_or_else(|| {
-            let message = "the store does not say how large it is";
-            self.error(StoreErrorKind::Other, message)
-        })
     }
 }
 
