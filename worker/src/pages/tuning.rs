@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
 use reprieve_core::effort::{self, Facts, Level, Rate};
+use reprieve_core::way::Carried;
 use tokio::time::Instant;
 
 use crate::pages::codec::{Effort, Packed};
@@ -149,6 +150,8 @@ struct Measured {
     /// Blocks that would not.
     random: u64,
     uploaded: Amount,
+    /// And how long at least one upload was under way.
+    carried: (u64, Duration),
     packed: u64,
     /// Looking and packing, together.
     busy: Spent,
@@ -249,6 +252,22 @@ impl Tuning {
         let uploaded = &mut self.lock().uploaded;
         uploaded.packed += bytes as u64;
         uploaded.took += took;
+    }
+
+    /// So much reached the store in this time, in which something was on its way all the while.
+    pub(crate) fn carried(&self, bytes: usize, took: Duration) {
+        let carried = &mut self.lock().carried;
+        carried.0 += bytes as u64;
+        carried.1 += took;
+    }
+
+    /// All that was carried so far.
+    pub(crate) fn all_carried(&self) -> Carried {
+        let (bytes, took) = self.lock().carried;
+        Carried {
+            bytes,
+            busy_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+        }
     }
 
     fn choose(&self, measured: &Measured) {

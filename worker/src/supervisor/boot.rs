@@ -17,6 +17,7 @@ use reprieve_core::rollback::{self, Choice};
 use reprieve_core::selection::{Candidate, Contents};
 use reprieve_core::sweep::PROBE_PREFIX;
 use serde_json::json;
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
 use crate::callouts::{Callouts, Moment};
@@ -577,6 +578,7 @@ impl Prepared {
                 work: self.work,
                 host: self.host,
                 usual: Mutex::default(),
+                way: watch::Sender::default(),
                 compression: match settings.compression {
                     Compression::Auto => Wanted::Fitting,
                     Compression::Low => Wanted::Always(Level::Raw),

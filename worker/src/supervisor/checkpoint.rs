@@ -26,6 +26,7 @@ use reprieve_core::planner::Decision;
 use reprieve_core::report::EngineLog;
 use reprieve_core::retention::Policy;
 use reprieve_core::selection::Candidate;
+use reprieve_core::way::Way;
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant as TokioInstant, sleep_until, timeout, timeout_at};
@@ -42,7 +43,7 @@ use crate::pages::fingerprint::PageKey;
 use crate::pages::index::{File, Index};
 use crate::pages::known::{self, Assembled, Known};
 use crate::pages::load;
-use crate::pages::parts::{self, Buffers, Destination, Stored};
+use crate::pages::parts::{self, Buffers, Deadline, Destination, Stored};
 use crate::pages::seal::AttemptKey;
 use crate::pages::tuning::{Tuning, Usual, Wanted};
 use crate::steps::{self, Step};
@@ -67,7 +68,7 @@ pub(crate) const HELD: [&str; 3] = ["reprieve-stdin", "reprieve-stdout", "reprie
 /// Of the time for storing, this fraction may be spent on looking at what is in the store already.
 const LOOKING: u32 = 4;
 
-/// When to be done; shrinks when a shorter deadline becomes known.
+/// When to be done; follows the deadlines that become known, and that are withdrawn.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
     pub stored_by: TokioInstant,
@@ -76,10 +77,10 @@ pub(crate) struct Limits {
 
 /// What a checkpoint is to do with the app, which may change for the better until it is done.
 #[derive(Debug)]
-pub(crate) struct Course(watch::Sender<Way>);
+pub(crate) struct Course(watch::Sender<Heading>);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
+enum Heading {
     Open(Afterwards),
     /// It is being killed.
     Taken,
@@ -87,15 +88,15 @@ enum Way {
 
 impl Course {
     pub(crate) fn new(afterwards: Afterwards) -> Self {
-        Self(watch::Sender::new(Way::Open(afterwards)))
+        Self(watch::Sender::new(Heading::Open(afterwards)))
     }
 
     /// The app is to go on. Whether that was said in time.
     pub(crate) fn spare(&self) -> bool {
         let mut in_time = true;
         self.0.send_modify(|way| match way {
-            Way::Taken => in_time = false,
-            Way::Open(_) => *way = Way::Open(Afterwards::Continue),
+            Heading::Taken => in_time = false,
+            Heading::Open(_) => *way = Heading::Open(Afterwards::Continue),
         });
         in_time
     }
@@ -104,21 +105,21 @@ impl Course {
     fn take(&self) -> Afterwards {
         let mut afterwards = Afterwards::Stop;
         self.0.send_modify(|way| match way {
-            Way::Open(Afterwards::Continue) => afterwards = Afterwards::Continue,
-            _ => *way = Way::Taken,
+            Heading::Open(Afterwards::Continue) => afterwards = Afterwards::Continue,
+            _ => *way = Heading::Taken,
         });
         afterwards
     }
 
     fn now(&self) -> Afterwards {
         match *self.0.borrow() {
-            Way::Open(afterwards) => afterwards,
-            Way::Taken => Afterwards::Stop,
+            Heading::Open(afterwards) => afterwards,
+            Heading::Taken => Afterwards::Stop,
         }
     }
 
     async fn spared(&self) {
-        let spared = |way: &Way| *way == Way::Open(Afterwards::Continue);
+        let spared = |way: &Heading| *way == Heading::Open(Afterwards::Continue);
         // We hold the sender.
         drop(self.0.subscribe().wait_for(spared).await);
     }
@@ -227,6 +228,8 @@ pub(crate) struct Checkpointer {
     pub compression: Wanted,
     /// What the checkpoint before measured of this machine and its way to the store.
     pub usual: Mutex<Usual>,
+    /// What uploads told of the way to the store, those of checkpoints that failed included.
+    pub way: watch::Sender<Way>,
     /// Parts on their way at once.
     pub in_flight: usize,
     pub workers: usize,
@@ -326,6 +329,7 @@ impl Checkpointer {
         let result = attempt.run(notice).await;
         if let Some(tuning) = &attempt.tuning {
             *self.usual.lock().expect("no holder of this lock panics") = tuning.learned();
+            self.carried(|way| way.carried(tuning.all_carried()));
         }
         self.seeds.release();
         sys::give_memory_back();
@@ -344,6 +348,15 @@ impl Checkpointer {
             .lock()
             .expect("no holder of this lock panics");
         complaint.take()
+    }
+
+    /// More is known of the way to the store.
+    pub(crate) fn carried(&self, learn: impl FnOnce(&mut Way)) {
+        self.way.send_if_modified(|way| {
+            let before = *way;
+            learn(way);
+            *way != before
+        });
     }
 
     /// This snapshot is sound, and what the app's memory began from.
@@ -499,12 +512,13 @@ impl Attempt<'_> {
     }
 
     fn destination(&self) -> Destination {
+        let limits = self.limits.clone();
         Destination {
             store: Arc::clone(self.of.catalog.store()),
             root: self.of.catalog.root(),
             attempt: self.name.clone(),
             in_flight: self.of.in_flight,
-            deadline: self.limits.borrow().stored_by,
+            deadline: Deadline::new(move || limits.borrow().stored_by),
         }
     }
 
@@ -934,7 +948,7 @@ async fn let_go(subject: &Subject, asked: &mut Option<Asked>, since: Instant) ->
     frozen_for
 }
 
-/// Waits until a limit that may come closer has passed.
+/// Waits until a limit that may come closer, or go further away, has passed.
 async fn expired(limits: &mut watch::Receiver<Limits>, which: impl Fn(&Limits) -> TokioInstant) {
     loop {
         let limit = which(&limits.borrow_and_update());
