@@ -207,7 +207,7 @@ impl Promise {
     clippy::cast_sign_loss,
     reason = "`as` from a float saturates, as the comment says"
 )]
-pub(crate) fn whole(number: f64) -> u64 {
+pub fn whole(number: f64) -> u64 {
     number as u64
 }
 

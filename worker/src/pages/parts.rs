@@ -173,6 +173,7 @@ async fn place(
         tokio::select! {
             Some(done) = uploads.next(), if !uploads.is_empty() => {
                 let bytes = stored.accept(done)?;
+                turns.want(tuning.streams());
                 uploading -= bytes;
                 let now = Instant::now();
                 if let Some(since) = busy.replace(now) {
@@ -198,6 +199,7 @@ async fn place(
                     let bytes = buffers.lend(std::mem::take(&mut filling));
                     uploading += bytes.len();
                     busy.get_or_insert_with(Instant::now);
+                    turns.want(tuning.streams());
                     uploads.push(upload(&destination, &tuning, &turns, next_part, bytes));
                     next_part += 1;
                 }

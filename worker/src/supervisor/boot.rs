@@ -578,6 +578,8 @@ impl Prepared {
                 work: self.work,
                 host: self.host,
                 usual: Mutex::default(),
+                looking_ms: Mutex::default(),
+                storing: Mutex::default(),
                 way: watch::Sender::default(),
                 compression: match settings.compression {
                     Compression::Auto => Wanted::Fitting,

@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use nix::unistd::{Pid, getsid};
 use reprieve_core::document;
+use reprieve_core::effort::{LOOKING, Storing, leaves_out_comparing};
 use reprieve_core::head::Head;
 use reprieve_core::manifest::{AppFacts, HostFacts, Manifest, Sizes};
 use reprieve_core::notice::{Afterwards, Notice};
@@ -45,7 +46,7 @@ use crate::pages::known::{self, Assembled, Known};
 use crate::pages::load;
 use crate::pages::parts::{self, Buffers, Deadline, Destination, Stored};
 use crate::pages::seal::AttemptKey;
-use crate::pages::tuning::{Tuning, Usual, Wanted};
+use crate::pages::tuning::{Comparing, Tuning, Usual, Wanted};
 use crate::steps::{self, Step};
 use crate::store::StoreError;
 use crate::supervisor::ownership::Ownership;
@@ -53,7 +54,7 @@ use crate::supervisor::proc::{self, Process};
 use crate::supervisor::reaper::Reaper;
 use crate::supervisor::seeding::Seeds;
 use crate::supervisor::stdio::{CutError, Held, Stdio};
-use crate::supervisor::with_causes;
+use crate::supervisor::{millis, with_causes};
 use crate::sys::{self, Exit};
 
 /// How long CRIU may take to let the app go after a transfer was hung up.
@@ -64,9 +65,6 @@ const LOG_TAIL: u64 = 128 << 10;
 
 /// Our own images in a snapshot: what the standard streams held.
 pub(crate) const HELD: [&str; 3] = ["reprieve-stdin", "reprieve-stdout", "reprieve-stderr"];
-
-/// Of the time for storing, this fraction may be spent on looking at what is in the store already.
-const LOOKING: u32 = 4;
 
 /// When to be done; follows the deadlines that become known, and that are withdrawn.
 #[derive(Clone, Copy, Debug)]
@@ -228,6 +226,10 @@ pub(crate) struct Checkpointer {
     pub compression: Wanted,
     /// What the checkpoint before measured of this machine and its way to the store.
     pub usual: Mutex<Usual>,
+    /// How long it took last to look up what is in the store already.
+    pub looking_ms: Mutex<Option<u64>>,
+    /// Of the newest attempt.
+    pub storing: Mutex<Option<Arc<Tuning>>>,
     /// What uploads told of the way to the store, those of checkpoints that failed included.
     pub way: watch::Sender<Way>,
     /// Parts on their way at once.
@@ -261,6 +263,7 @@ struct Attempt<'a> {
     /// The head that the snapshot is added to.
     head: Head,
     seal: Option<Seal>,
+    comparing: Comparing,
     tuning: Option<Arc<Tuning>>,
 }
 
@@ -324,6 +327,7 @@ impl Checkpointer {
             begun: Instant::now(),
             head: self.ownership.last_head(),
             seal,
+            comparing: Comparing::Done,
             tuning: None,
         };
         let result = attempt.run(notice).await;
@@ -348,6 +352,12 @@ impl Checkpointer {
             .lock()
             .expect("no holder of this lock panics");
         complaint.take()
+    }
+
+    /// How the newest checkpoint is stored, or was.
+    pub(crate) fn storing(&self) -> Option<Storing> {
+        let newest = self.storing.lock().expect("no holder of this lock panics");
+        newest.as_ref()?.storing()
     }
 
     /// More is known of the way to the store.
@@ -537,7 +547,11 @@ impl Attempt<'_> {
             in_flight,
             ..
         } = *self.of;
-        let usual = *self.of.usual.lock().expect("no holder of this lock panics");
+        let usual = Usual {
+            way: *self.of.way.borrow(),
+            comparing: self.comparing,
+            ..*self.of.usual.lock().expect("no holder of this lock panics")
+        };
         Tuning::new(compression, workers, in_flight, expected, usual, deadline)
     }
 
@@ -550,7 +564,7 @@ impl Attempt<'_> {
             .borrow()
             .stored_by
             .saturating_duration_since(now);
-        let deadline = now + left / LOOKING;
+        let deadline = now + left / u32::try_from(LOOKING).expect("it is small");
         match self.of.ownership.refresh(deadline).await {
             Ok(head) => self.head = head,
             Err(error @ CatalogError::Fenced(_)) => return Err(error.into()),
@@ -570,8 +584,20 @@ impl Attempt<'_> {
         if let Some(known) = self.of.seeds.hold(name).await {
             return Ok(known);
         }
-        if let Some(base) = base {
+        let looking_ms = *self
+            .of
+            .looking_ms
+            .lock()
+            .expect("no holder of this lock panics");
+        if base.is_some() && leaves_out_comparing(looking_ms, millis(left)) {
+            self.comparing = Comparing::LeftOut;
+        } else if let Some(base) = base {
             let loaded = timeout_at(deadline, self.of.load(&base, deadline)).await;
+            *self
+                .of
+                .looking_ms
+                .lock()
+                .expect("no holder of this lock panics") = Some(millis(now.elapsed()));
             let reason = match loaded {
                 Ok(Ok(Some(known))) => return Ok(Arc::new(known)),
                 Ok(Ok(None)) => None,
@@ -597,6 +623,14 @@ impl Attempt<'_> {
     async fn freeze(&mut self, known: &Arc<Known>) -> Result<Frozen, CheckpointError> {
         let tuning = Arc::new(self.tuning());
         self.tuning = Some(Arc::clone(&tuning));
+        *self
+            .of
+            .storing
+            .lock()
+            .expect("no holder of this lock panics") = Some(Arc::clone(&tuning));
+        if let Some(storing) = tuning.storing() {
+            self.of.journal.checkpoint_is_stored(&storing);
+        }
         let spare = Buffers::default();
         let (sender, writer) = parts::start(self.destination(), Arc::clone(&tuning), spare.clone());
         let mut writer = Writer(writer);
@@ -883,6 +917,7 @@ impl Attempt<'_> {
             trigger: notice.trigger,
             afterwards: self.subject.course.now(),
             decision: Some(self.subject.decision),
+            storing: self.tuning.as_ref().and_then(|tuning| tuning.storing()),
             commands: self.subject.commands.clone(),
             app: AppFacts {
                 argv: self.subject.argv.clone(),

@@ -953,6 +953,11 @@ impl Supervisor {
                 .life
                 .decision()
                 .map(|decision| decision.reason.as_str().to_owned()),
+            decision: self.life.decision(),
+            storing: self
+                .protection
+                .as_ref()
+                .and_then(|protection| protection.checkpointer.storing()),
             deadline_ms: self
                 .life
                 .going()
