@@ -53,7 +53,7 @@ bench: ## The benchmarks beside plain CRIU (half an hour; see docs/benchmarks.md
 	@infra/local/setup --bench-paths > /dev/null
 	@cargo bench --locked --package reprieve --bench benchmarks
 
-evictions: setup ## What is in time at which notice, size and network (half an hour; the table goes into docs/deadlines.md)
+evictions: setup ## What is in time at which notice, size and network (20 minutes; the table goes into docs/deadlines.md)
 	@cargo bench --locked --package reprieve --bench evictions
 
 test-apps: setup ## Real apps, evicted and resumed; the table goes into docs/apps.md (a quarter of an hour; APPS=redis,node for some)

@@ -153,6 +153,49 @@ fn a_checkpoint_that_would_not_fit_into_the_notice_any_more_is_told_of_or_taken_
 }
 
 #[test]
+fn how_a_checkpoint_is_stored_is_told_and_kept_with_the_snapshot() {
+    for (compression, level, reason) in [("auto", None, None), ("low", Some("raw"), Some("asked"))]
+    {
+        let store = Store::new();
+        let options = ["--compression", compression];
+        let host = store.host_with("host", &options, COUNTER).start();
+        wait_for_output(&host, "line 10");
+        let status = || -> Value {
+            let told = host.exec_ok(["reprieve", "status", "--json"]);
+            serde_json::from_str(&told).expect("it is JSON")
+        };
+        assert_eq!(status()["storing"], Value::Null, "there was none yet");
+        checkpoint_ok(&host);
+        let told = status();
+        let storing = &told["storing"];
+        assert!(storing["uploads"].as_u64() >= Some(1), "{told}");
+        assert!(storing["left_ms"].as_u64() > Some(0), "{told}");
+        assert!(
+            level.is_none_or(|level| storing["compression"] == level),
+            "{told}"
+        );
+        assert!(
+            reason.is_none_or(|reason| storing["reason"] == reason),
+            "{told}"
+        );
+        // What is planned, with what it was made from.
+        assert_eq!(told["decision"]["act"], "wait", "{told}");
+        let words = host.exec_ok(["reprieve", "status"]);
+        assert!(words.contains("storing        compression "), "{words}");
+        let objects = store.objects();
+        let manifest = objects
+            .iter()
+            .find(|path| path.to_string_lossy().contains("/manifests/"));
+        let manifest = fs::read_to_string(manifest.expect("there is one")).expect("it is text");
+        assert!(
+            manifest.contains("\"storing\":{\"compression\""),
+            "{manifest}"
+        );
+        assert!(manifest.contains("\"decision\":{"), "{manifest}");
+    }
+}
+
+#[test]
 fn what_failed_on_sigterm_is_tried_again_within_the_grace() {
     let store = Store::new();
     // An orphan stands in the way until it has ended.

@@ -6,6 +6,9 @@
 //! holds uploads to a rate. Each row evicts a job of its own and, where it was stored, resumes it. That what is resumed is
 //! exact is for the tests.
 //!
+//! Small jobs that have the same time left are evicted side by side, large ones alone. A row that cannot be measured says so,
+//! and the others go on.
+//!
 //! EVICTIONS chooses rows: `sources`, `sizes`, `work` (all three by default).
 
 #[path = "bench/s3.rs"]
@@ -74,7 +77,15 @@ enum Went {
     },
     /// As it was told before the machine went.
     Missed { reason: String },
+    /// Something else went wrong, on the machine that measures or in the test.
+    Unmeasured,
 }
+
+/// Jobs of more MiB have the machine to themselves.
+const SMALL: u32 = 512;
+
+/// So many small ones are evicted side by side.
+const SIDE_BY_SIDE: usize = 4;
 
 fn row(told: Told, left: u64, mib: u32, rate: Option<u32>) -> Row {
     Row {
@@ -104,6 +115,7 @@ fn rows() -> Vec<Row> {
     }
     if is_chosen("sizes") {
         for left in [10, 30, 120] {
+            // The small ones first, so that they are side by side.
             for mib in [64, 512, 2048] {
                 for rate in [None, Some(SLOW)] {
                     rows.push(row(Told::Ec2, left, mib, rate));
@@ -133,8 +145,7 @@ fn main() {
     };
     say(HEADING.to_owned());
     say("|---|---:|---:|---:|---|---|---|---:|---:|---:|".to_owned());
-    for row in &rows {
-        let went = evict(row);
+    for (row, went) in groups(&rows).into_iter().flat_map(evict_all) {
         let upload = row.rate.map_or("not held".to_owned(), |rate| {
             format!("{} Mbit/s", rate / 1_000_000 * 8)
         });
@@ -153,6 +164,7 @@ fn main() {
                 )
             }
             Went::Missed { reason } => format!("missed: {reason} | | |"),
+            Went::Unmeasured => "not measured | | |".to_owned(),
         };
         say(format!(
             "| {:?} | {} | {} | {} | {upload} | {seeding} | {outcome} |",
@@ -163,6 +175,29 @@ fn main() {
     if std::env::var_os("EVICTIONS").is_none() {
         keep(&table);
     }
+}
+
+/// Rows that are measured together, in their order.
+fn groups(rows: &[Row]) -> Vec<&[Row]> {
+    let together = |one: &Row, next: &Row| {
+        one.left == next.left && one.mib <= SMALL && next.mib <= SMALL
+    };
+    let alike = rows.chunk_by(together);
+    alike.flat_map(|rows| rows.chunks(SIDE_BY_SIDE)).collect()
+}
+
+fn evict_all(rows: &[Row]) -> Vec<(&Row, Went)> {
+    std::thread::scope(|scope| {
+        let started: Vec<_> = rows
+            .iter()
+            .map(|row| (row, scope.spawn(|| evict(row))))
+            .collect();
+        // What was wrong is on standard error already.
+        let ended = started.into_iter().map(|(row, evicted)| {
+            (row, evicted.join().unwrap_or(Went::Unmeasured))
+        });
+        ended.collect()
+    })
 }
 
 /// Puts the table where docs/deadlines.md has it, with the day on which it was made.

@@ -666,3 +666,67 @@ fn of_two_workers_that_start_at_once_one_can_commit() {
         assert_eq!(checkpoint_within(&hosts[winner], "30s").code, 0);
     }
 }
+
+#[test]
+fn a_notice_that_is_withdrawn_gives_the_checkpoint_its_time_back() {
+    let bucket = Bucket::new();
+    let app = ["python3", "/apps/memory.py", "48"];
+    let options = ["--checkpoint-timeout", "90s"];
+    let host = bucket.host_with("host", &options, &app).start();
+    wait_for_output(&host, "ready");
+    // It takes ten seconds and more to store the job.
+    bucket.proxy.limit_rate(5_000_000);
+    let told = |withdrawn: bool| {
+        let line = serde_json::json!({
+            "v": 1, "request": "notice", "fate": "terminate", "in_ms": 8_000, "identity": "a", "withdrawn": withdrawn,
+        });
+        job::notice(&host, &line);
+    };
+    told(false);
+    wait_until(LIMIT, "the job's memory is stored", || {
+        let stored = |request: &Request| request.is("PUT", "/data/");
+        bucket.proxy.log().iter().any(stored)
+    });
+    told(true);
+    host.stderr().wait_for_line("durable", LIMIT * 2, |line| {
+        line.contains("checkpoint is durable")
+    });
+    assert!(!host.stderr().text().contains("checkpoint failed"));
+    let mark = host.stdout().mark();
+    host.stdout()
+        .wait_for_line_after(mark, "more ticks", LIMIT, |line| line.starts_with("tick "));
+}
+
+#[test]
+fn over_a_network_that_became_slow_the_final_checkpoint_is_begun_in_time() {
+    let bucket = Bucket::new();
+    // 2 MiB a second.
+    let app = ["python3", "/apps/memory.py", "96", "--rewrite", "512"];
+    let host = |name| bucket.host_with(name, &["--seed", "off"], &app).start();
+    let first = host("first");
+    wait_for_output(&first, "ready");
+    checkpoint_ok(&first);
+    // From now on what changes in two seconds takes one to be stored.
+    bucket.proxy.limit_rate(4_000_000);
+    let line = serde_json::json!({
+        "v": 1, "request": "notice", "fate": "terminate", "in_ms": 50_000, "identity": "a",
+    });
+    job::notice(&first, &line);
+    assert_eq!(
+        first.wait_exit(LIMIT * 2),
+        Exit::Code(75),
+        "{}",
+        first.stderr().text()
+    );
+    let log = first.stderr().text();
+    // First it was made safe, and then it worked on.
+    let how = |line: &&str| line.contains("checkpoint is durable");
+    assert_eq!(log.lines().filter(how).count(), 3, "{log}");
+    assert!(
+        !log.contains("in danger") && !log.contains("checkpoint failed"),
+        "{log}"
+    );
+    bucket.proxy.pass();
+    let second = host("second");
+    job::resumed(&second);
+}

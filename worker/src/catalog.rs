@@ -716,6 +716,7 @@ pub(crate) mod tests {
             taken_at_ms: 1,
             trigger: Source::Control,
             decision: None,
+            storing: None,
             commands: Vec::new(),
             afterwards: Afterwards::Continue,
             app: AppFacts {

@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use reprieve_core::effort::Storing;
 use reprieve_core::notice::Source;
 use reprieve_core::planner::Decision;
 use serde::Serialize;
@@ -235,6 +236,15 @@ impl Journal {
         let run = Run::begin(trace, about);
         self.record("checkpoint_started", &run);
         self.write(|history| keep(&mut history.checkpoints, run));
+    }
+
+    /// It is decided how the checkpoint under way is stored.
+    pub fn checkpoint_is_stored(&self, how: &Storing) {
+        self.write(|history| {
+            if let Some(run) = history.checkpoints.back_mut() {
+                run.about["storing"] = how.describe().into();
+            }
+        });
     }
 
     pub fn checkpoint_ended(&self, outcome: CheckpointOutcome, result: Value) {
@@ -515,6 +525,9 @@ fn timeless(status: &Status) -> Status {
     still.last_snapshot_age_ms = None;
     still.to_safe_ms = None;
     still.deadline_ms = still.deadline_ms.map(|_| 0);
+    if let Some(decision) = &mut still.decision {
+        (decision.left_ms, decision.needed_ms, decision.changed_bytes) = (None, None, None);
+    }
     for source in &mut still.sources {
         source.last_success_age_ms = source.last_success_age_ms.map(|_| 0);
     }

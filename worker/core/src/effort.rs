@@ -4,10 +4,18 @@
 //! processor time and saves upload; which of them is short differs between machines and changes during one checkpoint,
 //! so the choice is made again and again. It is made in two steps: the fastest way sets the pace, because the job may be
 //! frozen for as long as this takes; then the strongest level that is not noticeably slower, and that still meets the
-//! deadline if any does, is taken for the sake of the store.
+//! deadline if any does, is taken for the sake of the store. Of uploads there are as many side by side as keep up with packing,
+//! and all there may be when time is short or the store is what everything waits for.
+//!
+//! When time is short, what only serves later checkpoints is left out. Nothing that the snapshot consists of ever is.
+
+use serde::{Deserialize, Serialize};
+
+use crate::promise::whole;
 
 /// How hard to try, from least to most.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Level {
     /// Stored as it is.
     Raw,
@@ -30,8 +38,11 @@ impl Level {
 }
 
 /// Why a level was chosen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Reason {
+    /// The setting says so.
+    Asked,
     /// It is the strongest that costs no noticeable time.
     CostsNothing,
     /// A stronger one would not meet the deadline.
@@ -43,6 +54,7 @@ pub enum Reason {
 impl Reason {
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::Asked => "the setting says so",
             Self::CostsNothing => "it is the strongest that costs no noticeable time",
             Self::Deadline => "a stronger one would not meet the deadline",
             Self::LeastLate => "none meets the deadline, and this is the fastest",
@@ -55,8 +67,78 @@ impl Reason {
 pub struct Plan {
     pub level: Level,
     pub reason: Reason,
+    /// Side by side.
+    pub uploads: u32,
     /// How long it takes like this.
     pub takes_ms: f64,
+}
+
+/// How long looking at what is in the store already may take, as a part of the time for storing.
+pub const LOOKING: u64 = 4;
+
+/// Whether to leave out looking at what is in the store already: it took so long when it was looked at last that it would be
+/// given up for lack of time, and its share of the time with it.
+pub fn leaves_out_comparing(looking_ms: Option<u64>, left_ms: u64) -> bool {
+    looking_ms.is_some_and(|ms| ms > left_ms / LOOKING)
+}
+
+/// What is left out of a checkpoint when time is short. The snapshot is as whole without it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LeftOut {
+    /// What the snapshot before has is not looked up: it is stored again.
+    Comparing,
+    /// No block is packed harder than the rest to find out what that would save.
+    Probing,
+}
+
+impl LeftOut {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Comparing => "comparing with the snapshot before",
+            Self::Probing => "trying stronger compression",
+        }
+    }
+}
+
+/// How a checkpoint is stored, and what that was decided from when its memory began to be read. Kept with the snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Storing {
+    pub compression: Level,
+    pub reason: Reason,
+    /// Side by side.
+    pub uploads: u32,
+    pub leaves_out: Vec<LeftOut>,
+    /// How long it was expected to take, and how long it may.
+    pub expected_ms: u64,
+    pub left_ms: u64,
+    /// Bytes of memory that were expected, before packing.
+    pub bytes: u64,
+    /// Bytes that the store was expected to take in a second.
+    pub upload_rate: u64,
+    /// How often it was decided otherwise since.
+    pub changes: u32,
+}
+
+impl Storing {
+    /// In words.
+    pub fn describe(&self) -> String {
+        let uploads = match self.uploads {
+            1 => "1 upload".to_owned(),
+            many => format!("{many} uploads side by side"),
+        };
+        let left_out: Vec<&str> = self
+            .leaves_out
+            .iter()
+            .map(|left_out| left_out.as_str())
+            .collect();
+        let without = match left_out.is_empty() {
+            true => String::new(),
+            false => format!("; without {}", left_out.join(" and ")),
+        };
+        let (compression, reason) = (self.compression.as_str(), self.reason.as_str());
+        format!("compression {compression} ({reason}), {uploads}{without}")
+    }
 }
 
 /// What a level does with this job's memory on this machine.
@@ -77,6 +159,9 @@ pub struct Facts {
     pub left_ms: u64,
     /// Bytes that the store takes in a second.
     pub upload: f64,
+    /// And a single upload.
+    pub one_upload: f64,
+    pub most_uploads: u32,
     /// For each of [`Level::ALL`].
     pub rates: [Rate; 3],
 }
@@ -121,8 +206,23 @@ pub fn plan(facts: &Facts) -> Plan {
     Plan {
         level,
         reason,
+        uploads: uploads(facts, level, reason),
         takes_ms: facts.takes_ms(level),
     }
+}
+
+/// How many uploads go side by side at this level.
+pub fn uploads(facts: &Facts, level: Level, reason: Reason) -> u32 {
+    let most = facts.most_uploads.max(1);
+    let rate = facts.rates[level as usize];
+    let packed = rate.pack * rate.shrinks_to;
+    // What waits for the store is not made faster by fewer.
+    if matches!(reason, Reason::Deadline | Reason::LeastLate) || packed >= facts.upload {
+        return most;
+    }
+    // One more, since none is as fast as the next.
+    let enough = whole((packed / facts.one_upload.max(1.0)).ceil()) + 1;
+    u32::try_from(enough).unwrap_or(most).min(most)
 }
 
 #[cfg(test)]
@@ -142,6 +242,8 @@ mod tests {
             under_way: 0,
             left_ms,
             upload: upload_mib * MIB,
+            one_upload: upload_mib * MIB / 16.0,
+            most_uploads: 16,
             rates: [rate(1500.0, 1.0), rate(700.0, 0.33), rate(500.0, 0.3)],
         }
     }
@@ -200,18 +302,67 @@ mod tests {
             0u64..1 << 30,
             0u64..10_000_000,
             1.0f64..1e10,
+            (1.0f64..1e10, 0u32..64),
             [rate.clone(), rate.clone(), rate],
         )
-            .prop_map(|(left, under_way, left_ms, upload, rates)| Facts {
-                left,
-                under_way,
-                left_ms,
-                upload,
-                rates,
-            })
+            .prop_map(
+                |(left, under_way, left_ms, upload, (one_upload, most_uploads), rates)| Facts {
+                    left,
+                    under_way,
+                    left_ms,
+                    upload,
+                    one_upload,
+                    most_uploads,
+                    rates,
+                },
+            )
+    }
+
+    #[test]
+    fn there_are_as_many_uploads_as_keep_up_and_all_when_it_matters() {
+        for (what, facts, uploads) in [
+            ("packing is slower", facts(4096, 60_000, 3000.0), 9),
+            ("the network is slower", facts(4096, 600_000, 20.0), 16),
+            ("a near deadline", facts(64, 50, 3000.0), 16),
+            ("nothing can be met", facts(4096, 1, 3000.0), 16),
+        ] {
+            assert_eq!(plan(&facts).uploads, uploads, "{what}");
+        }
+    }
+
+    #[test]
+    fn what_took_long_to_look_up_is_not_looked_up_when_time_is_short() {
+        assert!(!leaves_out_comparing(None, 0));
+        assert!(!leaves_out_comparing(Some(2_000), 8_000));
+        assert!(leaves_out_comparing(Some(2_001), 8_000));
+    }
+
+    #[test]
+    fn a_way_of_storing_says_what_it_is_and_why() {
+        let storing = Storing {
+            compression: Level::Raw,
+            reason: Reason::Deadline,
+            uploads: 8,
+            leaves_out: vec![LeftOut::Comparing, LeftOut::Probing],
+            expected_ms: 900,
+            left_ms: 1_000,
+            bytes: 1 << 30,
+            upload_rate: 1 << 20,
+            changes: 0,
+        };
+        assert_eq!(
+            storing.describe(),
+            "compression raw (a stronger one would not meet the deadline), 8 uploads side by side; without comparing with the \
+             snapshot before and trying stronger compression"
+        );
     }
 
     proptest! {
+        #[test]
+        fn there_is_always_an_upload_and_never_one_too_many(facts in any_facts()) {
+            prop_assert!((1..=facts.most_uploads.max(1)).contains(&plan(&facts).uploads));
+        }
+
         #[test]
         fn no_deadline_is_missed_that_another_level_would_meet(facts in any_facts()) {
             let left_ms = facts.left_ms as f64;

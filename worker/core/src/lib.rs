@@ -30,4 +30,5 @@ pub mod selection;
 #[cfg(test)]
 mod simulation;
 pub mod sweep;
+pub mod way;
 pub mod worker;

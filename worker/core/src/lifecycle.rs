@@ -23,6 +23,7 @@ use crate::episode::{Episodes, Going, Heard};
 use crate::notice::{Afterwards, Announcement, Fate, Moment, Notice, Source, WallMs};
 use crate::planner::{self, Act, Decision, Plan, Reason, Rules, Situation};
 use crate::promise::{Measured, Promise};
+use crate::way::Way;
 
 /// Names a request or an announcement that waits for an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -60,7 +61,7 @@ pub enum Ended {
 }
 
 /// What happened.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Event {
     Signal(i32),
     /// A source announced something.
@@ -81,6 +82,8 @@ pub enum Event {
     CheckpointEnded(Ended),
     /// Another worker owns the job now.
     Fenced,
+    /// More is known of the way to the store.
+    Carried(Way),
     /// The moment of [`Lifecycle::wake`] has come.
     Woken,
 }
@@ -96,8 +99,8 @@ pub enum Effect {
         budget: Budget,
         decision: Decision,
     },
-    /// The running checkpoint has less time than it was told.
-    Tighten(Budget),
+    /// The running checkpoint has less time than it was told, or more: what it was in a hurry for is put off or withdrawn.
+    Retime(Budget),
     /// The running checkpoint was to stop the app and is to leave it running, if that is still possible; it reports which.
     Spare,
     /// Pass the signal on to the app.
@@ -160,6 +163,8 @@ struct Run {
     notice: Notice,
     /// The end that was known when it began, or has become known since.
     end: Option<Moment>,
+    /// By when somebody who asked for it by name wants it done.
+    asked_by: Option<Moment>,
     waiting: Vec<RequestId>,
     /// Signals that arrived meanwhile, in order.
     held: Vec<i32>,
@@ -298,6 +303,10 @@ impl Lifecycle {
             Event::AppEnded => self.app_ended(),
             Event::CheckpointEnded(how) => self.checkpoint_ended(how, now),
             Event::Fenced => self.fenced(),
+            Event::Carried(way) => {
+                self.promise.goes(way);
+                Vec::new()
+            }
             Event::Woken => Vec::new(),
         };
         match &self.state {
@@ -358,13 +367,16 @@ impl Lifecycle {
         match self.episodes.hear(announcement, id, now, wall_now) {
             Heard::News { .. } | Heard::Joined { .. } => {
                 let spared = self.spare(before, now);
-                self.hurry(now).into_iter().chain(spared).collect()
+                let retimed = self.hurry(now).into_iter().chain(self.relax(now));
+                retimed.chain(spared).collect()
             }
             Heard::Over => vec![Effect::Note(id)],
             Heard::Withdrawn(waited) => {
                 let all = waited.into_iter().chain([id]);
                 let notes = all.map(Effect::Note).collect::<Vec<_>>();
-                notes.into_iter().chain(self.spare(before, now)).collect()
+                let spared = self.spare(before, now);
+                let retimed = self.relax(now);
+                notes.into_iter().chain(retimed).chain(spared).collect()
             }
             Heard::Stale { by_ms } => {
                 let seconds = by_ms / 1000;
@@ -418,17 +430,38 @@ impl Lifecycle {
             return Vec::new();
         }
         run.end = Some(deadline);
-        let limit = match run.afterwards() {
-            Afterwards::Stop => deadline,
-            // The one after it needs its share of the time, and a miss has to be told before it is too late.
-            Afterwards::Continue => now.plus_ms(now.ms_until(deadline) / 2),
-        };
+        let limit = run.limit(deadline, now);
         if limit >= run.notice.deadline {
             return Vec::new();
         }
         run.notice.deadline = limit;
         let budget = budget(now, limit, self.policy.rules.margin_ms);
-        budget.map(Effect::Tighten).into_iter().collect()
+        budget.map(Effect::Retime).into_iter().collect()
+    }
+
+    /// A checkpoint under way that was in a hurry for an end has its time back when that end comes later, or not at all.
+    fn relax(&mut self, now: Moment) -> Option<Effect> {
+        let end = self.episodes.going().map(|going| going.deadline);
+        let State::Checkpointing(run) = &mut self.state else {
+            return None;
+        };
+        let known = run.end?;
+        let attempt = now.plus_ms(self.policy.rules.attempt_ms);
+        let (end, limit) = match end.flatten() {
+            Some(end) if end <= known => return None,
+            Some(end) => (Some(end), run.limit(end, now).min(attempt)),
+            // Nobody is known to be in a hurry, or nobody says how much of one.
+            None => (end.map(|_| attempt), attempt),
+        };
+        run.end = end;
+        let limit = run.asked_by.map_or(limit, |asked_by| limit.min(asked_by));
+        if limit <= run.notice.deadline {
+            return None;
+        }
+        run.notice.deadline = limit;
+        budget(now, limit, self.policy.rules.margin_ms)
+            .ok()
+            .map(Effect::Retime)
     }
 
     fn signalled(&mut self, signal: i32) -> Vec<Effect> {
@@ -471,12 +504,13 @@ impl Lifecycle {
                 // From the freeze on nothing changes any more: this one's outcome is that one's.
                 run.stop_asked = true;
                 run.waiting.push(id);
+                run.asked_by = Some(run.asked_by.map_or(deadline, |by| by.min(deadline)));
                 if deadline >= run.notice.deadline {
                     return Vec::new();
                 }
                 run.notice.deadline = deadline;
                 let budget = budget(now, deadline, self.policy.rules.margin_ms);
-                budget.map(Effect::Tighten).into_iter().collect()
+                budget.map(Effect::Retime).into_iter().collect()
             }
             State::Checkpointing(run) if run.afterwards() == Afterwards::Continue => {
                 // What is under way may be of a moment before this was asked for.
@@ -597,7 +631,9 @@ impl Lifecycle {
         now: Moment,
     ) -> Vec<Effect> {
         let going = self.episodes.going();
-        let stop_asked = decision.reason == Reason::Asked && notice.afterwards == Afterwards::Stop;
+        let is_asked = decision.reason == Reason::Asked;
+        let stop_asked = is_asked && notice.afterwards == Afterwards::Stop;
+        let asked_by = is_asked.then_some(notice.deadline);
         let notice = merged(notice, going);
         match budget(now, notice.deadline, self.policy.rules.margin_ms) {
             Ok(budget) => {
@@ -605,6 +641,7 @@ impl Lifecycle {
                 self.state = State::Checkpointing(Run {
                     notice,
                     end: going.and_then(|going| going.deadline),
+                    asked_by,
                     waiting,
                     held: Vec::new(),
                     next: None,
@@ -785,6 +822,15 @@ impl Run {
         }
     }
 
+    /// When to be done before this end.
+    fn limit(&self, end: Moment, now: Moment) -> Moment {
+        match self.afterwards() {
+            Afterwards::Stop => end,
+            // The one after it needs its share of the time, and a miss has to be told before it is too late.
+            Afterwards::Continue => now.plus_ms(now.ms_until(end) / 2),
+        }
+    }
+
     fn queue(&mut self, notice: Notice, id: Option<RequestId>) {
         let (queued, waiting) = self.next.get_or_insert((notice, Vec::new()));
         queued.deadline = queued.deadline.min(notice.deadline);
@@ -831,6 +877,7 @@ mod tests {
         frozen_ms: 50,
         memory: 1 << 20,
         changed: 1 << 10,
+        stored: 1 << 10,
     };
     const DURABLE: Event = Event::CheckpointEnded(Ended::Durable(MEASURED));
     const T0: Moment = Moment(1_000);
@@ -917,7 +964,7 @@ mod tests {
         life.handle(request(1, Afterwards::Stop), T0);
         let effects = life.handle(Event::Signal(SIGTERM), T0);
         assert!(
-            matches!(effects[..], [Effect::Tighten(budget)] if budget.committed_by == Moment(10_000))
+            matches!(effects[..], [Effect::Retime(budget)] if budget.committed_by == Moment(10_000))
         );
     }
 
@@ -981,7 +1028,7 @@ mod tests {
         let mut life = running(POLICY);
         life.handle(request(1, Afterwards::Continue), T0);
         let effects = life.handle(Event::Signal(SIGTERM), T0);
-        assert!(matches!(effects[..], [Effect::Tighten(_)]), "{effects:?}");
+        assert!(matches!(effects[..], [Effect::Retime(_)]), "{effects:?}");
         let effects = life.handle(DURABLE, T0.plus_ms(100));
         assert_eq!(effects[0], Effect::Answer(RequestId(1)));
         assert_eq!(begins(&effects), 1);
@@ -1040,6 +1087,7 @@ mod tests {
                 frozen_ms: 50,
                 memory: 1 << 30,
                 changed: 200 << 20,
+                stored: 200 << 20,
             };
             now = now.plus_ms(2_000);
             let mut effects = life.handle(Event::CheckpointEnded(Ended::Durable(measured)), now);
@@ -1096,6 +1144,61 @@ mod tests {
         assert!(!effects.contains(&Effect::Finish(Finish::Checkpointed)));
         assert_eq!(life.phase(), Phase::Running);
         assert_eq!(begins(&effects), 0);
+    }
+
+    fn retimed(effects: &[Effect]) -> Option<Moment> {
+        effects.iter().find_map(|effect| match effect {
+            Effect::Retime(budget) => Some(budget.committed_by),
+            _ => None,
+        })
+    }
+
+    /// As [`POLICY`] has it, for an attempt that nobody is in a hurry for.
+    fn unhurried(now: Moment) -> Option<Moment> {
+        Some(now.plus_ms(POLICY.rules.attempt_ms - POLICY.rules.margin_ms))
+    }
+
+    #[test]
+    fn a_notice_that_is_withdrawn_gives_the_checkpoint_under_way_its_time_back() {
+        let (then, later) = (T0.plus_ms(10), T0.plus_ms(20));
+        // The final one for it.
+        let mut life = running(POLICY);
+        assert_eq!(begins(&life.handle(ends_in("a", 20_000), T0)), 1);
+        assert_eq!(
+            retimed(&life.handle(said("a", Says::Withdrawn), then)),
+            unhurried(then)
+        );
+        // One that nobody was in a hurry for before.
+        let mut life = running(POLICY);
+        life.handle(request(1, Afterwards::Continue), T0);
+        let asked_by = T0.plus_ms(24_000);
+        let hurried = life.handle(ends_in("a", 12_000), then);
+        assert!(
+            retimed(&hurried).is_some_and(|by| by < T0.plus_ms(6_000)),
+            "{hurried:?}"
+        );
+        let relaxed = retimed(&life.handle(said("a", Says::Withdrawn), later));
+        assert!(
+            relaxed > retimed(&hurried) && relaxed <= Some(asked_by),
+            "{relaxed:?}"
+        );
+        // What is put off gives the time until then, and what comes nearer again takes it back.
+        let mut life = running(POLICY);
+        life.handle(ends_in("a", 8_000), T0);
+        let put_off = retimed(&life.handle(ends_in("a", 16_000), then));
+        assert_eq!(put_off, Some(then.plus_ms(15_000)));
+        assert_eq!(
+            retimed(&life.handle(ends_in("a", 8_000), later)),
+            Some(later.plus_ms(7_000))
+        );
+        // Another end that is as near takes nothing back.
+        let mut life = running(POLICY);
+        life.handle(ends_in("a", 8_000), T0);
+        life.handle(goes("b", Fate::Stop, Some(8_000)), then);
+        assert_eq!(
+            retimed(&life.handle(said("a", Says::Withdrawn), later)),
+            None
+        );
     }
 
     #[test]

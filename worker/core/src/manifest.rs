@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::document::{self, DocumentError, Stored};
+use crate::effort::Storing;
 use crate::notice::{Afterwards, Source};
 use crate::planner::Decision;
 
@@ -222,6 +223,9 @@ pub struct Manifest {
     /// Why it was taken; snapshots of older versions do not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub decision: Option<Decision>,
+    /// How it was stored, and why so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub storing: Option<Storing>,
     /// The commands that it answers, by their ids.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub commands: Vec<String>,

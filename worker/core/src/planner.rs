@@ -531,6 +531,7 @@ mod tests {
                 frozen_ms: 100,
                 memory: 2 << 30,
                 changed: (50 * mib_per_second) << 20,
+                stored: (50 * mib_per_second) << 20,
             });
         }
         promise

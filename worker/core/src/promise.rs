@@ -3,9 +3,11 @@
 //! A checkpoint costs time for looking at all of the job's memory and time for storing what changed since the snapshot
 //! before. Both are learned from the checkpoints that were taken, as a mean and a mean deviation that weigh recent ones
 //! more; an estimate is the mean plus twice the deviation, because one that is too short loses the job's work, and one
-//! that is too long only some of its time.
+//! that is too long only some of its time. Storing takes no less than the way to the store needs, as it was seen last
+//! ([`Way`]): what checkpoints took as a whole tells of that late, and hardly at all when little changes.
 
 use crate::notice::Moment;
+use crate::way::Way;
 
 const MIB: f64 = (1 << 20) as f64;
 
@@ -21,6 +23,10 @@ const FEW: f64 = 0.1;
 
 /// Of one that changed few, but no fewer MiB than this, what followed the freeze was storing.
 const TELLING: f64 = 16.0;
+
+/// What does not shrink grows by little: the index, and the page hashes. Of a checkpoint with few changes those are most of it
+/// and say nothing of one with many.
+const MOST_STORED: f64 = 1.05;
 
 /// A mean that forgets, and how far samples lie from it.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -68,6 +74,8 @@ pub struct Measured {
     pub memory: u64,
     /// Bytes of them that had to be stored: neither zeros nor in the store already.
     pub changed: u64,
+    /// Bytes that were written to the store for it.
+    pub stored: u64,
 }
 
 /// What is known of the cost of safety.
@@ -77,6 +85,9 @@ pub struct Promise {
     looking: Estimate,
     /// Milliseconds per MiB that changed.
     storing: Estimate,
+    /// Bytes stored for each that changed.
+    shrinks_to: Estimate,
+    way: Way,
     /// Bytes that changed from one snapshot to the next.
     increment: Estimate,
     /// Bytes that changed, per millisecond between snapshots.
@@ -108,15 +119,24 @@ impl Promise {
             let looking = self.looking.mean().unwrap_or(0.0) * memory;
             self.storing.add((wall - looking).max(0.0) / changed);
         }
+        if of.changed > 0 {
+            self.shrinks_to.add(of.stored as f64 / of.changed as f64);
+        }
         if let Some(before) = self.since {
-            let elapsed = before.ms_until(of.frozen_at).max(1) as f64;
+            let elapsed = before.ms_until(of.frozen_at).max(LEAST_MS) as f64;
             self.increment.add(of.changed as f64);
             self.rate.add(of.changed as f64 / elapsed);
         }
         self.frozen_ms.add(of.frozen_ms as f64);
         self.wall_ms.add(wall);
         self.memory = of.memory;
-        self.since = Some(of.frozen_at);
+        // It changed nothing while it stood still.
+        self.since = Some(of.frozen_at.plus_ms(of.frozen_ms));
+    }
+
+    /// What is known of the way to the store.
+    pub fn goes(&mut self, way: Way) {
+        self.way = way;
     }
 
     /// What is in the store is of this moment, though nothing was measured: the job was resumed from it, or its memory was
@@ -159,7 +179,13 @@ impl Promise {
     fn ms_for(&self, changed: u64) -> u64 {
         let looking = self.looking.at_most().unwrap_or(0.0) * (self.memory as f64 / MIB);
         // Where storing was never measured apart, looking included it.
-        let storing = self.storing.at_most().unwrap_or(0.0) * (changed as f64 / MIB);
+        let storing = self.storing.at_most().unwrap_or(0.0);
+        let shrinks_to = self
+            .shrinks_to
+            .at_most()
+            .map_or(1.0, |ratio| ratio.min(MOST_STORED));
+        let carrying = self.way.ms_per_mib_at_most().unwrap_or(0.0) * shrinks_to;
+        let storing = storing.max(carrying) * (changed as f64 / MIB);
         whole(looking + storing).max(LEAST_MS)
     }
 
@@ -181,13 +207,14 @@ impl Promise {
     clippy::cast_sign_loss,
     reason = "`as` from a float saturates, as the comment says"
 )]
-pub(crate) fn whole(number: f64) -> u64 {
+pub fn whole(number: f64) -> u64 {
     number as u64
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::way::Carried;
     use proptest::prelude::*;
 
     const MEMORY: u64 = 1 << 30;
@@ -199,6 +226,7 @@ mod tests {
             frozen_ms: 300,
             memory: MEMORY,
             changed,
+            stored: changed,
         }
     }
 
@@ -241,6 +269,7 @@ mod tests {
             frozen_ms,
             memory: 2 << 30,
             changed,
+            stored: changed,
         };
         let mut promise = Promise::default();
         promise.learn(of(0, 8_000, 7_000, 2 << 30));
@@ -260,7 +289,51 @@ mod tests {
         keeps(&promise, 5_000);
     }
 
+    #[test]
+    fn few_bytes_over_a_way_that_became_slow_tell_what_many_will_take() {
+        // What `make evictions` found: 2 GiB over a fast way while the job stood still, and 15 MiB of a job that changes
+        // 10 MiB a second, stored mostly while it stood still, too.
+        let of = |at, frozen_ms, wall_ms, mib: u64| Measured {
+            frozen_ms,
+            memory: 2 << 30,
+            ..measured(at, wall_ms, mib << 20)
+        };
+        let (mut promise, mut way) = (Promise::default(), Way::default());
+        promise.learn(of(0, 7_500, 8_000, 2048));
+        way.carried(Carried {
+            bytes: 2 << 30,
+            busy_ms: 7_000,
+        });
+        promise.learn(of(9_000, 1_800, 2_300, 15));
+        way.carried(Carried {
+            bytes: 15 << 20,
+            busy_ms: 630,
+        });
+        promise.goes(way);
+        let promised = promise.ms_to_safe(Moment(10_800 + 60_000));
+        // 500 MiB at 25 MB a second, and the look at memory.
+        assert!(promised >= Some(21_000 + 1_800), "{promised:?}");
+        assert!(promised <= Some(60_000), "{promised:?}");
+    }
+
     proptest! {
+        #[test]
+        fn however_the_way_was_a_slow_one_counts_at_once(
+            before in proptest::collection::vec((1u64 << 20..1 << 32, 1u64..100_000), 1..10),
+            mib in 2u64..200, pace in 1u64..200, changed in 1u64..900,
+        ) {
+            let (mut promise, mut way) = (Promise::default(), Way::default());
+            promise.learn(measured(0, 1_000, MEMORY));
+            promise.learn(measured(100_000, 1_000, changed << 20));
+            for (bytes, busy_ms) in before {
+                way.carried(Carried { bytes, busy_ms });
+            }
+            way.carried(Carried { bytes: mib << 20, busy_ms: mib * pace });
+            promise.goes(way);
+            let promised = promise.ms_to_safe(Moment(200_000)).expect("it was measured");
+            prop_assert!(promised >= changed * pace, "{promised} for {} ms", changed * pace);
+        }
+
         #[test]
         fn steady_jobs_keep_the_promise(
             changed in 120u64..900, rate in 1u64..50, looking in 1u64..5, noise in 0u64..20,

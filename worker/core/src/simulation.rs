@@ -233,6 +233,7 @@ fn simulate(seed: u64) -> (Outcome, u64, u64) {
                     frozen_ms: 50,
                     memory: 1 << 30,
                     changed,
+                    stored: changed,
                 };
                 Event::CheckpointEnded(match (fails, spared) {
                     (true, _) => Ended::Failed,

@@ -419,6 +419,12 @@ fn describe_status(status: &Status) -> String {
     rows.extend(status.plan.clone().map(|plan| ("plan", plan)));
     rows.extend(
         status
+            .storing
+            .as_ref()
+            .map(|storing| ("storing", storing.describe())),
+    );
+    rows.extend(
+        status
             .deadline_ms
             .map(|left| ("deadline", format!("in {}", seconds(left)))),
     );
@@ -573,6 +579,8 @@ mod tests {
                 failures: 4,
             }],
             plan: Some("nothing is to be expected".into()),
+            decision: None,
+            storing: None,
             deadline_ms: Some(90_000),
             to_safe_ms: Some(700),
             protected: true,

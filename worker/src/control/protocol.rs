@@ -12,7 +12,9 @@
 use std::time::Duration;
 
 use reprieve_core::checkup::Finding;
+use reprieve_core::effort::Storing;
 use reprieve_core::notice::{Afterwards, Fate, Settled, WallMs};
+use reprieve_core::planner::Decision;
 use reprieve_hooks::{Condition, Health};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -192,6 +194,12 @@ pub struct Status {
     /// What is planned, in words.
     #[serde(default)]
     pub plan: Option<String>,
+    /// The decision behind it, with what it was made from.
+    #[serde(default)]
+    pub decision: Option<Decision>,
+    /// How the newest checkpoint is stored, or was.
+    #[serde(default)]
+    pub storing: Option<Storing>,
     /// Until the announced end of the machine; none while none is announced, or without a time.
     #[serde(default)]
     pub deadline_ms: Option<u64>,
@@ -466,6 +474,8 @@ mod tests {
                 failures: 0,
             }],
             plan: None,
+            decision: None,
+            storing: None,
             deadline_ms: None,
             to_safe_ms: Some(700),
             protected: true,
@@ -561,7 +571,7 @@ mod tests {
             ),
             (
                 Answer::Status(Box::new(status())),
-                r#"{"v":1,"answer":"status","version":"0.1.0","state":"running","job":"nightly","store":null,"last_generation":3,"last_snapshot_age_ms":61000,"app_pid":17,"checkpoints_durable":2,"checkpoints_failed":1,"last_failure":"the store is full","resumed_from":null,"owner_epoch":null,"sources":[{"source":"sqs","condition":"working","reason":null,"remedy":null,"last_success_age_ms":2,"failures":0}],"plan":null,"deadline_ms":null,"to_safe_ms":700,"protected":true,"unprotected_because":null,"obstacles":[],"obstacles_total":0,"uptime_ms":1}"#,
+                r#"{"v":1,"answer":"status","version":"0.1.0","state":"running","job":"nightly","store":null,"last_generation":3,"last_snapshot_age_ms":61000,"app_pid":17,"checkpoints_durable":2,"checkpoints_failed":1,"last_failure":"the store is full","resumed_from":null,"owner_epoch":null,"sources":[{"source":"sqs","condition":"working","reason":null,"remedy":null,"last_success_age_ms":2,"failures":0}],"plan":null,"decision":null,"storing":null,"deadline_ms":null,"to_safe_ms":700,"protected":true,"unprotected_because":null,"obstacles":[],"obstacles_total":0,"uptime_ms":1}"#,
             ),
         ];
         for (answer, line) in answers {

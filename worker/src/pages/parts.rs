@@ -4,7 +4,8 @@
 //! are slow, the task stops taking blocks, and everything before it waits in turn: that is how memory stays bounded.
 //! The first upload that fails for good ends the task, and whoever sends blocks finds the door closed.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt;
@@ -42,6 +43,32 @@ pub(crate) struct Stored {
     pub blocks: Vec<Block>,
 }
 
+/// A moment that may come closer, or go further away.
+#[derive(Clone)]
+pub struct Deadline(Arc<dyn Fn() -> Instant + Send + Sync>);
+
+impl Deadline {
+    pub(crate) fn new(when: impl Fn() -> Instant + Send + Sync + 'static) -> Self {
+        Self(Arc::new(when))
+    }
+
+    pub(crate) fn now(&self) -> Instant {
+        (self.0)()
+    }
+}
+
+impl From<Instant> for Deadline {
+    fn from(at: Instant) -> Self {
+        Self::new(move || at)
+    }
+}
+
+impl std::fmt::Debug for Deadline {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Deadline").field(&self.now()).finish()
+    }
+}
+
 /// Where a snapshot attempt puts its data.
 #[derive(Clone, Debug)]
 pub struct Destination {
@@ -52,7 +79,7 @@ pub struct Destination {
     /// Parts of the usual size on their way at once; more if they are smaller, fewer if they are larger.
     pub in_flight: usize,
     /// When every part has to be stored.
-    pub deadline: Instant,
+    pub deadline: Deadline,
 }
 
 impl Destination {
@@ -68,16 +95,19 @@ impl Destination {
         bytes: Bytes,
         digest: String,
     ) -> Result<Part, StoreError> {
-        self.put_in_turn(name, bytes, digest, &Turns::new(1)).await
+        let begun = OnceLock::new();
+        self.put_in_turn(name, bytes, digest, &Turns::new(1), &begun)
+            .await
     }
 
-    /// The same for one of many.
+    /// The same for one of many. `begun` is set when it has had its first turn.
     async fn put_in_turn(
         &self,
         name: &str,
         bytes: Bytes,
         digest: String,
         turns: &Turns,
+        begun: &OnceLock<Instant>,
     ) -> Result<Part, StoreError> {
         let key = format!("{}{name}", manifest::data_prefix(&self.attempt));
         let part = Part {
@@ -87,9 +117,15 @@ impl Destination {
         };
         let full = format!("{}{}", self.root, part.key);
         // Nobody else writes under this attempt, so repeating after a lost reply is harmless.
-        retry::retry_in_turn(self.deadline, "put", turns, || {
-            self.store.put(&full, bytes.clone(), Condition::Always)
-        })
+        retry::retry_in_turn(
+            || self.deadline.now(),
+            "put",
+            turns,
+            || {
+                begun.get_or_init(Instant::now);
+                self.store.put(&full, bytes.clone(), Condition::Always)
+            },
+        )
         .await?;
         Ok(part)
     }
@@ -130,11 +166,22 @@ async fn place(
     let mut uploads = FuturesUnordered::new();
     let mut open = true;
     let (mut part, mut uploading) = (PART, 0);
+    // Since when something has been on its way that was not told of yet.
+    let mut busy: Option<Instant> = None;
     while open || !uploads.is_empty() {
         let has_room = uploading == 0 || uploading + part + BLOCK <= memory;
         tokio::select! {
             Some(done) = uploads.next(), if !uploads.is_empty() => {
-                uploading -= stored.accept(done)?;
+                let bytes = stored.accept(done)?;
+                turns.want(tuning.streams());
+                uploading -= bytes;
+                let now = Instant::now();
+                if let Some(since) = busy.replace(now) {
+                    tuning.carried(bytes, now - since);
+                }
+                if uploads.is_empty() {
+                    busy = None;
+                }
             }
             block = blocks.recv(), if open && has_room => {
                 match block {
@@ -151,6 +198,8 @@ async fn place(
                 if filling.len() >= part || (!open && !filling.is_empty()) {
                     let bytes = buffers.lend(std::mem::take(&mut filling));
                     uploading += bytes.len();
+                    busy.get_or_insert_with(Instant::now);
+                    turns.want(tuning.streams());
                     uploads.push(upload(&destination, &tuning, &turns, next_part, bytes));
                     next_part += 1;
                 }
@@ -210,12 +259,13 @@ async fn upload(
     number: u32,
     bytes: Bytes,
 ) -> Result<(u32, Part), StoreError> {
-    let (begun, length) = (Instant::now(), bytes.len());
+    let (begun, length) = (OnceLock::new(), bytes.len());
     let part = destination
         // Each of its blocks is verified by itself.
-        .put_in_turn(&format!("{number:06}"), bytes, String::new(), turns)
+        .put_in_turn(&format!("{number:06}"), bytes, String::new(), turns, &begun)
         .await?;
-    tuning.uploaded(length, begun.elapsed());
+    let took = begun.get().map_or(Duration::ZERO, Instant::elapsed);
+    tuning.uploaded(length, took);
     Ok((number, part))
 }
 

@@ -94,6 +94,8 @@ pub(crate) struct Report {
     pub refused: u64,
     /// Written to the store.
     pub stored: u64,
+    /// How long that was under way, one part after the other.
+    pub storing: Duration,
 }
 
 /// Why a pass was given up. What it had stored before is known all the same.
@@ -230,6 +232,7 @@ impl<'a> Pass<'a> {
                 unseeded: 0,
                 refused: 0,
                 stored: 0,
+                storing: Duration::ZERO,
             },
         }))
     }
@@ -419,13 +422,14 @@ impl<'a> Pass<'a> {
         let bytes = Bytes::from(std::mem::take(&mut self.part));
         let length = bytes.len() as u64;
         let destination = Destination {
-            deadline: tokio::time::Instant::now() + PART_LIMIT,
+            deadline: (tokio::time::Instant::now() + PART_LIMIT).into(),
             ..self.destination.clone()
         };
         let name = format!("{:06}", self.next_part);
         // Its name is not used again, whatever becomes of it.
         *self.next_part += 1;
         let stop = &mut self.stop;
+        let begun = Instant::now();
         let put = self.runtime.block_on(async {
             tokio::select! {
                 put = destination.put(&name, bytes, String::new()) => Some(put),
@@ -437,6 +441,7 @@ impl<'a> Pass<'a> {
         self.known.parts.push(part);
         self.known.blocks.append(&mut self.blocks);
         self.report.stored += length;
+        self.report.storing += begun.elapsed();
         self.keep_to_the_budget(length)
     }
 
@@ -626,7 +631,7 @@ mod tests {
                 root: "job/".into(),
                 attempt: "01J00000000000000000000000".into(),
                 in_flight: 1,
-                deadline: tokio::time::Instant::now(),
+                deadline: tokio::time::Instant::now().into(),
             };
             let budgets = Budgets {
                 bandwidth: 1 << 40,

@@ -10,11 +10,13 @@
 
 use std::ops::{AddAssign, Sub};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
-use reprieve_core::effort::{self, Facts, Level, Rate};
+use reprieve_core::effort::{self, Facts, LeftOut, Level, Rate, Storing};
+use reprieve_core::promise::whole;
+use reprieve_core::way::{Carried, Way};
 use tokio::time::Instant;
 
 use crate::pages::codec::{Effort, Packed};
@@ -100,7 +102,9 @@ pub(crate) fn processor_time() -> Duration {
 pub(crate) struct Tuning {
     wanted: Wanted,
     workers: f64,
-    uploads: f64,
+    uploads: u32,
+    /// Whether the snapshot before is not compared with, for lack of time.
+    comparing: Comparing,
     /// Bytes of memory that are about to come.
     expected: u64,
     /// What is taken for true until it is measured.
@@ -109,15 +113,31 @@ pub(crate) struct Tuning {
     measured: Mutex<Measured>,
     /// Position in [`Level::ALL`].
     level: AtomicUsize,
+    /// Side by side.
+    streams: AtomicU32,
+    /// Blocks are tried with stronger compression.
+    probes: AtomicBool,
+    storing: Mutex<Option<Storing>>,
+}
+
+/// Whether what is in the store already was looked up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Comparing {
+    #[default]
+    Done,
+    LeftOut,
 }
 
 /// What holds before anything was measured: as a rule, or as the checkpoint before had it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Usual {
     /// As [`USUAL`].
-    costs: [(f64, f64); 3],
-    look: f64,
-    upload: f64,
+    pub costs: [(f64, f64); 3],
+    pub look: f64,
+    pub upload: f64,
+    /// What uploads together were seen to do.
+    pub way: Way,
+    pub comparing: Comparing,
 }
 
 impl Default for Usual {
@@ -126,6 +146,8 @@ impl Default for Usual {
             costs: USUAL,
             look: USUAL_LOOK,
             upload: USUAL_UPLOAD,
+            way: Way::default(),
+            comparing: Comparing::Done,
         }
     }
 }
@@ -149,6 +171,8 @@ struct Measured {
     /// Blocks that would not.
     random: u64,
     uploaded: Amount,
+    /// And how long at least one upload was under way.
+    carried: (u64, Duration),
     packed: u64,
     /// Looking and packing, together.
     busy: Spent,
@@ -184,12 +208,16 @@ impl Tuning {
         let tuning = Self {
             wanted,
             workers: workers.max(1) as f64,
-            uploads: uploads.max(1) as f64,
+            uploads: u32::try_from(uploads).unwrap_or(u32::MAX).max(1),
+            comparing: usual.comparing,
             expected,
             usual,
             deadline: Box::new(deadline),
             measured: Mutex::default(),
             level: AtomicUsize::new(0),
+            streams: AtomicU32::new(1),
+            probes: AtomicBool::new(true),
+            storing: Mutex::default(),
         };
         tuning.choose(&tuning.lock());
         tuning
@@ -212,7 +240,10 @@ impl Tuning {
         if is_random {
             measured.random += block.len() as u64;
             Level::Raw
-        } else if self.wanted == Wanted::Fitting && measured.blocks.is_multiple_of(PROBE) {
+        } else if self.wanted == Wanted::Fitting
+            && self.probes.load(Ordering::Relaxed)
+            && measured.blocks.is_multiple_of(PROBE)
+        {
             wanted.max(Level::Fast)
         } else {
             wanted
@@ -240,7 +271,7 @@ impl Tuning {
         tried.raw += raw as u64;
         tried.packed += packed as u64;
         tried.took += took.processor;
-        if self.wanted == Wanted::Fitting && measured.blocks.is_multiple_of(CHOOSE) {
+        if measured.blocks.is_multiple_of(CHOOSE) {
             self.choose(&measured);
         }
     }
@@ -251,26 +282,94 @@ impl Tuning {
         uploaded.took += took;
     }
 
+    /// So much reached the store in this time, in which something was on its way all the while.
+    pub(crate) fn carried(&self, bytes: usize, took: Duration) {
+        let carried = &mut self.lock().carried;
+        carried.0 += bytes as u64;
+        carried.1 += took;
+    }
+
+    /// All that was carried so far.
+    pub(crate) fn all_carried(&self) -> Carried {
+        let (bytes, took) = self.lock().carried;
+        Carried {
+            bytes,
+            busy_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+        }
+    }
+
     fn choose(&self, measured: &Measured) {
         let left = (self.deadline)().saturating_duration_since(Instant::now());
         let facts = self.facts(measured, left);
-        let plan = effort::plan(&facts);
-        let before = self.level.swap(plan.level as usize, Ordering::Relaxed);
-        if self.wanted == Wanted::Fitting && measured.blocks == 0 {
-            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // for people
-            let takes_ms = plan.takes_ms as u64;
-            tracing::info!(
-                level = plan.level.as_str(),
-                reason = plan.reason.as_str(),
-                takes_ms,
-                left_ms = facts.left_ms,
-                left_bytes = facts.left,
-                uploads = self.uploads,
-                "it is decided how the job's memory is stored"
-            );
-        } else if before != plan.level as usize {
-            tracing::debug!(?plan, ?facts, "what is left is stored otherwise");
+        let mut plan = effort::plan(&facts);
+        if let Wanted::Always(level) = self.wanted {
+            plan.uploads = effort::uploads(&facts, level, plan.reason);
+            plan = effort::Plan {
+                level,
+                reason: effort::Reason::Asked,
+                takes_ms: facts.takes_ms(level),
+                ..plan
+            };
         }
+        let hurried = matches!(
+            plan.reason,
+            effort::Reason::Deadline | effort::Reason::LeastLate
+        );
+        self.probes.store(!hurried, Ordering::Relaxed);
+        self.level.store(plan.level as usize, Ordering::Relaxed);
+        self.streams.store(plan.uploads, Ordering::Relaxed);
+        self.keep(plan, &facts, hurried);
+    }
+
+    /// For those who look, and for the snapshot.
+    fn keep(&self, plan: effort::Plan, facts: &Facts, hurried: bool) {
+        let mut storing = self.storing.lock().expect("no holder of this lock panics");
+        if let Some(storing) = storing.as_mut() {
+            let now = (plan.level, plan.uploads);
+            if (storing.compression, storing.uploads) != now {
+                (storing.compression, storing.uploads) = now;
+                storing.reason = plan.reason;
+                storing.changes = storing.changes.saturating_add(1);
+                tracing::debug!(?plan, ?facts, "what is left is stored otherwise");
+            }
+            return;
+        }
+        let comparing = (self.comparing == Comparing::LeftOut).then_some(LeftOut::Comparing);
+        let probing = (hurried && self.wanted == Wanted::Fitting).then_some(LeftOut::Probing);
+        let made = Storing {
+            compression: plan.level,
+            reason: plan.reason,
+            uploads: plan.uploads,
+            leaves_out: comparing.into_iter().chain(probing).collect(),
+            expected_ms: whole(plan.takes_ms),
+            left_ms: facts.left_ms,
+            bytes: facts.left,
+            upload_rate: whole(facts.upload),
+            changes: 0,
+        };
+        tracing::info!(
+            level = made.compression.as_str(),
+            reason = made.reason.as_str(),
+            uploads = made.uploads,
+            leaves_out = ?made.leaves_out,
+            takes_ms = made.expected_ms,
+            left_ms = made.left_ms,
+            left_bytes = made.bytes,
+            upload_rate = made.upload_rate,
+            "it is decided how the job's memory is stored"
+        );
+        *storing = Some(made);
+    }
+
+    /// How many uploads go side by side now.
+    pub(crate) fn streams(&self) -> u32 {
+        self.streams.load(Ordering::Relaxed).max(1)
+    }
+
+    /// How it is stored, and why so.
+    pub(crate) fn storing(&self) -> Option<Storing> {
+        let storing = self.storing.lock().expect("no holder of this lock panics");
+        storing.clone()
     }
 
     /// What the next checkpoint may begin from.
@@ -293,6 +392,8 @@ impl Tuning {
                 }
                 false => self.usual.upload,
             },
+            way: self.usual.way,
+            comparing: Comparing::Done,
         }
     }
 
@@ -334,7 +435,12 @@ impl Tuning {
             left: left_bytes,
             under_way: measured.packed.saturating_sub(packed),
             left_ms: u64::try_from(left.as_millis()).unwrap_or(u64::MAX),
-            upload: one * self.uploads,
+            upload: match (took.is_zero(), self.usual.way.bytes_per_second()) {
+                (true, Some(seen)) => seen,
+                _ => one * f64::from(self.uploads),
+            },
+            one_upload: one,
+            most_uploads: self.uploads,
             rates,
         }
     }

@@ -32,12 +32,12 @@ where
     F: FnMut() -> Fut,
     Fut: Future<Output = Result<T, StoreError>>,
 {
-    attempts(deadline, name, None, op).await
+    attempts(|| deadline, name, None, op).await
 }
 
-/// The same for one of many, each attempt of which waits for its turn.
+/// The same for one of many, each attempt of which waits for its turn, and with a deadline that may change.
 pub async fn retry_in_turn<T, F, Fut>(
-    deadline: Instant,
+    deadline: impl Fn() -> Instant,
     name: &str,
     turns: &Turns,
     op: F,
@@ -50,7 +50,7 @@ where
 }
 
 async fn attempts<T, F, Fut>(
-    deadline: Instant,
+    deadline: impl Fn() -> Instant,
     name: &str,
     turns: Option<&Turns>,
     mut op: F,
@@ -65,10 +65,14 @@ where
     let mut last: Option<StoreError> = None;
     loop {
         let turn = match turns {
-            Some(turns) => turns.take(deadline).await,
+            Some(turns) => turns.take(deadline()).await,
             None => None,
         };
-        let left = deadline.saturating_duration_since(Instant::now());
+        let left = deadline().saturating_duration_since(Instant::now());
+        if left >= SHORTEST_ATTEMPT && turns.is_some() && turn.is_none() {
+            // There is more time than when it began to wait.
+            continue;
+        }
         if left < SHORTEST_ATTEMPT {
             let error = last.unwrap_or_else(|| no_answer(name, "no time is left for it"));
             return Err(with_attempts(error, attempts, started));
@@ -97,7 +101,7 @@ where
         if !error.kind.is_retryable() {
             return Err(with_attempts(error, attempts, started));
         }
-        let left = deadline.saturating_duration_since(Instant::now());
+        let left = deadline().saturating_duration_since(Instant::now());
         last = Some(error);
         // Half of what is left at most, so that a long pause never takes the place of the last attempts.
         sleep(pause(attempts, fastrand::f64()).min(left / 2)).await;
@@ -162,6 +166,25 @@ mod tests {
         })
         .await;
         assert_eq!(answer.expect("the fourth attempt succeeds"), 4);
+    }
+
+    #[tokio::test]
+    async fn a_deadline_that_is_put_off_gives_an_attempt_more() {
+        let begun = Instant::now();
+        // At first there are 100 ms; after 50 ms there are ten minutes.
+        let deadline = move || match begun.elapsed() < Duration::from_millis(50) {
+            true => begun + Duration::from_millis(100),
+            false => begun + Duration::from_secs(600),
+        };
+        let (calls, turns) = (Cell::new(0), Turns::new(1));
+        let answer = retry_in_turn(deadline, "put", &turns, || async {
+            calls.set(calls.get() + 1);
+            if calls.get() == 1 {
+                std::future::pending::<()>().await;
+            }
+            Ok(calls.get())
+        });
+        assert_eq!(answer.await.expect("there was time for another one"), 2);
     }
 
     #[tokio::test]

@@ -22,6 +22,8 @@ pub struct Turns {
 #[derive(Debug)]
 struct State {
     window: Window,
+    /// Fewer may be wanted than the store bears.
+    wanted: u32,
     under_way: usize,
 }
 
@@ -39,6 +41,7 @@ impl Turns {
         Self {
             state: Mutex::new(State {
                 window,
+                wanted: most.max(1),
                 under_way: 0,
             }),
             given_back: Notify::new(),
@@ -49,9 +52,19 @@ impl Turns {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// From now on no more than so many.
+    pub fn want(&self, wanted: u32) {
+        let mut state = self.lock();
+        if std::mem::replace(&mut state.wanted, wanted.max(1)) < wanted {
+            drop(state);
+            self.given_back.notify_waiters();
+        }
+    }
+
     fn try_take(&self) -> Option<Turn<'_>> {
         let mut state = self.lock();
-        let has_room = state.window.has_room_beside(state.under_way);
+        let has_room = state.window.has_room_beside(state.under_way)
+            && state.under_way < state.wanted as usize;
         has_room.then(|| {
             state.under_way += 1;
             Turn {
@@ -135,5 +148,13 @@ mod tests {
         alone.ended(&Ok(()));
         let both = (turns.take(soon()).await, turns.take(soon()).await);
         assert!(both.0.is_some() && both.1.is_some());
+        drop(both);
+        // Where fewer are wanted there are fewer, and more again when they are.
+        turns.want(1);
+        let alone = turns.take(soon()).await.expect("one is always wanted");
+        assert!(turns.take(Instant::now()).await.is_none());
+        let (other, ()) = tokio::join!(turns.take(soon()), async { turns.want(2) });
+        assert!(other.is_some());
+        drop(alone);
     }
 }

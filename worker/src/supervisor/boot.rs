@@ -18,6 +18,7 @@ use reprieve_core::rollback::{self, Choice};
 use reprieve_core::selection::{Candidate, Contents};
 use reprieve_core::sweep::PROBE_PREFIX;
 use serde_json::json;
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
 use crate::callouts::{Callouts, Moment};
@@ -679,6 +680,9 @@ impl Prepared {
                 work: self.work,
                 host: self.host,
                 usual: Mutex::default(),
+                looking_ms: Mutex::default(),
+                storing: Mutex::default(),
+                way: watch::Sender::default(),
                 compression: match settings.compression {
                     Compression::Auto => Wanted::Fitting,
                     Compression::Low => Wanted::Always(Level::Raw),

@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 use nix::unistd::{Pid, getsid};
 use reprieve_core::cpu::Level;
 use reprieve_core::document;
+use reprieve_core::effort::{LOOKING, Storing, leaves_out_comparing};
 use reprieve_core::head::Head;
 use reprieve_core::manifest::{AppFacts, Clocks, HostFacts, Manifest, Profile, Sizes};
 use reprieve_core::notice::{Afterwards, Notice};
@@ -28,6 +29,7 @@ use reprieve_core::planner::Decision;
 use reprieve_core::report::EngineLog;
 use reprieve_core::retention::Policy;
 use reprieve_core::selection::Candidate;
+use reprieve_core::way::Way;
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant as TokioInstant, sleep_until, timeout, timeout_at};
@@ -45,9 +47,9 @@ use crate::pages::fingerprint::PageKey;
 use crate::pages::index::{File, Index};
 use crate::pages::known::{self, Assembled, Known};
 use crate::pages::load;
-use crate::pages::parts::{self, Buffers, Destination, Stored};
+use crate::pages::parts::{self, Buffers, Deadline, Destination, Stored};
 use crate::pages::seal::AttemptKey;
-use crate::pages::tuning::{Tuning, Usual, Wanted};
+use crate::pages::tuning::{Comparing, Tuning, Usual, Wanted};
 use crate::programs;
 use crate::steps::{self, Step};
 use crate::store::StoreError;
@@ -57,7 +59,7 @@ use crate::supervisor::realm::{self, AppIpc, Realm};
 use crate::supervisor::reaper::Reaper;
 use crate::supervisor::seeding::Seeds;
 use crate::supervisor::stdio::{CutError, Held, Stdio};
-use crate::supervisor::with_causes;
+use crate::supervisor::{millis, with_causes};
 use crate::sys::{self, Exit};
 
 /// How long CRIU may take to let the app go after a transfer was hung up.
@@ -72,10 +74,7 @@ pub(crate) const HELD: [&str; 3] = ["reprieve-stdin", "reprieve-stdout", "reprie
 /// And the library that its processes loaded.
 pub(crate) const LIBRARY: &str = "reprieve-library";
 
-/// Of the time for storing, this fraction may be spent on looking at what is in the store already.
-const LOOKING: u32 = 4;
-
-/// When to be done; shrinks when a shorter deadline becomes known.
+/// When to be done; follows the deadlines that become known, and that are withdrawn.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
     pub stored_by: TokioInstant,
@@ -84,10 +83,10 @@ pub(crate) struct Limits {
 
 /// What a checkpoint is to do with the app, which may change for the better until it is done.
 #[derive(Debug)]
-pub(crate) struct Course(watch::Sender<Way>);
+pub(crate) struct Course(watch::Sender<Heading>);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
+enum Heading {
     Open(Afterwards),
     /// It is being killed.
     Taken,
@@ -95,15 +94,15 @@ enum Way {
 
 impl Course {
     pub(crate) fn new(afterwards: Afterwards) -> Self {
-        Self(watch::Sender::new(Way::Open(afterwards)))
+        Self(watch::Sender::new(Heading::Open(afterwards)))
     }
 
     /// The app is to go on. Whether that was said in time.
     pub(crate) fn spare(&self) -> bool {
         let mut in_time = true;
         self.0.send_modify(|way| match way {
-            Way::Taken => in_time = false,
-            Way::Open(_) => *way = Way::Open(Afterwards::Continue),
+            Heading::Taken => in_time = false,
+            Heading::Open(_) => *way = Heading::Open(Afterwards::Continue),
         });
         in_time
     }
@@ -112,21 +111,21 @@ impl Course {
     fn take(&self) -> Afterwards {
         let mut afterwards = Afterwards::Stop;
         self.0.send_modify(|way| match way {
-            Way::Open(Afterwards::Continue) => afterwards = Afterwards::Continue,
-            _ => *way = Way::Taken,
+            Heading::Open(Afterwards::Continue) => afterwards = Afterwards::Continue,
+            _ => *way = Heading::Taken,
         });
         afterwards
     }
 
     fn now(&self) -> Afterwards {
         match *self.0.borrow() {
-            Way::Open(afterwards) => afterwards,
-            Way::Taken => Afterwards::Stop,
+            Heading::Open(afterwards) => afterwards,
+            Heading::Taken => Afterwards::Stop,
         }
     }
 
     async fn spared(&self) {
-        let spared = |way: &Way| *way == Way::Open(Afterwards::Continue);
+        let spared = |way: &Heading| *way == Heading::Open(Afterwards::Continue);
         // We hold the sender.
         drop(self.0.subscribe().wait_for(spared).await);
     }
@@ -237,6 +236,12 @@ pub(crate) struct Checkpointer {
     pub compression: Wanted,
     /// What the checkpoint before measured of this machine and its way to the store.
     pub usual: Mutex<Usual>,
+    /// How long it took last to look up what is in the store already.
+    pub looking_ms: Mutex<Option<u64>>,
+    /// Of the newest attempt.
+    pub storing: Mutex<Option<Arc<Tuning>>>,
+    /// What uploads told of the way to the store, those of checkpoints that failed included.
+    pub way: watch::Sender<Way>,
     /// Parts on their way at once.
     pub in_flight: usize,
     pub workers: usize,
@@ -272,6 +277,7 @@ struct Attempt<'a> {
     /// The head that the snapshot is added to.
     head: Head,
     seal: Option<Seal>,
+    comparing: Comparing,
     tuning: Option<Arc<Tuning>>,
     /// Mapped before the freeze; which is taken then is found by CRIU.
     programs: BTreeMap<String, String>,
@@ -340,6 +346,7 @@ impl Checkpointer {
             begun: Instant::now(),
             head: self.ownership.last_head(),
             seal,
+            comparing: Comparing::Done,
             tuning: None,
             programs: BTreeMap::new(),
             clocks: None,
@@ -348,6 +355,7 @@ impl Checkpointer {
         let result = attempt.run(notice).await;
         if let Some(tuning) = &attempt.tuning {
             *self.usual.lock().expect("no holder of this lock panics") = tuning.learned();
+            self.carried(|way| way.carried(tuning.all_carried()));
         }
         self.seeds.release();
         sys::give_memory_back();
@@ -378,6 +386,21 @@ impl Checkpointer {
         let baseline = self.given.get().and_then(|given| given.baseline.clone());
         let level = || Level::of(&self.host.cpu_features).map(|level| level.as_str().to_owned());
         baseline.or_else(level)
+    }
+
+    /// How the newest checkpoint is stored, or was.
+    pub(crate) fn storing(&self) -> Option<Storing> {
+        let newest = self.storing.lock().expect("no holder of this lock panics");
+        newest.as_ref()?.storing()
+    }
+
+    /// More is known of the way to the store.
+    pub(crate) fn carried(&self, learn: impl FnOnce(&mut Way)) {
+        self.way.send_if_modified(|way| {
+            let before = *way;
+            learn(way);
+            *way != before
+        });
     }
 
     /// This snapshot is sound, and what the app's memory began from.
@@ -543,12 +566,13 @@ impl Attempt<'_> {
     }
 
     fn destination(&self) -> Destination {
+        let limits = self.limits.clone();
         Destination {
             store: Arc::clone(self.of.catalog.store()),
             root: self.of.catalog.root(),
             attempt: self.name.clone(),
             in_flight: self.of.in_flight,
-            deadline: self.limits.borrow().stored_by,
+            deadline: Deadline::new(move || limits.borrow().stored_by),
         }
     }
 
@@ -567,7 +591,11 @@ impl Attempt<'_> {
             in_flight,
             ..
         } = *self.of;
-        let usual = *self.of.usual.lock().expect("no holder of this lock panics");
+        let usual = Usual {
+            way: *self.of.way.borrow(),
+            comparing: self.comparing,
+            ..*self.of.usual.lock().expect("no holder of this lock panics")
+        };
         Tuning::new(compression, workers, in_flight, expected, usual, deadline)
     }
 
@@ -580,7 +608,7 @@ impl Attempt<'_> {
             .borrow()
             .stored_by
             .saturating_duration_since(now);
-        let deadline = now + left / LOOKING;
+        let deadline = now + left / u32::try_from(LOOKING).expect("it is small");
         match self.of.ownership.refresh(deadline).await {
             Ok(head) => self.head = head,
             Err(error @ CatalogError::Fenced(_)) => return Err(error.into()),
@@ -600,8 +628,20 @@ impl Attempt<'_> {
         if let Some(known) = self.of.seeds.hold(name).await {
             return Ok(known);
         }
-        if let Some(base) = base {
+        let looking_ms = *self
+            .of
+            .looking_ms
+            .lock()
+            .expect("no holder of this lock panics");
+        if base.is_some() && leaves_out_comparing(looking_ms, millis(left)) {
+            self.comparing = Comparing::LeftOut;
+        } else if let Some(base) = base {
             let loaded = timeout_at(deadline, self.of.load(&base, deadline)).await;
+            *self
+                .of
+                .looking_ms
+                .lock()
+                .expect("no holder of this lock panics") = Some(millis(now.elapsed()));
             let reason = match loaded {
                 Ok(Ok(Some(known))) => return Ok(Arc::new(known)),
                 Ok(Ok(None)) => None,
@@ -627,6 +667,14 @@ impl Attempt<'_> {
     async fn freeze(&mut self, known: &Arc<Known>) -> Result<Frozen, CheckpointError> {
         let tuning = Arc::new(self.tuning());
         self.tuning = Some(Arc::clone(&tuning));
+        *self
+            .of
+            .storing
+            .lock()
+            .expect("no holder of this lock panics") = Some(Arc::clone(&tuning));
+        if let Some(storing) = tuning.storing() {
+            self.of.journal.checkpoint_is_stored(&storing);
+        }
         let spare = Buffers::default();
         let (sender, writer) = parts::start(self.destination(), Arc::clone(&tuning), spare.clone());
         let mut writer = Writer(writer);
@@ -950,6 +998,7 @@ impl Attempt<'_> {
             trigger: notice.trigger,
             afterwards: self.subject.course.now(),
             decision: Some(self.subject.decision),
+            storing: self.tuning.as_ref().and_then(|tuning| tuning.storing()),
             commands: self.subject.commands.clone(),
             app: AppFacts {
                 argv: self.subject.argv.clone(),
@@ -1024,7 +1073,7 @@ async fn let_go(subject: &Subject, asked: &mut Option<Asked>, since: Instant) ->
     frozen_for
 }
 
-/// Waits until a limit that may come closer has passed.
+/// Waits until a limit that may come closer, or go further away, has passed.
 async fn expired(limits: &mut watch::Receiver<Limits>, which: impl Fn(&Limits) -> TokioInstant) {
     loop {
         let limit = which(&limits.borrow_and_update());

@@ -42,6 +42,7 @@ use reprieve_core::notice::{
 use reprieve_core::planner::{Decision, Every, KeepPromise, OnTooLate, Rules};
 use reprieve_core::promise::Measured;
 use reprieve_core::report::Cause;
+use reprieve_core::way::Way;
 use reprieve_core::worker::{self, Worker};
 use reprieve_hooks::signals::Signals;
 use reprieve_hooks::{Asked, Heard};
@@ -199,6 +200,8 @@ pub struct Supervisor {
     seeding: Option<Seeding>,
     checkups: Option<Checkups>,
     under_way: Option<UnderWay>,
+    /// Set with the protection.
+    way: Option<watch::Receiver<Way>>,
     /// Set when the run begins.
     sources: Option<Sources>,
     callouts: Arc<Callouts>,
@@ -232,6 +235,8 @@ enum Happened {
     AppEnded(Exit),
     CheckpointEnded(Result<Report, CheckpointError>),
     Fenced,
+    /// More is known of the way to the store.
+    Carried(Way),
     Asked(Request),
     News(News),
     Looked(Vec<Finding>),
@@ -339,6 +344,7 @@ impl Supervisor {
             seeding: None,
             checkups: None,
             under_way: None,
+            way: None,
             sources: None,
             callouts,
             announced: None,
@@ -425,6 +431,7 @@ impl Supervisor {
                 }
                 Happened::CheckpointEnded(result) => self.checkpoint_ended(&result),
                 Happened::Fenced => self.life.handle(Event::Fenced, self.clock.now()),
+                Happened::Carried(way) => self.life.handle(Event::Carried(way), self.clock.now()),
                 Happened::Asked(request) => self.asked(request),
                 Happened::Looked(findings) => {
                     self.looked(findings);
@@ -470,6 +477,7 @@ impl Supervisor {
             booted = finished(boot) => Happened::Booted(Box::new(booted)),
             Some(request) = requests.recv() => Happened::Asked(request),
             news = news(&mut self.sources) => Happened::News(news),
+            way = carried(&mut self.way) => Happened::Carried(way),
             findings = looked(&mut self.checkups) => Happened::Looked(findings),
             () = woken(self.life.wake().map(|wake| self.clock.instant(wake))) => Happened::Woken,
         }
@@ -683,6 +691,9 @@ impl Supervisor {
             let needed = protection.checkpointer.needed_level();
             self.presence.tell(|worker| worker.cpu_level = needed);
         }
+        self.way = protection
+            .as_ref()
+            .map(|protection| protection.checkpointer.way.subscribe());
         self.protection = protection;
         let moment = match self.origin {
             Some(Origin::Resumed { .. }) => CallMoment::AfterResume,
@@ -948,6 +959,11 @@ impl Supervisor {
                 .life
                 .decision()
                 .map(|decision| decision.reason.as_str().to_owned()),
+            decision: self.life.decision(),
+            storing: self
+                .protection
+                .as_ref()
+                .and_then(|protection| protection.checkpointer.storing()),
             deadline_ms: self
                 .life
                 .going()
@@ -987,7 +1003,7 @@ impl Supervisor {
                 budget,
                 decision,
             } => self.begin(notice, budget, decision),
-            Effect::Tighten(budget) => {
+            Effect::Retime(budget) => {
                 if let Some(under_way) = &self.under_way {
                     under_way.limits.send_replace(self.limits(budget));
                 }
@@ -1300,6 +1316,11 @@ impl Supervisor {
             thawed.notify_one();
         }
         metrics::checkpoint_ended(notice.trigger, outcome);
+        // Before what follows is decided.
+        if let Some(way) = &mut self.way {
+            let way = *way.borrow_and_update();
+            drop(self.life.handle(Event::Carried(way), self.clock.now()));
+        }
         self.life.expect(millis(self.shortest_notice()));
         let ended = match result {
             Ok(report) => Waited::Reached {
@@ -1397,6 +1418,7 @@ impl Supervisor {
             wall_ms: millis(report.wall),
             frozen_ms: millis(report.frozen),
             memory: report.sizes.memory,
+            stored: report.sizes.stored,
             changed: report
                 .sizes
                 .memory
@@ -1746,7 +1768,7 @@ fn rules(settings: &Settings) -> Rules {
     }
 }
 
-fn millis(duration: Duration) -> u64 {
+pub(crate) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
@@ -1795,6 +1817,15 @@ async fn news(sources: &mut Option<Sources>) -> News {
         Some(sources) => sources.next().await,
         None => std::future::pending().await,
     }
+}
+
+async fn carried(way: &mut Option<watch::Receiver<Way>>) -> Way {
+    if let Some(way) = way
+        && way.changed().await.is_ok()
+    {
+        return *way.borrow_and_update();
+    }
+    std::future::pending().await
 }
 
 async fn looked(checkups: &mut Option<Checkups>) -> Vec<Finding> {

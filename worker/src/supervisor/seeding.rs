@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use reprieve_core::effort::Level;
+use reprieve_core::way::Carried;
 use tokio::runtime::Handle;
 use tokio::sync::{Mutex, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -24,7 +25,7 @@ use crate::pages::seed::{Bed, Budgets, Ended, Pass, Report, SeedError};
 use crate::pages::tuning::{self, Wanted};
 use crate::steps::{self, Step};
 use crate::supervisor::checkpoint::Checkpointer;
-use crate::supervisor::{proc, with_causes};
+use crate::supervisor::{millis, proc, with_causes};
 use crate::sys;
 
 /// How long a checkpoint waits for a pass to end; it should take milliseconds.
@@ -139,6 +140,12 @@ async fn tend(checkpointer: Arc<Checkpointer>, root_pid: i32, plan: Plan) {
             Ok(None) => {}
             Ok(Some(report)) => {
                 tell(&report);
+                checkpointer.carried(|way| {
+                    way.carried_alone(Carried {
+                        bytes: report.stored,
+                        busy_ms: millis(report.storing),
+                    });
+                });
                 checkpointer
                     .journal
                     .memory(report.looked_at, report.unseeded);
@@ -223,7 +230,7 @@ impl Checkpointer {
             root: self.catalog.root(),
             attempt: planted.attempt.clone(),
             in_flight: 1,
-            deadline: Instant::now(),
+            deadline: Instant::now().into(),
         };
         // Nobody waits for it, so that smaller is better.
         let effort = match self.compression {
