@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use reprieve_core::checkup::Finding;
 use reprieve_core::notice::{Afterwards, Fate, Settled, WallMs};
+use reprieve_core::worker::Machine;
 use reprieve_hooks::{Condition, Health};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -172,6 +173,11 @@ pub struct Status {
     /// The name of the state metric's label.
     pub state: String,
     pub job: String,
+    /// The cloud's name of the machine, and what it is, when they are known.
+    #[serde(default)]
+    pub instance: Option<String>,
+    #[serde(default)]
+    pub machine: Option<Machine>,
     /// The store's address; none if nothing is checkpointed.
     pub store: Option<String>,
     /// The newest durable snapshot of the job.
@@ -448,6 +454,8 @@ mod tests {
             version: "0.1.0".into(),
             state: "running".into(),
             job: "nightly".into(),
+            instance: None,
+            machine: None,
             store: None,
             last_generation: Some(3),
             last_snapshot_age_ms: Some(61_000),
@@ -561,7 +569,7 @@ mod tests {
             ),
             (
                 Answer::Status(Box::new(status())),
-                r#"{"v":1,"answer":"status","version":"0.1.0","state":"running","job":"nightly","store":null,"last_generation":3,"last_snapshot_age_ms":61000,"app_pid":17,"checkpoints_durable":2,"checkpoints_failed":1,"last_failure":"the store is full","resumed_from":null,"owner_epoch":null,"sources":[{"source":"sqs","condition":"working","reason":null,"remedy":null,"last_success_age_ms":2,"failures":0}],"plan":null,"deadline_ms":null,"to_safe_ms":700,"protected":true,"unprotected_because":null,"obstacles":[],"obstacles_total":0,"uptime_ms":1}"#,
+                r#"{"v":1,"answer":"status","version":"0.1.0","state":"running","job":"nightly","instance":null,"machine":null,"store":null,"last_generation":3,"last_snapshot_age_ms":61000,"app_pid":17,"checkpoints_durable":2,"checkpoints_failed":1,"last_failure":"the store is full","resumed_from":null,"owner_epoch":null,"sources":[{"source":"sqs","condition":"working","reason":null,"remedy":null,"last_success_age_ms":2,"failures":0}],"plan":null,"deadline_ms":null,"to_safe_ms":700,"protected":true,"unprotected_because":null,"obstacles":[],"obstacles_total":0,"uptime_ms":1}"#,
             ),
         ];
         for (answer, line) in answers {
