@@ -11,7 +11,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use harness::{Exit, Host, LIMIT, wait_until};
+use harness::{Exit, Host, LIMIT, self_signed, wait_until};
 use job::{
     COUNTER, Store, assert_counts, checkpoint, checkpoint_ok, notice, resumed, wait_for_log,
     wait_for_output,
@@ -279,26 +279,6 @@ fn programs_of_the_users_are_run_at_their_moments_and_are_in_no_snapshot() {
     assert_eq!(told().matches("before-restore").count(), 1, "{}", told());
 }
 
-/// Makes a certificate for this machine that nobody else has signed.
-fn certificate(directory: &Path) {
-    let made = Command::new("openssl")
-        .args([
-            "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
-        ])
-        .args([
-            "-subj",
-            "/CN=127.0.0.1",
-            "-addext",
-            "subjectAltName=IP:127.0.0.1",
-        ])
-        .args(["-addext", "basicConstraints=critical,CA:FALSE"])
-        .args(["-keyout", "key.pem", "-out", "cert.pem"])
-        .current_dir(directory)
-        .output()
-        .expect("openssl is installed");
-    assert!(made.status.success(), "{made:?}");
-}
-
 /// A server that writes what is posted to it to its standard output, one line each.
 const RECEIVER: &str = "
 import http.server, ssl, sys
@@ -319,7 +299,7 @@ server.serve_forever()
 #[test]
 fn a_webhook_with_tls_is_told_if_its_certificate_is_known() {
     let directory = tempfile::tempdir().expect("a temporary directory");
-    certificate(directory.path());
+    self_signed(directory.path());
     let mut receiver = Command::new("python3")
         .args(["-c", RECEIVER])
         .current_dir(directory.path())

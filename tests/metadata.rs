@@ -7,6 +7,7 @@ mod job;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
+use std::process::Command;
 
 use harness::{Builder, Exit, Host, LIMIT, Lab, wait_for, wait_until};
 use job::{COUNTER, Store, assert_counts, evict, wait_for_log, wait_for_output};
@@ -445,4 +446,72 @@ fn where_there_is_no_cloud_that_is_told_once_and_the_job_runs() {
     );
     host.signal(libc::SIGTERM);
     assert_eq!(host.wait_exit(LIMIT), Exit::Code(75));
+}
+
+#[test]
+fn operators_see_which_machine_a_job_runs_on() {
+    let lab = Lab::start();
+    let store = Store::new();
+    let clouds = [
+        (
+            "ec2",
+            "--ec2-metadata-endpoint",
+            "i-0123456789abcdef0",
+            "m7i.large",
+            "eu-central-1b",
+        ),
+        (
+            "gcp",
+            "--gcp-metadata-endpoint",
+            "worker-1",
+            "n2-standard-4",
+            "europe-west3-a",
+        ),
+        (
+            "azure",
+            "--azure-metadata-endpoint",
+            "vm_0",
+            "Standard_D4s_v5",
+            "westeurope-2",
+        ),
+    ];
+    for (cloud, endpoint, instance, kind, zone) in clouds {
+        // Whether it is listened to is another question.
+        let options = ["--sources", "none", endpoint, &lab.url];
+        let worker = host(&store, cloud, &options).start();
+        wait_for_output(&worker, "line 5");
+        let machine = json!({ "cloud": cloud, "kind": kind, "zone": zone, "purchase": "spot" });
+        wait_until(LIMIT, "the status to tell of the machine", || {
+            let status = worker.exec_ok(["reprieve", "status", "--json"]);
+            let status: Value = serde_json::from_str(&status).expect("it is JSON");
+            status["machine"] == machine && status["instance"] == instance
+        });
+        let told = logged(&worker, "this is a machine of a cloud");
+        assert_eq!((&told["type"], &told["zone"]), (&json!(kind), &json!(zone)));
+        let ps = |words: &[&str]| {
+            let ps = Command::new(env!("CARGO_BIN_EXE_reprieve"))
+                .args(["ps", "--store"])
+                .arg(format!("file://{}", store.path().display()))
+                .args(words)
+                .output()
+                .expect("the binary was built");
+            String::from_utf8(ps.stdout).expect("it is text")
+        };
+        wait_until(LIMIT, "ps to tell of the machine", || {
+            let told: Value = serde_json::from_str(&ps(&["--json"])).expect("it is JSON");
+            let line = &told["jobs"][0];
+            (
+                &line["cloud"],
+                &line["instance_type"],
+                &line["zone"],
+                &line["purchase"],
+            ) == (&json!(cloud), &json!(kind), &json!(zone), &json!("spot"))
+        });
+        let table = ps(&[]);
+        assert!(
+            table.contains("TYPE") && table.contains(&format!("{kind} (spot)")),
+            "{table}"
+        );
+        evict(&worker);
+    }
 }

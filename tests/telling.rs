@@ -6,37 +6,26 @@ mod job;
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt as _;
-use std::sync::mpsc::{self, Receiver};
 
-use harness::{Exit, Host, LIMIT, wait_until};
+use harness::{Collector, Exit, Host, LIMIT, self_signed, wait_until};
 use job::{COUNTER, Store, checkpoint_ok, resumed, wait_for_log, wait_for_output};
 use serde_json::Value;
 
-/// A collector: an HTTP server that keeps what is posted.
-struct Collector {
-    url: String,
-    posts: Receiver<(String, Value)>,
+/// Spans as a collector was told of them.
+struct Spans {
+    collector: Collector,
+    /// As posts have to come.
+    encoding: &'static str,
     spans: Vec<Value>,
 }
 
-impl Collector {
-    fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("there are ports");
-        let url = format!("http://{}", listener.local_addr().expect("it is bound"));
-        let (sender, posts) = mpsc::channel();
-        std::thread::spawn(move || {
-            for stream in listener.incoming() {
-                let sender = sender.clone();
-                // Whoever goes away is not waited for.
-                std::thread::spawn(move || drop(serve(stream.expect("somebody comes"), &sender)));
-            }
-        });
+impl Spans {
+    fn told_to(collector: Collector, encoding: &'static str) -> Self {
         Self {
-            url,
-            posts,
+            collector,
+            encoding,
             spans: Vec::new(),
         }
     }
@@ -49,20 +38,18 @@ impl Collector {
             if let Some(found) = self.spans.iter().find(is_it) {
                 return found.clone();
             }
-            let post = self.posts.recv_timeout(LIMIT);
-            let (line, body) =
-                post.unwrap_or_else(|_| panic!("{name} is not among {:?}", self.spans));
-            assert_eq!(line, "POST /v1/traces HTTP/1.1");
-            let resource = body["resourceSpans"][0]["resource"].to_string();
-            assert!(
-                resource.contains(r#""key":"service.name","value":{"stringValue":"reprieve"}"#),
-                "{resource}"
-            );
-            assert!(
-                resource.contains(r#""key":"reprieve.job","value":{"stringValue":"job"}"#),
-                "{resource}"
-            );
-            let spans = body["resourceSpans"][0]["scopeSpans"][0]["spans"].as_array();
+            let post = self.collector.next();
+            assert_eq!(post["path"], "/v1/traces");
+            assert_eq!(post["headers"]["content-type"], self.encoding);
+            let of = &post["body"]["resourceSpans"][0];
+            let resource = of["resource"].to_string();
+            for wanted in [
+                r#"{"key":"service.name","value":{"stringValue":"reprieve"}}"#,
+                r#"{"key":"reprieve.job","value":{"stringValue":"job"}}"#,
+            ] {
+                assert!(resource.contains(wanted), "{resource}");
+            }
+            let spans = of["scopeSpans"][0]["spans"].as_array();
             self.spans
                 .extend(spans.expect("it is a list").iter().cloned());
         }
@@ -74,33 +61,6 @@ impl Collector {
             .iter()
             .filter(|span| span["parentSpanId"] == of["spanId"]);
         children.filter_map(|span| span["name"].as_str()).collect()
-    }
-}
-
-fn serve(stream: TcpStream, posts: &mpsc::Sender<(String, Value)>) -> std::io::Result<()> {
-    let mut reader = BufReader::new(stream.try_clone()?);
-    let mut answers = stream;
-    loop {
-        let mut first = String::new();
-        if reader.read_line(&mut first)? == 0 {
-            return Ok(());
-        }
-        let mut length = 0;
-        loop {
-            let mut line = String::new();
-            reader.read_line(&mut line)?;
-            if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
-                length = value.trim().parse().expect("it is a number");
-            }
-            if line == "\r\n" {
-                break;
-            }
-        }
-        let mut body = vec![0; length];
-        reader.read_exact(&mut body)?;
-        let body = serde_json::from_slice(&body).expect("it is JSON");
-        drop(posts.send((first.trim_end().to_owned(), body)));
-        write!(answers, "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{{}}")?;
     }
 }
 
@@ -126,9 +86,10 @@ const STEPS: [&str; 5] = ["prepare", "dump", "drain", "upload", "commit"];
 
 #[test]
 fn each_checkpoint_and_restore_is_a_trace_and_lines_of_the_log_belong_to_it() {
-    let mut collector = Collector::start();
+    let mut collector = Spans::told_to(Collector::start(None), "application/x-protobuf");
+    let url = collector.collector.url.clone();
     let store = Store::new();
-    let options = ["--otlp-endpoint", &collector.url, "--sources", "none"];
+    let options = ["--otlp-endpoint", &url, "--sources", "none"];
     let host = store
         .host_with("first", &options, COUNTER)
         .share_net()
@@ -188,9 +149,11 @@ fn each_checkpoint_and_restore_is_a_trace_and_lines_of_the_log_belong_to_it() {
     host.destroy();
 
     // As OpenTelemetry's own variables say.
+    collector.encoding = "application/json";
     let host = store
         .host_with("second", &["--sources", "none"], COUNTER)
-        .env("OTEL_EXPORTER_OTLP_ENDPOINT", &collector.url)
+        .env("OTEL_EXPORTER_OTLP_ENDPOINT", &url)
+        .env("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json")
         .share_net()
         .start();
     resumed(&host);
@@ -224,10 +187,54 @@ fn a_collector_that_takes_and_never_answers_holds_nothing_up() {
     // One that cannot be spoken to is no reason not to run.
     let host = store
         .host_with("other", &["--sources", "none"], COUNTER)
-        .env("OTEL_EXPORTER_OTLP_ENDPOINT", "https://collector.example")
+        .env(
+            "OTEL_EXPORTER_OTLP_ENDPOINT",
+            "http://collector.example:4317",
+        )
+        .env("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
         .share_net()
         .start();
     wait_for_log(&host, "no traces are sent");
+    resumed(&host);
+}
+
+#[test]
+fn a_collector_with_tls_is_told_who_sends_if_its_certificate_is_known() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    self_signed(directory.path());
+    let collector = Collector::start(Some(directory.path()));
+    assert!(collector.url.starts_with("https://"));
+    let store = Store::new();
+    let host = |name: &str, variable: &str| {
+        store
+            .host_with(name, &["--sources", "none"], COUNTER)
+            .share_net()
+            .bind(directory.path(), "/tls")
+            .env("OTEL_EXPORTER_OTLP_ENDPOINT", &collector.url)
+            .env("OTEL_EXPORTER_OTLP_HEADERS", "api-key=s%3Decret,x-team=red")
+            .env(variable, "/tls/cert.pem")
+            .start()
+    };
+    // The roots of everything, or those of the collector alone.
+    for (name, variable) in [
+        ("first", "SSL_CERT_FILE"),
+        ("second", "OTEL_EXPORTER_OTLP_CERTIFICATE"),
+    ] {
+        let host = host(name, variable);
+        wait_for_output(&host, "line");
+        checkpoint_ok(&host);
+        let post = collector.next();
+        assert_eq!(post["headers"]["api-key"], "s=ecret", "{post}");
+        assert_eq!(post["headers"]["x-team"], "red", "{post}");
+        host.destroy();
+    }
+    // Nobody vouches for it here.
+    let host = host("third", "NOBODY_READS_THIS");
+    let told = wait_for_log(&host, "traces could not be sent");
+    assert!(
+        told.contains("ertificate") && !told.contains("ecret\""),
+        "{told}"
+    );
     resumed(&host);
 }
 

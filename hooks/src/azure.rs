@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use hyper::{Method, StatusCode};
 use reprieve_core::notice::{Afterwards, Fate, Settled, WallMs};
+use reprieve_core::worker::Purchase;
 use serde::Deserialize;
 use tokio::task::JoinSet;
 
@@ -23,6 +24,7 @@ use crate::told::{Found, Missing, Said, Told};
 const USUAL: &str = "http://169.254.169.254";
 const EVENTS: &str = "/metadata/scheduledevents?api-version=2020-07-01";
 const NAME: &str = "/metadata/instance/compute/name?api-version=2021-02-01&format=text";
+const COMPUTE: &str = "/metadata/instance/compute?api-version=2021-02-01&format=json";
 /// The first request switches the service on for this machine, which takes up to two minutes.
 const FIRST_ANSWER: Duration = Duration::from_secs(130);
 
@@ -96,6 +98,79 @@ pub async fn listen(options: Options, ear: Ear) {
     while watch.acknowledging.join_next().await.is_some() {}
 }
 
+/// What a machine knows of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Instance {
+    pub name: String,
+    pub kind: String,
+    /// Region and zone, or the region alone where machines are in no zone.
+    pub zone: String,
+    pub purchase: Option<Purchase>,
+}
+
+/// Asks what this machine is, once. Each wait is limited.
+///
+/// # Errors
+/// When the service does not answer, or with something else.
+pub async fn instance(options: &Options) -> Result<Instance, Fault> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Compute {
+        name: String,
+        vm_size: String,
+        location: String,
+        #[serde(default)]
+        zone: String,
+        #[serde(default)]
+        priority: String,
+    }
+    let mut client = Client::new(options.endpoint.clone(), options.limits);
+    let answer = read(&mut client, COMPUTE).await?;
+    let found: Compute =
+        serde_json::from_slice(&answer.body).map_err(|_| nonsense(COMPUTE, &answer.text()))?;
+    Ok(Instance {
+        name: found.name,
+        kind: found.vm_size,
+        zone: match found.zone.as_str() {
+            "" => found.location,
+            zone => format!("{}-{zone}", found.location),
+        },
+        // Machines that were made without a priority have none, and are not taken.
+        purchase: Some(match found.priority.as_str() {
+            "Spot" | "Low" => Purchase::Spot,
+            _ => Purchase::OnDemand,
+        }),
+    })
+}
+
+async fn read(client: &mut Client, path: &str) -> Result<Answer, Fault> {
+    let answer = client
+        .get(path, &[METADATA])
+        .await
+        .map_err(|error| match error {
+            HttpError::TooLong { .. } => {
+                Fault::new(Meaning::Doubt, format!("{path}: {error}"), NOTHING)
+            }
+            error => Fault::unanswered(&error, ELSEWHERE),
+        })?;
+    match answer.status {
+        StatusCode::OK => Ok(answer),
+        // Gone means that the service restarts.
+        status
+            if [StatusCode::TOO_MANY_REQUESTS, StatusCode::GONE].contains(&status)
+                || status.is_server_error() =>
+        {
+            let reason = format!("the metadata service answers {path} with {status}");
+            Err(Fault::new(Meaning::Trouble, reason, NOTHING))
+        }
+        status => {
+            let reason =
+                format!("what answers {path} with {status} is not Azure's metadata service");
+            Err(Fault::new(Meaning::NotHere, reason, ELSEWHERE))
+        }
+    }
+}
+
 struct Watch {
     options: Options,
     client: Client,
@@ -139,7 +214,7 @@ impl Watch {
         if !self.switched_on {
             self.client.limits().answer = FIRST_ANSWER.max(self.options.limits.answer);
         }
-        let answer = self.read(EVENTS).await?;
+        let answer = read(&mut self.client, EVENTS).await?;
         self.switched_on = true;
         self.client.limits().answer = self.options.limits.answer;
         let Some(events) = read_events(&answer.body) else {
@@ -207,7 +282,7 @@ impl Watch {
     }
 
     async fn read_name(&mut self) -> Result<String, Halt> {
-        let answer = self.read(NAME).await?;
+        let answer = read(&mut self.client, NAME).await?;
         let name = answer.text().trim().to_owned();
         let sound = |c: char| c.is_alphanumeric() || "-_.".contains(c);
         if name.is_empty() || name.len() > 256 || !name.chars().all(sound) {
@@ -216,35 +291,6 @@ impl Watch {
             return Err(Fault::new(Meaning::NotHere, reason, ELSEWHERE).into());
         }
         Ok(name)
-    }
-
-    async fn read(&mut self, path: &str) -> Result<Answer, Fault> {
-        let answer = self
-            .client
-            .get(path, &[METADATA])
-            .await
-            .map_err(|error| match error {
-                HttpError::TooLong { .. } => {
-                    Fault::new(Meaning::Doubt, format!("{path}: {error}"), NOTHING)
-                }
-                error => Fault::unanswered(&error, ELSEWHERE),
-            })?;
-        match answer.status {
-            StatusCode::OK => Ok(answer),
-            // Gone means that the service restarts.
-            status
-                if [StatusCode::TOO_MANY_REQUESTS, StatusCode::GONE].contains(&status)
-                    || status.is_server_error() =>
-            {
-                let reason = format!("the metadata service answers {path} with {status}");
-                Err(Fault::new(Meaning::Trouble, reason, NOTHING))
-            }
-            status => {
-                let reason =
-                    format!("what answers {path} with {status} is not Azure's metadata service");
-                Err(Fault::new(Meaning::NotHere, reason, ELSEWHERE))
-            }
-        }
     }
 
     fn acknowledge_later(&mut self, said: Said) {

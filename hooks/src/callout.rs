@@ -5,7 +5,7 @@
 use aws_smithy_runtime_api::client::http::{HttpConnector as _, SharedHttpConnector};
 use aws_smithy_runtime_api::client::orchestrator::HttpRequest;
 use aws_smithy_types::body::SdkBody;
-use hyper::header::CONTENT_TYPE;
+use bytes::Bytes;
 use hyper::{Request, StatusCode};
 use serde_json::{Map, Value, json};
 
@@ -100,26 +100,30 @@ pub fn as_notification(document: &Value, id: &str) -> Value {
 /// Why a post was not taken.
 #[derive(Debug, thiserror::Error)]
 pub enum PostError {
-    #[error("the address of the webhook cannot be used")]
+    #[error("its address cannot be used")]
     Address(#[source] Box<dyn std::error::Error + Send + Sync>),
-    #[error("the webhook does not answer")]
+    #[error("there is no answer")]
     NoAnswer(#[source] Box<dyn std::error::Error + Send + Sync>),
-    #[error("the webhook answered {0}")]
+    #[error("it answered {0}")]
     Refused(StatusCode),
 }
 
-/// Posts a document through this connection, which has its certificates. The caller sets the time limit.
+/// Posts through this connection, which has its certificates. The caller sets the time limit.
 ///
 /// # Errors
 /// When it was not taken with an answer of 2xx.
 pub async fn post(
     http: &SharedHttpConnector,
     address: &str,
-    document: &Value,
+    headers: &[(&str, &str)],
+    body: Bytes,
 ) -> Result<(), PostError> {
-    let request = Request::post(address)
-        .header(CONTENT_TYPE, "application/json")
-        .body(SdkBody::from(document.to_string()))
+    let request = headers
+        .iter()
+        .fold(Request::post(address), |request, (name, value)| {
+            request.header(*name, *value)
+        })
+        .body(SdkBody::from(body))
         .map_err(|error| PostError::Address(error.into()))?;
     let request =
         HttpRequest::try_from(request).map_err(|error| PostError::Address(error.into()))?;

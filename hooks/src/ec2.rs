@@ -15,6 +15,7 @@ use aws_smithy_runtime_api::client::orchestrator::HttpRequest;
 use aws_smithy_types::body::SdkBody;
 use aws_smithy_types::byte_stream::ByteStream;
 use aws_smithy_xml::decode::{Document, ScopedDecoder, try_data};
+use reprieve_core::worker::Purchase;
 use tokio::time::timeout;
 
 use crate::http::escaped;
@@ -38,15 +39,6 @@ pub const TAG_QUEUE: &str = "reprieve:queue";
 /// Tags that are written.
 pub const TAG_STATE: &str = "reprieve:state";
 pub const TAG_SNAPSHOT: &str = "reprieve:snapshot";
-
-/// How an instance is paid for, which decides whether it may be taken away.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Purchase {
-    OnDemand,
-    Spot,
-    Scheduled,
-    CapacityBlock,
-}
 
 /// What EC2 knows of an instance.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -184,8 +176,7 @@ impl Ec2 {
                 instance_type: fields.get("instanceType").cloned().unwrap_or_default(),
                 purchase: match fields.get("instanceLifecycle").map(String::as_str) {
                     Some("spot") => Purchase::Spot,
-                    Some("scheduled") => Purchase::Scheduled,
-                    Some("capacity-block") => Purchase::CapacityBlock,
+                    Some("scheduled" | "capacity-block") => Purchase::Scheduled,
                     _ => Purchase::OnDemand,
                 },
             });

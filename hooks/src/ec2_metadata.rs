@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use hyper::{Method, StatusCode};
 use reprieve_core::notice::{Fate, Settled, WallMs};
+use reprieve_core::worker::Purchase;
 use serde::Deserialize;
 use tokio::sync::{mpsc, oneshot};
 
@@ -479,15 +480,6 @@ pub struct Instance {
     pub tags: BTreeMap<String, String>,
     /// None outside of Auto Scaling, and before its first transition.
     pub target_state: Option<TargetState>,
-}
-
-/// How the instance is paid for, which says whether it may be taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Purchase {
-    OnDemand,
-    Spot,
-    /// A capacity block, a reservation that ends.
-    Scheduled,
 }
 
 /// Tags of an instance; EC2 allows 50.

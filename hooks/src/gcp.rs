@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 
 use hyper::StatusCode;
 use reprieve_core::notice::{Fate, WallMs};
+use reprieve_core::worker::Purchase;
 
 use crate::Ear;
-use crate::http::{BadEndpoint, Client, Endpoint, Limits};
+use crate::http::{Answer, BadEndpoint, Client, Endpoint, Limits};
 use crate::presence::{Expect, Fault, Halt, Meaning, Pace, Presence};
 use crate::time;
 use crate::told::{Found, Missing, Told};
@@ -93,6 +94,57 @@ pub async fn listen(options: Options, ear: Ear) {
         )
         .run(),
     );
+}
+
+/// What a machine knows of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Instance {
+    pub name: String,
+    pub kind: String,
+    pub zone: String,
+    pub purchase: Option<Purchase>,
+}
+
+/// Asks what this machine is, once. Each wait is limited; the whole should be, too.
+///
+/// # Errors
+/// When the server does not answer, or lacks what every machine has.
+pub async fn instance(options: &Options) -> Result<Instance, Fault> {
+    let mut client = Client::new(options.endpoint.clone(), options.limits);
+    let mut read = async |what: &str| {
+        let path = format!("/computeMetadata/v1/instance/{what}");
+        let answer = google(&mut client, &path, &path).await?;
+        Ok::<_, Fault>(answer.text().trim().to_owned())
+    };
+    // Kinds and zones come with the project and what they are in front.
+    let last = |text: String| text.rsplit('/').next().unwrap_or_default().to_owned();
+    let purchase = match read("scheduling/preemptible").await?.as_str() {
+        "TRUE" => Some(Purchase::Spot),
+        "FALSE" => Some(Purchase::OnDemand),
+        _ => None,
+    };
+    Ok(Instance {
+        name: read("name").await?,
+        kind: last(read("machine-type").await?),
+        zone: last(read("zone").await?),
+        purchase,
+    })
+}
+
+/// A value, from what is Google's server and no other. `path` is what is meant, for messages.
+async fn google(client: &mut Client, target: &str, path: &str) -> Result<Answer, Fault> {
+    let answered = client.get(target, &[(FLAVOR, "Google")]).await;
+    let answer = answered.map_err(|error| Fault::unanswered(&error, ELSEWHERE))?;
+    let status = answer.status;
+    if status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error() {
+        let reason = format!("the metadata server answers {path} with {status}");
+        return Err(Fault::new(Meaning::Trouble, reason, NOTHING));
+    }
+    if status != StatusCode::OK || answer.header(FLAVOR) != Some("Google") {
+        let reason = format!("what answers {path} with {status} is not Google's metadata server");
+        return Err(Fault::new(Meaning::NotHere, reason, ELSEWHERE));
+    }
+    Ok(answer)
 }
 
 /// The health of two watches that are one source.
@@ -198,20 +250,7 @@ impl Watch<'_> {
         };
         client.limits().answer =
             self.options.limits.answer + if etag.is_some() { hold } else { Duration::ZERO };
-        let answered = client.get(&path, &[(FLAVOR, "Google")]).await;
-        let answer = answered.map_err(|error| Fault::unanswered(&error, ELSEWHERE))?;
-        let status = answer.status;
-        if status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error() {
-            let reason = format!("the metadata server answers {} with {status}", self.path);
-            return Err(Fault::new(Meaning::Trouble, reason, NOTHING).into());
-        }
-        if status != StatusCode::OK || answer.header(FLAVOR) != Some("Google") {
-            let reason = format!(
-                "what answers {} with {status} is not Google's metadata server",
-                self.path
-            );
-            return Err(Fault::new(Meaning::NotHere, reason, ELSEWHERE).into());
-        }
+        let answer = google(client, &path, self.path).await?;
         self.tell(answer.text().trim()).await?;
         Ok(answer.header("etag").map(str::to_owned))
     }

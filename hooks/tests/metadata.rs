@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use lab::Lab;
 use reprieve_core::notice::{Afterwards, Announcement, Fate, Says, Settled, Source, WallMs};
-use reprieve_hooks::ec2_metadata::{Purchase, TargetState};
+use reprieve_core::worker::Purchase;
+use reprieve_hooks::ec2_metadata::TargetState;
 use reprieve_hooks::http::{Endpoint, Limits};
 use reprieve_hooks::presence::{Expect, Pace};
 use reprieve_hooks::{Condition, Ear, Health, Heard, Listener, azure, ec2_metadata, ecs, gcp};
@@ -651,6 +652,37 @@ async fn an_instance_knows_what_it_is() {
 
     lab.fault(json!({ "name": "html" }));
     assert!(ec2_metadata::instance(&ec2_options(&lab)).await.is_err());
+}
+
+#[tokio::test]
+async fn machines_of_google_and_azure_know_what_they_are() {
+    let lab = Lab::start();
+    let google = gcp::instance(&gcp_options(&lab)).await;
+    let google = google.expect("it answers");
+    assert_eq!(
+        (
+            google.name.as_str(),
+            google.kind.as_str(),
+            google.zone.as_str()
+        ),
+        ("worker-1", "n2-standard-4", "europe-west3-a")
+    );
+    assert_eq!(google.purchase, Some(Purchase::Spot));
+    let azure = azure::instance(&azure_options(&lab)).await;
+    let azure = azure.expect("it answers");
+    assert_eq!(
+        (
+            azure.name.as_str(),
+            azure.kind.as_str(),
+            azure.zone.as_str()
+        ),
+        ("vm_0", "Standard_D4s_v5", "westeurope-2")
+    );
+    assert_eq!(azure.purchase, Some(Purchase::Spot));
+
+    lab.fault(json!({ "name": "html" }));
+    assert!(gcp::instance(&gcp_options(&lab)).await.is_err());
+    assert!(azure::instance(&azure_options(&lab)).await.is_err());
 }
 
 #[test]

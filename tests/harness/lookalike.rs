@@ -249,3 +249,76 @@ fn between(text: &str, name: &str) -> Option<String> {
     let (_, rest) = text.split_once(&format!("<{name}>"))?;
     Some(rest.split_once(&format!("</{name}>"))?.0.to_owned())
 }
+
+/// Makes `cert.pem` and `key.pem`, a certificate for this machine that nobody else has signed.
+pub(crate) fn self_signed(directory: &std::path::Path) {
+    let made = std::process::Command::new("openssl")
+        .args([
+            "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
+        ])
+        .args([
+            "-subj",
+            "/CN=127.0.0.1",
+            "-addext",
+            "subjectAltName=IP:127.0.0.1",
+        ])
+        .args(["-addext", "basicConstraints=critical,CA:FALSE"])
+        .args(["-keyout", "key.pem", "-out", "cert.pem"])
+        .current_dir(directory)
+        .output()
+        .expect("openssl is installed");
+    assert!(made.status.success(), "{made:?}");
+}
+
+/// The collector of `infra/local/otlp-collector`, which reads traces with OpenTelemetry's own definitions.
+pub(crate) struct Collector {
+    child: Child,
+    pub(crate) url: String,
+    told: std::sync::mpsc::Receiver<serde_json::Value>,
+}
+
+impl Collector {
+    /// With TLS if there is a directory with what [`self_signed`] makes.
+    pub(crate) fn start(certificate: Option<&std::path::Path>) -> Self {
+        let script = project_path("infra/local/otlp-collector");
+        let files =
+            certificate.map(|directory| ["cert.pem", "key.pem"].map(|name| directory.join(name)));
+        let mut child = Command::new(&script)
+            .args(files.into_iter().flatten())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|e| panic!("{} does not start: {e}", script.display()));
+        let mut lines = BufReader::new(child.stdout.take().expect("it is piped")).lines();
+        let first = lines.next().expect("it says when it is ready");
+        let first = first.expect("its output can be read");
+        let url = first
+            .strip_prefix("ready ")
+            .expect("it is ready")
+            .to_owned();
+        let (sender, told) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                let told = serde_json::from_str(&line).expect("it is JSON");
+                // The test may have heard enough.
+                drop(sender.send(told));
+            }
+        });
+        Self { child, url, told }
+    }
+
+    /// What is posted next: `path`, `headers`, `body`.
+    #[track_caller]
+    pub(crate) fn next(&self) -> serde_json::Value {
+        let told = self.told.recv_timeout(super::LIMIT);
+        told.expect("something is posted")
+    }
+}
+
+impl Drop for Collector {
+    fn drop(&mut self) {
+        // Only our own child.
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}

@@ -34,7 +34,7 @@ pub(crate) use gcs::Gcs;
 pub(crate) use handout::Handout;
 pub(crate) use host::{Builder, Guest, Host, Ran, Stdio};
 pub(crate) use lab::Lab;
-pub(crate) use lookalike::{Azurite, Lookalike};
+pub(crate) use lookalike::{Azurite, Collector, Lookalike, self_signed};
 pub(crate) use output::Output;
 pub(crate) use process::{Exit, Process};
 pub(crate) use proxy::{Fault, Proxy, Request};

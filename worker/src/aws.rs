@@ -35,12 +35,17 @@ pub(crate) fn connector() -> SharedHttpConnector {
 
 /// The same with a limit of one's own for connecting.
 pub(crate) fn connector_within(connect: Duration) -> SharedHttpConnector {
+    connector_that_trusts(s3::trust_store(), connect)
+}
+
+/// The same with certificates of one's own.
+pub(crate) fn connector_that_trusts(trusted: TrustStore, connect: Duration) -> SharedHttpConnector {
     let settings = HttpConnectorSettings::builder().connect_timeout(connect);
     SharedHttpConnector::new(
         Connector::builder()
             .connector_settings(settings.build())
             .tls_provider(Provider::Rustls(CryptoMode::Ring))
-            .tls_context(tls(s3::trust_store()))
+            .tls_context(tls(trusted))
             .build(),
     )
 }

@@ -240,7 +240,9 @@ async fn post(
         WebhookFormat::Json => document,
         WebhookFormat::Sns => callout::as_notification(&document, &catalog::nonce()),
     };
-    let (outcome, reason) = match timeout(limit, callout::post(&http, &address, &body)).await {
+    let headers = [("content-type", "application/json")];
+    let posted = callout::post(&http, &address, &headers, body.to_string().into());
+    let (outcome, reason) = match timeout(limit, posted).await {
         Ok(Ok(())) => (HookOutcome::Ok, None),
         Ok(Err(error)) => (HookOutcome::Failed, Some(with_causes(&error))),
         Err(_) => (

@@ -8,16 +8,19 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
+use reprieve_core::worker::{Machine, Purchase};
 use reprieve_hooks::ec2::{Ec2, TAG_JOB, TAG_QUEUE, TAG_STORE};
 use reprieve_hooks::ec2_metadata::{self, TargetState};
-use reprieve_hooks::ecs;
+use reprieve_hooks::http::BadEndpoint;
+use reprieve_hooks::presence::Fault;
+use reprieve_hooks::{azure, ecs, gcp};
 use tokio::time::{sleep, timeout};
 
 use crate::aws;
 use crate::failure::{ExitCode, Failure};
 use crate::queue;
 use crate::settings::{DefaultsFromTags, InstanceTags, OnWarmPool, Settings};
-use crate::sources::ec2_options;
+use crate::sources::{azure_options, ec2_options, gcp_options};
 
 /// The tags that settings come from.
 const TAGS: [(&str, &str); 3] = [("store", TAG_STORE), ("job", TAG_JOB), ("queue", TAG_QUEUE)];
@@ -98,7 +101,7 @@ pub(crate) async fn ec2() -> Option<Ec2> {
 
 /// Waits while this machine is only being prepared. One that does not say so at once is not.
 pub(crate) async fn wait_for_service(settings: &Settings) {
-    if settings.on_warm_pool == OnWarmPool::Start || !may_be_ec2(settings) {
+    if settings.on_warm_pool == OnWarmPool::Start || !may_be(Cloud::Ec2, settings) {
         return;
     }
     let Ok(Some(options)) = ec2_options(settings) else {
@@ -124,20 +127,54 @@ pub(crate) async fn wait_for_service(settings: &Settings) {
     }
 }
 
-/// Elsewhere nobody answers, and the job need not wait to find that out.
-fn may_be_ec2(settings: &Settings) -> bool {
+/// The clouds whose machines say what they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cloud {
+    Ec2,
+    Google,
+    Azure,
+}
+
+/// Which cloud this machine may be of. Elsewhere nobody answers, and no job need wait to find that out.
+fn may_be(cloud: Cloud, settings: &Settings) -> bool {
     let says = |path: &str, what: &str| {
         let text = std::fs::read_to_string(Path::new(path));
         text.is_ok_and(|text| text.to_ascii_lowercase().starts_with(what))
     };
-    settings.ec2_metadata_endpoint.is_some()
-        || std::env::var_os("AWS_EC2_METADATA_SERVICE_ENDPOINT").is_some()
-        || says("/sys/class/dmi/id/board_vendor", "amazon ec2")
-        || says("/sys/hypervisor/uuid", "ec2")
+    let set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    match cloud {
+        Cloud::Ec2 => {
+            settings.ec2_metadata_endpoint.is_some()
+                || settings.instance_tags == InstanceTags::On
+                || set("AWS_EC2_METADATA_SERVICE_ENDPOINT")
+                || says("/sys/class/dmi/id/board_vendor", "amazon ec2")
+                || says("/sys/hypervisor/uuid", "ec2")
+        }
+        Cloud::Google => {
+            settings.gcp_metadata_endpoint.is_some()
+                || set("GCE_METADATA_HOST")
+                || says("/sys/class/dmi/id/product_name", "google compute engine")
+        }
+        Cloud::Azure => {
+            settings.azure_metadata_endpoint.is_some()
+                || says(
+                    "/sys/class/dmi/id/chassis_asset_tag",
+                    "7783-7084-3265-9085-8269-3286-77",
+                )
+        }
+    }
 }
 
-/// Says what this machine, and what this task, is.
-pub async fn introduce(settings: Settings) {
+/// What the machine said of itself.
+#[derive(Clone, Debug)]
+pub(crate) struct Introduced {
+    /// Its name in its cloud.
+    pub(crate) instance: String,
+    pub(crate) machine: Machine,
+}
+
+/// Asks what this machine, and what this task, is, and says so.
+pub(crate) async fn introduce(settings: Settings) -> Option<Introduced> {
     let told = async {
         match ecs::task(|name| std::env::var(name).ok()).await {
             Ok(Some(task)) => tracing::info!(
@@ -153,26 +190,84 @@ pub async fn introduce(settings: Settings) {
                 "ECS does not tell which task this is"
             ),
         }
-        // Whoever writes its tags says it, too.
-        if settings.instance_tags == InstanceTags::On || !may_be_ec2(&settings) {
-            return;
+        for cloud in [Cloud::Ec2, Cloud::Google, Cloud::Azure] {
+            if !may_be(cloud, &settings) {
+                continue;
+            }
+            match ask(cloud, &settings).await {
+                Ok(introduced) => return Some(introduced),
+                Err(reason) => {
+                    tracing::debug!(reason, "the cloud does not tell which machine this is");
+                }
+            }
         }
-        let Ok(Some(options)) = ec2_options(&settings) else {
-            return;
-        };
-        match ec2_metadata::instance(&options).await {
-            Ok(instance) => tracing::info!(
-                instance = instance.id,
-                r#type = instance.kind,
-                zone = instance.zone,
-                purchase = ?instance.purchase,
-                "this is a machine of EC2"
-            ),
-            Err(fault) => tracing::debug!(
-                reason = fault.reason,
-                "EC2 does not tell which machine this is"
-            ),
+        None
+    };
+    let introduced = timeout(INTRODUCTION_LIMIT, told).await.ok().flatten()?;
+    let Introduced { instance, machine } = &introduced;
+    tracing::info!(
+        cloud = machine.cloud,
+        instance,
+        r#type = machine.kind,
+        zone = machine.zone,
+        purchase = machine.purchase.map(Purchase::as_str),
+        "this is a machine of a cloud"
+    );
+    Some(introduced)
+}
+
+async fn ask(cloud: Cloud, settings: &Settings) -> Result<Introduced, String> {
+    let fault = |fault: Fault| fault.reason;
+    let address = |error: BadEndpoint| error.to_string();
+    let (cloud, instance, kind, zone, purchase) = match cloud {
+        Cloud::Ec2 => {
+            let asked = match ec2_options(settings).map_err(address)? {
+                Some(options) => ec2_metadata::instance(&options).await.map_err(fault),
+                None => Err("the metadata service is switched off".to_owned()),
+            };
+            match asked {
+                Ok(found) => {
+                    let zone = Some(found.zone);
+                    ("ec2", found.id, found.kind, zone, found.purchase)
+                }
+                // Its role may ask EC2 itself.
+                Err(_) if settings.instance_tags == InstanceTags::On => {
+                    let instance = queue::instance(settings).await;
+                    let instance = instance.ok_or("which machine this is is not known")?;
+                    let ec2 = ec2().await.ok_or("no region is set")?;
+                    let found = ec2.machine(&instance).await;
+                    let found = found.map_err(|error| error.to_string())?;
+                    let purchase = Some(found.purchase);
+                    ("ec2", instance, found.instance_type, None, purchase)
+                }
+                Err(reason) => return Err(reason),
+            }
+        }
+        Cloud::Google => {
+            let options = gcp_options(settings).map_err(address)?;
+            let found = gcp::instance(&options).await.map_err(fault)?;
+            (
+                "gcp",
+                found.name,
+                found.kind,
+                Some(found.zone),
+                found.purchase,
+            )
+        }
+        Cloud::Azure => {
+            let options = azure_options(settings).map_err(address)?;
+            let found = azure::instance(&options).await.map_err(fault)?;
+            let zone = Some(found.zone);
+            ("azure", found.name, found.kind, zone, found.purchase)
         }
     };
-    drop(timeout(INTRODUCTION_LIMIT, told).await);
+    Ok(Introduced {
+        instance,
+        machine: Machine {
+            cloud: cloud.to_owned(),
+            kind: Some(kind),
+            zone,
+            purchase,
+        },
+    })
 }

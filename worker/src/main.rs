@@ -192,7 +192,6 @@ async fn supervise(
     let argv = std::iter::once(app.program).chain(app.arguments).collect();
     let known = settings.clone();
     let supervisor = Supervisor::new(settings, argv, reaper, clock, journal.clone());
-    tokio::spawn(machine::introduce(known.clone()));
     let tags = tokio::spawn(queue::tag(known.clone(), supervisor.told()));
     let ended = Box::pin(supervisor.run(signals, requests, sources)).await;
     // A job that failed, or was stored, is run again: by whoever reads its queue then.

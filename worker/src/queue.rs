@@ -8,7 +8,7 @@ use reprieve_core::command::{Me, text_of};
 use reprieve_core::notice::{Settled, WallMs};
 use reprieve_hooks::Ear;
 use reprieve_hooks::autoscaling::AutoScaling;
-use reprieve_hooks::ec2::{self, Ec2};
+use reprieve_hooks::ec2;
 use reprieve_hooks::sqs::queue::{Options, Queue, Which};
 use reprieve_hooks::sqs::{self, MailError, Sharing};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -202,7 +202,6 @@ pub async fn tag(settings: Settings, mut told: watch::Receiver<Told>) {
         tracing::warn!("no region is set, so that the machine's tags cannot tell of the job");
         return;
     };
-    describe(&ec2, &instance).await;
     let mut written = None;
     let mut failing = false;
     loop {
@@ -236,18 +235,6 @@ pub async fn tag(settings: Settings, mut told: watch::Receiver<Told>) {
 
 async fn ended(told: &mut watch::Receiver<Told>) {
     while told.changed().await.is_ok() {}
-}
-
-async fn describe(ec2: &Ec2, instance: &str) {
-    match ec2.machine(instance).await {
-        Ok(machine) => tracing::info!(
-            instance,
-            r#type = machine.instance_type,
-            purchase = ?machine.purchase,
-            "this is a machine of EC2"
-        ),
-        Err(error) => tracing::debug!(%error, "EC2 does not tell what kind of machine this is"),
-    }
 }
 
 fn tags(settings: &Settings, now: Told) -> Vec<(&'static str, String)> {

@@ -150,6 +150,7 @@ mod tests {
             job: "job".into(),
             host: "h".into(),
             instance: None,
+            machine: None,
             queue: None,
             state: "running".into(),
             epoch: None,

@@ -968,11 +968,11 @@ pub const TABLE: &[Setting] = &[
     Setting {
         name: "otlp-endpoint",
         section: OBSERVE,
-        kind: Kind::PlainEndpoint,
+        kind: Kind::Endpoint,
         default: None,
         unset: "`OTEL_EXPORTER_OTLP_TRACES_ENDPOINT`, or `OTEL_EXPORTER_OTLP_ENDPOINT`; without those no traces are sent",
-        meaning: "A collector of OpenTelemetry that gets a trace of each checkpoint and restore, by OTLP over HTTP with JSON: \
-                  [docs/traces.md](traces.md).",
+        meaning: "A collector of OpenTelemetry that gets a trace of each checkpoint and restore, by OTLP over HTTP, with \
+                  what OpenTelemetry's own variables say of headers, encoding and certificates: [docs/traces.md](traces.md).",
     },
     Setting {
         name: "log",

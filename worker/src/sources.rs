@@ -5,7 +5,7 @@
 
 mod metadata;
 
-pub(crate) use metadata::ec2_options;
+pub(crate) use metadata::{azure_options, ec2_options, gcp_options};
 
 use std::pin::Pin;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

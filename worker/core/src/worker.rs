@@ -30,6 +30,37 @@ pub struct Snapshot {
     pub taken_at_ms: u64,
 }
 
+/// How a machine is paid for, which says whether it may be taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Purchase {
+    OnDemand,
+    Spot,
+    /// A reservation that ends, such as a capacity block.
+    Scheduled,
+}
+
+impl Purchase {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::OnDemand => "on_demand",
+            Self::Spot => "spot",
+            Self::Scheduled => "scheduled",
+        }
+    }
+}
+
+/// What a machine is, as far as its cloud says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Machine {
+    /// `ec2`, `gcp`, `azure`.
+    pub cloud: String,
+    /// As the cloud calls it: `m7i.large`, `n2-standard-4`, `Standard_D4s_v5`.
+    pub kind: Option<String>,
+    pub zone: Option<String>,
+    pub purchase: Option<Purchase>,
+}
+
 /// One entry.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Worker {
@@ -39,6 +70,8 @@ pub struct Worker {
     pub host: String,
     /// The cloud's name of the machine, when it is known.
     pub instance: Option<String>,
+    /// What the machine is; none outside of a cloud, and until that has answered.
+    pub machine: Option<Machine>,
     /// The URL of the queue by which it can be told something, if there is one.
     pub queue: Option<String>,
     /// `booting`, `running`, `checkpointing`, `over`.
@@ -92,7 +125,13 @@ mod tests {
             worker: "w".into(),
             job: "job".into(),
             host: "h".into(),
-            instance: None,
+            instance: Some("i-1".into()),
+            machine: Some(Machine {
+                cloud: "ec2".into(),
+                kind: Some("m7i.large".into()),
+                zone: None,
+                purchase: Some(Purchase::OnDemand),
+            }),
             queue: None,
             state: "running".into(),
             epoch: Some(3),
@@ -113,7 +152,7 @@ mod tests {
         let json = r#"{"worker":"w","job":"j","host":"h","state":"booting","started_ms":0,"version":"9","more":1}"#;
         let worker: Worker = serde_json::from_str(json).expect("it is whole");
         assert_eq!((worker.epoch, worker.instance), (None, None));
-        assert_eq!(worker.deadline_ms, None);
+        assert_eq!((worker.deadline_ms, worker.machine), (None, None));
     }
 
     #[test]

@@ -360,6 +360,23 @@ fn describe_durable(durable: &Durable) -> String {
     )
 }
 
+fn describe_machine(status: &Status) -> String {
+    let machine = status.machine.as_ref();
+    let said = [
+        status.instance.clone(),
+        machine.and_then(|machine| machine.kind.clone()),
+        machine
+            .and_then(|machine| machine.purchase)
+            .map(|purchase| purchase.as_str().replace('_', " ")),
+        machine.and_then(|machine| machine.zone.clone()),
+    ];
+    let said: Vec<String> = said.into_iter().flatten().collect();
+    match said.is_empty() {
+        true => "unknown".to_owned(),
+        false => said.join(", "),
+    }
+}
+
 fn describe_status(status: &Status) -> String {
     let snapshot = match (status.last_generation, status.last_snapshot_age_ms) {
         (Some(generation), Some(age)) => format!("generation {generation}, {} ago", seconds(age)),
@@ -374,6 +391,7 @@ fn describe_status(status: &Status) -> String {
     let mut rows = vec![
         ("state", status.state.clone()),
         ("job", status.job.clone()),
+        ("machine", describe_machine(status)),
         (
             "store",
             status
@@ -479,6 +497,8 @@ fn bytes(bytes: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use reprieve_core::worker::{Machine, Purchase};
+
     use super::*;
     use crate::control::protocol::Obstacle;
     use std::io::BufRead;
@@ -561,6 +581,13 @@ mod tests {
             version: "0.1.0".into(),
             state: "running".into(),
             job: "nightly".into(),
+            instance: Some("i-1".into()),
+            machine: Some(Machine {
+                cloud: "ec2".into(),
+                kind: Some("m7i.large".into()),
+                zone: Some("eu-central-1b".into()),
+                purchase: Some(Purchase::Spot),
+            }),
             store: Some("s3://b/p".into()),
             last_generation: Some(7),
             last_snapshot_age_ms: Some(61_700),
@@ -641,6 +668,7 @@ mod tests {
             out,
             "state          running\n\
              job            nightly\n\
+             machine        i-1, m7i.large, spot, eu-central-1b\n\
              store          s3://b/p\n\
              app            pid 17, resumed from generation 5\n\
              last snapshot  generation 7, 1m 1s ago\n\

@@ -15,6 +15,7 @@ use reprieve_core::checkup::Finding;
 use reprieve_core::effort::Storing;
 use reprieve_core::notice::{Afterwards, Fate, Settled, WallMs};
 use reprieve_core::planner::Decision;
+use reprieve_core::worker::Machine;
 use reprieve_hooks::{Condition, Health};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -174,6 +175,11 @@ pub struct Status {
     /// The name of the state metric's label.
     pub state: String,
     pub job: String,
+    /// The cloud's name of the machine, and what it is, when they are known.
+    #[serde(default)]
+    pub instance: Option<String>,
+    #[serde(default)]
+    pub machine: Option<Machine>,
     /// The store's address; none if nothing is checkpointed.
     pub store: Option<String>,
     /// The newest durable snapshot of the job.
@@ -456,6 +462,8 @@ mod tests {
             version: "0.1.0".into(),
             state: "running".into(),
             job: "nightly".into(),
+            instance: None,
+            machine: None,
             store: None,
             last_generation: Some(3),
             last_snapshot_age_ms: Some(61_000),
@@ -571,7 +579,7 @@ mod tests {
             ),
             (
                 Answer::Status(Box::new(status())),
-                r#"{"v":1,"answer":"status","version":"0.1.0","state":"running","job":"nightly","store":null,"last_generation":3,"last_snapshot_age_ms":61000,"app_pid":17,"checkpoints_durable":2,"checkpoints_failed":1,"last_failure":"the store is full","resumed_from":null,"owner_epoch":null,"sources":[{"source":"sqs","condition":"working","reason":null,"remedy":null,"last_success_age_ms":2,"failures":0}],"plan":null,"decision":null,"storing":null,"deadline_ms":null,"to_safe_ms":700,"protected":true,"unprotected_because":null,"obstacles":[],"obstacles_total":0,"uptime_ms":1}"#,
+                r#"{"v":1,"answer":"status","version":"0.1.0","state":"running","job":"nightly","instance":null,"machine":null,"store":null,"last_generation":3,"last_snapshot_age_ms":61000,"app_pid":17,"checkpoints_durable":2,"checkpoints_failed":1,"last_failure":"the store is full","resumed_from":null,"owner_epoch":null,"sources":[{"source":"sqs","condition":"working","reason":null,"remedy":null,"last_success_age_ms":2,"failures":0}],"plan":null,"decision":null,"storing":null,"deadline_ms":null,"to_safe_ms":700,"protected":true,"unprotected_because":null,"obstacles":[],"obstacles_total":0,"uptime_ms":1}"#,
             ),
         ];
         for (answer, line) in answers {

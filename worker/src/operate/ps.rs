@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use futures::StreamExt;
 use reprieve_core::head::Head;
-use reprieve_core::worker::{SILENT_AFTER_MS, Worker};
+use reprieve_core::worker::{Purchase, SILENT_AFTER_MS, Worker};
 use serde::Serialize;
 
 use super::text::{self, Colour};
@@ -39,6 +39,10 @@ struct Line {
     worker: Option<String>,
     host: Option<String>,
     instance: Option<String>,
+    cloud: Option<String>,
+    instance_type: Option<String>,
+    zone: Option<String>,
+    purchase: Option<Purchase>,
     queue: Option<String>,
     version: Option<String>,
     started_ms: Option<u64>,
@@ -136,6 +140,7 @@ fn of_worker(worker: &Worker, head: Option<&Head>, renewed_at_ms: u64, now_ms: u
     let runs = matches!(worker.state.as_str(), "running" | "checkpointing");
     // What it resumed was taken before it started.
     let safe_until_ms = taken_at_ms.unwrap_or(0).max(worker.started_ms);
+    let machine = worker.machine.as_ref();
     Line {
         job: worker.job.clone(),
         state: match owns || head.is_none() || worker.state != "booting" {
@@ -146,6 +151,10 @@ fn of_worker(worker: &Worker, head: Option<&Head>, renewed_at_ms: u64, now_ms: u
         worker: Some(worker.worker.clone()),
         host: Some(worker.host.clone()),
         instance: worker.instance.clone(),
+        cloud: machine.map(|machine| machine.cloud.clone()),
+        instance_type: machine.and_then(|machine| machine.kind.clone()),
+        zone: machine.and_then(|machine| machine.zone.clone()),
+        purchase: machine.and_then(|machine| machine.purchase),
         queue: worker.queue.clone(),
         version: Some(worker.version.clone()),
         started_ms: Some(worker.started_ms),
@@ -187,6 +196,10 @@ fn of_job(job: &str, head: &Result<Head, String>, now_ms: u64) -> Line {
         worker: owner.map(|owner| owner.worker.clone()),
         host: owner.map(|owner| owner.host.clone()),
         instance: None,
+        cloud: None,
+        instance_type: None,
+        zone: None,
+        purchase: None,
         queue: None,
         version: None,
         started_ms: owner.map(|owner| owner.since_ms),
@@ -210,14 +223,23 @@ impl Answer for Processes {
         }
         let rows: Vec<Vec<String>> = self.jobs.iter().map(Line::cells).collect();
         let heading = [
-            "JOB", "STATE", "HOST", "INSTANCE", "SNAPSHOT", "AGE", "AT RISK", "ENDS IN", "SEEN",
-            "NEEDS",
+            "JOB", "STATE", "HOST", "INSTANCE", "TYPE", "SNAPSHOT", "AGE", "AT RISK", "ENDS IN",
+            "SEEN", "NEEDS",
         ];
         text::table(&heading, &rows)
     }
 }
 
 impl Line {
+    /// With what says that it may be taken.
+    fn kind(&self) -> Option<String> {
+        let kind = self.instance_type.clone()?;
+        Some(match self.purchase {
+            Some(Purchase::Spot) => format!("{kind} (spot)"),
+            _ => kind,
+        })
+    }
+
     fn cells(&self) -> Vec<String> {
         let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
         let state = match (&self.problem, self.finished_exit_code) {
@@ -238,6 +260,7 @@ impl Line {
             state,
             or_dash(self.host.clone()),
             or_dash(self.instance.clone()),
+            or_dash(self.kind()),
             or_dash(self.last_snapshot.map(|number| number.to_string())),
             or_dash(self.last_snapshot_age_ms.map(text::age)),
             or_dash(self.work_at_risk_ms.map(text::age)),
@@ -252,7 +275,7 @@ impl Line {
 mod tests {
     use super::*;
     use reprieve_core::head::{Finished, Owner};
-    use reprieve_core::worker::Snapshot;
+    use reprieve_core::worker::{Machine, Snapshot};
 
     const NOW_MS: u64 = 10_000_000;
 
@@ -262,6 +285,12 @@ mod tests {
             job: job.into(),
             host: format!("host-of-{name}"),
             instance: Some("i-1".into()),
+            machine: Some(Machine {
+                cloud: "ec2".into(),
+                kind: Some("m7i.large".into()),
+                zone: Some("eu-central-1b".into()),
+                purchase: (name == "a").then_some(Purchase::Spot),
+            }),
             queue: None,
             state: state.into(),
             epoch: None,
@@ -355,6 +384,10 @@ mod tests {
         let ends: Vec<_> = all.iter().map(|line| line.deadline_in_ms).collect();
         let soon = Some(20_000);
         assert_eq!(ends, [None, None, soon, None, soon, None, None, None]);
+        let kinds: Vec<_> = all.iter().map(Line::kind).collect();
+        let (spot, other) = (Some("m7i.large (spot)".into()), Some("m7i.large".into()));
+        assert_eq!(kinds[2..5], [spot, other.clone(), other]);
+        assert_eq!(kinds[0], None);
         let one = lines(&heads, &workers, |job| job == "live", NOW_MS);
         assert_eq!(one.iter().filter(|line| line.job == "live").count(), 2);
     }

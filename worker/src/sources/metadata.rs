@@ -46,11 +46,7 @@ pub(super) fn ec2(settings: &Settings, ear: Ear) -> Task {
 }
 
 pub(super) fn gcp(settings: &Settings, ear: Ear) -> Task {
-    let options = match given(settings.gcp_metadata_endpoint.as_ref()) {
-        Some(endpoint) => endpoint.map(gcp::Options::new),
-        None => gcp::Options::from_environment(environment),
-    };
-    let options = options.map(|options| gcp::Options {
+    let options = gcp_options(settings).map(|options| gcp::Options {
         expect: expect(settings),
         pace: pace(settings),
         ..options
@@ -59,11 +55,7 @@ pub(super) fn gcp(settings: &Settings, ear: Ear) -> Task {
 }
 
 pub(super) fn azure(settings: &Settings, ear: Ear) -> Task {
-    let options = match given(settings.azure_metadata_endpoint.as_ref()) {
-        Some(endpoint) => endpoint.map(azure::Options::new),
-        None => Ok(azure::Options::default()),
-    };
-    let options = options.map(|options| azure::Options {
+    let options = azure_options(settings).map(|options| azure::Options {
         expect: expect(settings),
         pace: pace(settings),
         ..options
@@ -78,6 +70,20 @@ pub(crate) fn ec2_options(
     match given(settings.ec2_metadata_endpoint.as_ref()) {
         Some(endpoint) => endpoint.map(|endpoint| Some(ec2_metadata::Options::new(endpoint))),
         None => ec2_metadata::Options::from_environment(environment),
+    }
+}
+
+pub(crate) fn gcp_options(settings: &Settings) -> Result<gcp::Options, BadEndpoint> {
+    match given(settings.gcp_metadata_endpoint.as_ref()) {
+        Some(endpoint) => endpoint.map(gcp::Options::new),
+        None => gcp::Options::from_environment(environment),
+    }
+}
+
+pub(crate) fn azure_options(settings: &Settings) -> Result<azure::Options, BadEndpoint> {
+    match given(settings.azure_metadata_endpoint.as_ref()) {
+        Some(endpoint) => endpoint.map(azure::Options::new),
+        None => Ok(azure::Options::default()),
     }
 }
 

@@ -61,6 +61,7 @@ use crate::control::protocol::{
 use crate::failure::{ExitCode, Failure};
 use crate::host;
 use crate::journal::Journal;
+use crate::machine::{self, Introduced};
 use crate::metrics::{self, CheckpointOutcome, Checkpointable, DeadlineOutcome, Lease, NoticeKind};
 use crate::operate;
 use crate::pages::seed::Budgets;
@@ -196,6 +197,8 @@ pub struct Supervisor {
     /// Set by the boot as soon as the job is ours.
     owned: Arc<OnceLock<Arc<Ownership>>>,
     presence: Arc<Presence>,
+    /// Asks what this machine is. Nothing waits for it.
+    introduction: Option<JoinHandle<Option<Introduced>>>,
     housekeeping: Option<Housekeeping>,
     seeding: Option<Seeding>,
     checkups: Option<Checkups>,
@@ -240,6 +243,7 @@ enum Happened {
     Asked(Request),
     News(News),
     Looked(Vec<Finding>),
+    Introduced(Option<Introduced>),
     /// The moment for which the lifecycle wanted to be woken.
     Woken,
 }
@@ -314,6 +318,7 @@ impl Supervisor {
             job: settings.job.clone(),
             host: host::hostname(),
             instance: settings.instance_id.clone(),
+            machine: None,
             queue: match settings.queue {
                 QueueUse::Off => None,
                 _ => settings.queue_url.as_ref().map(ToString::to_string),
@@ -330,6 +335,7 @@ impl Supervisor {
         let reports = Reports::new(&settings.job, &presence.name());
         Self {
             presence,
+            introduction: None,
             settings,
             argv,
             clock,
@@ -382,6 +388,7 @@ impl Supervisor {
         sources: Sources,
     ) -> Result<u8, Failure> {
         self.sources = Some(sources);
+        self.introduction = Some(tokio::spawn(machine::introduce(self.settings.clone())));
         self.tell_state();
         let gate = Arc::new(Gate::default());
         let boot = boot::boot(
@@ -437,6 +444,16 @@ impl Supervisor {
                     self.looked(findings);
                     Vec::new()
                 }
+                Happened::Introduced(introduced) => {
+                    if let Some(Introduced { instance, machine }) = introduced {
+                        self.presence.tell(|worker| {
+                            // What a setting calls it counts more.
+                            worker.instance.get_or_insert(instance);
+                            worker.machine = Some(machine);
+                        });
+                    }
+                    Vec::new()
+                }
                 Happened::News(News::Heard(heard)) => self.heard(heard),
                 Happened::News(News::Asked(source, asked)) => self.ordered(source, asked),
                 Happened::Woken => {
@@ -479,6 +496,7 @@ impl Supervisor {
             news = news(&mut self.sources) => Happened::News(news),
             way = carried(&mut self.way) => Happened::Carried(way),
             findings = looked(&mut self.checkups) => Happened::Looked(findings),
+            introduced = introduced(&mut self.introduction) => Happened::Introduced(introduced),
             () = woken(self.life.wake().map(|wake| self.clock.instant(wake))) => Happened::Woken,
         }
     }
@@ -942,6 +960,8 @@ impl Supervisor {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             state: self.life.phase().as_str().to_owned(),
             job: self.settings.job.clone(),
+            instance: self.presence.said(|worker| worker.instance.clone()),
+            machine: self.presence.said(|worker| worker.machine.clone()),
             store: self.settings.store.clone(),
             last_generation: self.last_snapshot.map(|snapshot| snapshot.generation),
             last_snapshot_age_ms: self.last_snapshot.map(age),
@@ -1826,6 +1846,18 @@ async fn carried(way: &mut Option<watch::Receiver<Way>>) -> Way {
         return *way.borrow_and_update();
     }
     std::future::pending().await
+}
+
+/// What this machine is, once.
+async fn introduced(
+    introduction: &mut Option<JoinHandle<Option<Introduced>>>,
+) -> Option<Introduced> {
+    let Some(asking) = introduction else {
+        return std::future::pending().await;
+    };
+    let introduced = asking.await;
+    *introduction = None;
+    introduced.ok().flatten()
 }
 
 async fn looked(checkups: &mut Option<Checkups>) -> Vec<Finding> {

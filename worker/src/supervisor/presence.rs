@@ -46,7 +46,12 @@ impl Presence {
 
     /// The name of this worker.
     pub(crate) fn name(&self) -> String {
-        self.said.borrow().worker.worker.clone()
+        self.said(|worker| worker.worker.clone())
+    }
+
+    /// What is said.
+    pub(crate) fn said<T>(&self, of: impl FnOnce(&Worker) -> T) -> T {
+        of(&self.said.borrow().worker)
     }
 
     /// Enters the worker into the registry of this store, and keeps it there.
