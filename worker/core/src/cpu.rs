@@ -180,11 +180,6 @@ impl Level {
             |(level, names): &(Level, &[&str])| *level <= self && names.contains(&feature);
         !OVER.iter().any(is_of_it) && !UNREACHED.contains(&feature)
     }
-
-    /// What a job that was held to this level demands of a host, of all that its own host had.
-    pub fn demands<'a>(self, features: &'a [String]) -> impl Iterator<Item = &'a String> {
-        features.iter().filter(move |name| !self.holds_back(name))
-    }
 }
 
 /// What is held back, as each of those who are told calls it.
@@ -288,7 +283,12 @@ mod tests {
         has.extend(
             ["aes", "sha_ni", "vaes", "avx512_vnni", "xsavec", "amx_tile"].map(str::to_owned),
         );
-        let demanded = |level: Level| -> Vec<String> { level.demands(&has).cloned().collect() };
+        let demanded = |level: Level| -> Vec<String> {
+            has.iter()
+                .filter(|name| !level.holds_back(name))
+                .cloned()
+                .collect()
+        };
         for level in [Level::V2, Level::V3] {
             let mut expected = features(level);
             expected.push("aes".to_owned());
