@@ -51,6 +51,7 @@ fn manifest_of(generation: u64, epoch: u64, attempt: &str, parts: Vec<Part>) -> 
         taken_at_ms: 0,
         trigger: Source::Control,
         decision: None,
+        storing: None,
         commands: Vec::new(),
         afterwards: Afterwards::Continue,
         app: AppFacts {
