@@ -38,6 +38,36 @@ fn alerts_fire_when_they_should() {
     succeeds(tool("promtool").args(["test", "rules", "alerts.test.yml"]));
 }
 
+#[test]
+fn every_alert_has_its_test_and_every_metric_its_place() {
+    let read = |name: &str| {
+        let text = fs::read_to_string(project_path("infra/observability").join(name));
+        text.expect("it is there")
+    };
+    let (rules, tests) = (read("alerts.yml"), read("alerts.test.yml"));
+    let alerts = rules
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("- alert: "));
+    let mut found = 0;
+    for alert in alerts {
+        found += 1;
+        let fires = format!("alertname: {alert}\n        exp_alerts:\n          - exp_labels:");
+        assert!(tests.contains(&fires), "{alert} is not seen to fire");
+        let quiet = format!("alertname: {alert}, exp_alerts: []");
+        assert!(tests.contains(&quiet), "{alert} is not seen to keep quiet");
+    }
+    assert!(found > 10, "{found}");
+    let shown: Vec<String> = queries().into_iter().map(|(_, query)| query).collect();
+    for metric in metrics::TABLE {
+        let in_it = |text: &String| text.contains(metric.name);
+        assert!(
+            shown.iter().any(in_it) || in_it(&rules),
+            "{} is neither shown nor watched",
+            metric.name
+        );
+    }
+}
+
 /// Nobody listens there, and hardly anybody will soon.
 fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("there are ports");
@@ -178,8 +208,9 @@ fn every_query_answers_about_a_real_eviction() {
     let rules = fs::read_to_string(project_path("infra/observability/alerts.yml"));
     let mut texts = vec![rules.expect("it is there")];
     for (panel, query) in queries() {
-        // Two need what this eviction may not have left: a scrape in its last moments, or bytes that were lost.
-        let may_be_empty = panel.starts_with("Left of the deadline");
+        // These need what this eviction may not have left, a scrape in its last moments, and sources that work.
+        let may_be_empty =
+            panel.starts_with("Left of the deadline") || query.contains("last_success");
         let found = prometheus.query(&query);
         assert!(
             may_be_empty || !found.is_empty(),

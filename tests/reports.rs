@@ -4,10 +4,11 @@ mod harness;
 mod job;
 
 use std::fs;
+use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::Command;
 
-use harness::{Fault, Host, LIMIT, Lookalike, Proxy, wait_until};
+use harness::{Exit, Fault, Host, LIMIT, Lookalike, Proxy, wait_until};
 use job::{COUNTER, Store, checkpoint, checkpoint_ok, evict, wait_for_log, wait_for_output};
 use serde_json::Value;
 
@@ -192,5 +193,81 @@ fn a_report_that_the_store_does_not_take_is_in_no_checkpoints_way() {
             .keys("bucket")
             .iter()
             .any(|key| key.contains("/reports/"))
+    );
+}
+
+/// Listens where it is told to, which nobody else may when it is resumed.
+fn listener(port: u16) -> [String; 3] {
+    let program = format!(
+        "import socket, time
+server = socket.socket()
+server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+server.bind(('127.0.0.1', {port}))
+server.listen()
+print('listening', flush=True)
+time.sleep(100000)"
+    );
+    ["python3".into(), "-c".into(), program]
+}
+
+#[test]
+fn a_resume_that_fails_leaves_its_reason_and_what_criu_said() {
+    let store = Store::new();
+    let taken = TcpListener::bind("127.0.0.1:0").expect("there are ports");
+    let port = taken.local_addr().expect("it is bound").port();
+    let app = listener(port);
+    let app: Vec<&str> = app.iter().map(String::as_str).collect();
+    let start = |name: &str| {
+        let options = ["--sources", "none"];
+        store.host_with(name, &options, &app).share_net().start()
+    };
+    drop(taken);
+    let host = start("first");
+    wait_for_output(&host, "listening");
+    checkpoint_ok(&host);
+    evict(&host);
+    let taken = TcpListener::bind(("127.0.0.1", port)).expect("it was let go");
+    for times in [1, 2] {
+        // Each start is another worker, and finds the same.
+        let host = start(&format!("start-{times}"));
+        assert_eq!(host.wait_exit(LIMIT), Exit::Code(171));
+        let told = listed(&store, &[]);
+        let of_starts: Vec<&Value> = told
+            .iter()
+            .filter(|report| report["cause"] == "not_resumed")
+            .collect();
+        assert_eq!(of_starts.len(), 1, "{told:?}");
+        assert_eq!(of_starts[0]["times"], times, "{told:?}");
+    }
+    let (code, text) = reports(&store, &["newest"]);
+    assert_eq!(code, 0, "{text}");
+    for wanted in [
+        "not_resumed, 2 times in a row",
+        "worker   ",
+        "on start-2",
+        "restore passed over: ",
+        "The end of CRIU's log",
+        "Address already in use",
+    ] {
+        assert!(text.contains(wanted), "{wanted:?} is not in {text}");
+    }
+    drop(taken);
+    // One that an older snapshot is resumed after is told of while the job runs.
+    let newest = fs::read_dir(store.path().join("job/manifests"))
+        .expect("there are some")
+        .map(|entry| entry.expect("it is read").path())
+        .min()
+        .expect("there are two");
+    fs::remove_file(&newest).expect("it is ours");
+    let host = start("last");
+    wait_for_log(&host, "the job is resumed");
+    wait_until(
+        LIMIT,
+        "a report of the snapshot that was passed over",
+        || {
+            listed(&store, &[]).iter().any(|report| {
+                report["cause"] == "not_resumed" && report["host"] == "last" && report["times"] == 1
+            })
+        },
     );
 }

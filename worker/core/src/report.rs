@@ -1,4 +1,4 @@
-//! What a worker leaves in its store of a checkpoint that failed and of an eviction, for whoever asks afterwards why.
+//! What a worker leaves in its store of a checkpoint or a resume that failed and of an eviction, for whoever asks afterwards why.
 //!
 //! Nothing is decided by a report, and a job is as safe without it. It is sealed like a manifest if the job has a key: it
 //! names files and processes of the job.
@@ -29,6 +29,8 @@ pub enum Cause {
     Missed,
     /// The job was stored and stopped; this is how that was decided.
     Evicted,
+    /// A snapshot could not be resumed.
+    NotResumed,
 }
 
 impl Cause {
@@ -37,6 +39,7 @@ impl Cause {
             Self::Failed => "failed",
             Self::Missed => "missed",
             Self::Evicted => "evicted",
+            Self::NotResumed => "not_resumed",
         }
     }
 }

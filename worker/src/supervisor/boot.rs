@@ -47,6 +47,7 @@ use crate::supervisor::ownership::Ownership;
 use crate::supervisor::presence::Presence;
 use crate::supervisor::realm::Realm;
 use crate::supervisor::reaper::{Reaper, Watched};
+use crate::supervisor::reports::Unresumed;
 use crate::supervisor::restore::{GoingBack, RestoreError, Restorer, Resumed};
 use crate::supervisor::seeding::Seeds;
 use crate::supervisor::stdio::{Held, Kind, Stdio, Streams};
@@ -119,16 +120,25 @@ pub struct Booted {
     pub(crate) protection: Option<Protection>,
 }
 
+/// What the supervisor learns of a boot before it is over, and of one that fails.
+#[derive(Debug)]
+pub(crate) struct Learnt {
+    /// Set as soon as the job is ours.
+    pub(crate) owned: Arc<OnceLock<Arc<Ownership>>>,
+    pub(crate) unresumed: Unresumed,
+}
+
 /// Boots.
 pub(crate) async fn boot(
     settings: Settings,
     argv: Vec<OsString>,
     reaper: Arc<Reaper>,
     gate: Arc<Gate>,
-    owned: Arc<OnceLock<Arc<Ownership>>>,
+    learnt: Learnt,
     presence: Arc<Presence>,
     journal: Journal,
 ) -> Result<Booted, Failure> {
+    let Learnt { owned, unresumed } = learnt;
     machine::wait_for_service(&settings).await;
     let Some(address) = settings.store.clone() else {
         tracing::warn!("no store is set: the app runs without checkpoints");
@@ -150,7 +160,7 @@ pub(crate) async fn boot(
         let callouts = Callouts::new(&settings, Arc::clone(&reaper));
         callouts.call(Moment::BeforeRestore, &facts, None).await;
     }
-    let mut restorer = prepared.restorer(&settings, &reaper, &gate, &journal);
+    let mut restorer = prepared.restorer(&settings, &reaper, &gate, &journal, unresumed);
     let resumed = match resume_from {
         From::Line(candidates) => resume(&restorer, &candidates, &settings).await?,
         From::Exactly(generation, request) => {
@@ -639,6 +649,7 @@ impl Prepared {
         reaper: &Arc<Reaper>,
         gate: &Arc<Gate>,
         journal: &Journal,
+        unresumed: Unresumed,
     ) -> Restorer {
         let ahead_bytes = settings.memory_budget_bytes.saturating_sub(FIXED_BYTES);
         Restorer {
@@ -649,6 +660,7 @@ impl Prepared {
             work: self.work.clone(),
             host: self.host.clone(),
             going_back: None,
+            unresumed,
             clock: match settings.on_clock_behind {
                 OnClockBehind::Warn => clock::Policy::Warn,
                 OnClockBehind::Wait => clock::Policy::Wait(millis(settings.clock_wait)),
@@ -838,26 +850,27 @@ async fn resume(
                 return Ok(Some(resumed));
             }
             Err(error @ RestoreError::Lost(_)) => {
-                failed(journal, &error);
+                failed(restorer, candidate, &error);
                 return Err(lost(settings, error));
             }
             Err(error) if error.is_stores() => {
-                failed(journal, &error);
+                failed(restorer, candidate, &error);
                 return Err(undelivered(settings, error));
             }
             // An older one, or a start from scratch, would undo work that only waits for its key.
             Err(error) if error.is_about_keys() => {
-                failed(journal, &error);
+                failed(restorer, candidate, &error);
                 return Err(refused_keys(&settings.job, error));
             }
             Err(error) if error.is_about_the_clock() => {
-                failed(journal, &error);
+                failed(restorer, candidate, &error);
                 return Err(too_early(settings, error));
             }
             Err(error) => {
                 metrics::restore_ended(RestoreOutcome::PassedOver);
                 let reason = with_causes(&error);
                 journal.restore_ended(RestoreOutcome::PassedOver, None, Some(&reason));
+                restorer.unresumed.add(&candidate.manifest, &reason);
                 tracing::error!(
                     snapshot = candidate.manifest,
                     reason,
@@ -901,7 +914,7 @@ async fn resume_exactly(
             let generation = Some(resumed.manifest.generation);
             journal.restore_ended(RestoreOutcome::Resumed, generation, None);
         }
-        Err(error) => failed(journal, error),
+        Err(error) => failed(restorer, &generation.into(), error),
     }
     let failure = match resumed {
         Ok(resumed) => {
@@ -934,10 +947,12 @@ async fn resume_exactly(
 }
 
 /// A restore after which nothing else is tried.
-fn failed(journal: &Journal, error: &RestoreError) {
+fn failed(restorer: &Restorer, candidate: &Candidate, error: &RestoreError) {
     metrics::restore_ended(RestoreOutcome::Failed);
     let reason = with_causes(error);
+    let journal = &restorer.journal;
     journal.restore_ended(RestoreOutcome::Failed, None, Some(&reason));
+    restorer.unresumed.add(&candidate.manifest, &reason);
 }
 
 fn too_early(settings: &Settings, error: RestoreError) -> Failure {

@@ -510,7 +510,7 @@ fn keep_log(work: &Path, images: &Path, failed: bool) -> Option<EngineLog> {
 }
 
 /// The last lines of CRIU's log. None if it wrote none.
-fn end_of(log: &Path) -> Option<EngineLog> {
+pub(crate) fn end_of(log: &Path) -> Option<EngineLog> {
     let mut file = std::fs::File::open(log).ok()?;
     let bytes = file.metadata().ok()?.len();
     file.seek(SeekFrom::Start(bytes.saturating_sub(LOG_TAIL)))

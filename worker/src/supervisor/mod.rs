@@ -71,14 +71,14 @@ use crate::settings::{
 };
 use crate::sources::{self, News, Sources};
 use crate::steps::{self, Step};
-use crate::supervisor::boot::{Booted, Gate, Origin, Protection};
+use crate::supervisor::boot::{Booted, Gate, Learnt, Origin, Protection};
 use crate::supervisor::checkpoint::{Course, Limits, Subject};
 use crate::supervisor::checkups::Checkups;
 use crate::supervisor::housekeeping::Housekeeping;
 use crate::supervisor::ownership::Ownership;
 use crate::supervisor::presence::Presence;
 use crate::supervisor::reaper::Reaper;
-use crate::supervisor::reports::{Reports, Shelf};
+use crate::supervisor::reports::{Reports, Shelf, Unresumed};
 use crate::supervisor::seeding::{Plan, Seeding};
 use crate::supervisor::stdio::Stdio;
 use crate::sweeper::{Begun, Sweeper};
@@ -230,6 +230,8 @@ pub struct Supervisor {
     lease: Lease,
     journal: Journal,
     reports: Reports,
+    /// Filled in by the boot.
+    unresumed: Unresumed,
 }
 
 enum Happened {
@@ -372,6 +374,7 @@ impl Supervisor {
             lease: Lease::None,
             journal,
             reports,
+            unresumed: Unresumed::default(),
         }
     }
 
@@ -396,7 +399,10 @@ impl Supervisor {
             self.argv.clone(),
             Arc::clone(&self.reaper),
             Arc::clone(&gate),
-            Arc::clone(&self.owned),
+            Learnt {
+                owned: Arc::clone(&self.owned),
+                unresumed: self.unresumed.clone(),
+            },
             Arc::clone(&self.presence),
             self.journal.clone(),
         );
@@ -421,14 +427,18 @@ impl Supervisor {
                 }
                 Happened::Booted(booted) => match *booted {
                     Ok(booted) => {
+                        self.report_unresumed();
                         let mut effects = self.booted(booted);
+                        self.send_reports();
                         for signal in held.drain(..) {
                             effects.extend(self.signalled(signal));
                         }
                         effects
                     }
                     Err(failure) => {
+                        self.report_unresumed();
                         self.say_goodbye(None).await;
+                        self.last_reports().await;
                         return Err(failure);
                     }
                 },
@@ -1504,12 +1514,25 @@ impl Supervisor {
             .note(cause, problem, self.journal.to_json(), log);
     }
 
+    /// What the boot found out about snapshots that it did not resume.
+    fn report_unresumed(&mut self) {
+        if let Some((problem, log)) = self.unresumed.take() {
+            let history = self.journal.to_json();
+            self.reports
+                .note(Cause::NotResumed, Some(problem), history, log);
+        }
+    }
+
+    /// None before the job is ours.
     fn shelf(&self) -> Option<Shelf> {
-        let checkpointer = &self.protection.as_ref()?.checkpointer;
-        Some(Shelf {
-            catalog: checkpointer.catalog.clone(),
-            key: checkpointer.ownership.key.clone(),
-        })
+        self.owned.get().map(|ownership| ownership.shelf())
+    }
+
+    /// What is left to store, on the way out.
+    async fn last_reports(&mut self) {
+        if let Some(shelf) = self.shelf() {
+            self.reports.finish(shelf, REPORT_LIMIT).await;
+        }
     }
 
     /// Unless a checkpoint is to have all of the way to the store.
@@ -1584,9 +1607,7 @@ impl Supervisor {
         if let Some(sources) = sources {
             sources.end().await;
         }
-        if let Some(shelf) = self.shelf() {
-            self.reports.finish(shelf, REPORT_LIMIT).await;
-        }
+        self.last_reports().await;
         self.tell_state();
         code
     }

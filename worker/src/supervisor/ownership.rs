@@ -17,6 +17,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 use crate::catalog::{Catalog, CatalogError, Lease};
 use crate::keys::MasterKey;
 use crate::supervisor::boot::BEATS;
+use crate::supervisor::reports::Shelf;
 use crate::supervisor::with_causes;
 
 /// How long one sign of life may take: a commit waits for it.
@@ -49,6 +50,14 @@ impl Ownership {
         });
         tokio::spawn(beat(Arc::downgrade(&ownership), term / BEATS));
         ownership
+    }
+
+    /// Where the job's reports go.
+    pub(crate) fn shelf(&self) -> Shelf {
+        Shelf {
+            catalog: self.catalog.clone(),
+            key: self.key.clone(),
+        }
     }
 
     /// The head as it was last read or written for a checkpoint.

@@ -32,6 +32,56 @@ pub(crate) struct Shelf {
     pub key: Option<Arc<MasterKey>>,
 }
 
+/// Texts of a report that names several snapshots.
+const NAMED: usize = 4;
+
+/// Why snapshots were not resumed, as a boot finds out. Clones gather the same.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Unresumed(Arc<Mutex<Gathered>>);
+
+#[derive(Debug, Default)]
+struct Gathered {
+    problems: Vec<String>,
+    /// Of the attempt under way.
+    said: Option<EngineLog>,
+    /// Of the first snapshot that came as far as CRIU: it is the newest.
+    log: Option<EngineLog>,
+}
+
+impl Unresumed {
+    fn gathered(&self) -> MutexGuard<'_, Gathered> {
+        self.0.lock().expect("no holder of this lock panics")
+    }
+
+    /// CRIU failed, which may not be the end of it.
+    pub(crate) fn said(&self, log: Option<EngineLog>) {
+        self.gathered().said = log;
+    }
+
+    /// This snapshot is not resumed.
+    pub(crate) fn add(&self, snapshot: &str, reason: &str) {
+        let mut gathered = self.gathered();
+        gathered.problems.push(format!("{snapshot}: {reason}"));
+        let said = gathered.said.take();
+        gathered.log = gathered.log.take().or(said);
+    }
+
+    /// What went wrong, and what CRIU said; `None` if nothing did.
+    pub(crate) fn take(&self) -> Option<(String, Option<EngineLog>)> {
+        let Gathered { problems, log, .. } = std::mem::take(&mut *self.gathered());
+        let more = problems.len().saturating_sub(NAMED);
+        let mut text = problems
+            .into_iter()
+            .take(NAMED)
+            .collect::<Vec<_>>()
+            .join("; ");
+        if more > 0 {
+            text.push_str(&format!("; and {more} more"));
+        }
+        (!text.is_empty()).then_some((text, log))
+    }
+}
+
 /// The reports of one worker.
 #[derive(Debug)]
 pub(crate) struct Reports {
@@ -140,9 +190,11 @@ async fn send(shelf: Shelf, waiting: Arc<Mutex<VecDeque<(Name, Report)>>>, limit
             return;
         };
         let deadline = Instant::now() + limit;
+        let known = name.clone();
+        let (name, written) = again(&shelf, name, report.clone(), deadline).await;
         let stored = shelf
             .catalog
-            .put_report(&name, &report, shelf.key.as_ref(), deadline);
+            .put_report(&name, &written, shelf.key.as_ref(), deadline);
         match stored.await {
             Ok(()) => tracing::info!(
                 report = name.as_str(),
@@ -156,7 +208,29 @@ async fn send(shelf: Shelf, waiting: Arc<Mutex<VecDeque<(Name, Report)>>>, limit
             }
         }
         // It may have been written anew meanwhile; then that one is sent as well.
-        lock(&waiting).retain(|other| *other != (name.clone(), report.clone()));
+        lock(&waiting).retain(|other| *other != (known.clone(), report.clone()));
+    }
+}
+
+/// A start that fails is tried again by another worker, which finds the same: one report, and not one for each of them.
+async fn again(shelf: &Shelf, name: Name, report: Report, deadline: Instant) -> (Name, Report) {
+    if report.cause != Cause::NotResumed {
+        return (name, report);
+    }
+    let newest = async {
+        let newest = shelf.catalog.reports(deadline).await.ok()?.pop()?;
+        let known = shelf.catalog.report(&newest, deadline).await.ok()??;
+        Some((newest, known))
+    };
+    match newest.await {
+        Some((newest, known))
+            if newest != name
+                && (known.cause, &known.problem) == (report.cause, &report.problem) =>
+        {
+            let times = known.times.saturating_add(1);
+            (newest, Report { times, ..report })
+        }
+        _ => (name, report),
     }
 }
 
@@ -173,6 +247,24 @@ mod tests {
 
     fn notes(reports: &mut Reports, cause: Cause, problem: &str) {
         reports.note(cause, Some(problem.to_owned()), json!({}), None);
+    }
+
+    #[test]
+    fn of_many_snapshots_the_newest_are_named_with_what_criu_said_first() {
+        let unresumed = Unresumed::default();
+        assert_eq!(unresumed.take(), None);
+        let log = |text: &str| EngineLog {
+            bytes: 1,
+            tail: text.to_owned(),
+        };
+        unresumed.add("6", "it is damaged");
+        for number in (0..6).rev() {
+            unresumed.said(Some(log(&number.to_string())));
+            unresumed.add(&number.to_string(), "no");
+        }
+        let text = "6: it is damaged; 5: no; 4: no; 3: no; and 3 more".to_owned();
+        assert_eq!(unresumed.take(), Some((text, Some(log("5")))));
+        assert_eq!(unresumed.take(), None);
     }
 
     #[tokio::test]

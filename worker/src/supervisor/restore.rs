@@ -27,13 +27,14 @@ use crate::pages::load::{self, Snapshot, Unusable};
 use crate::pages::serve::{ImageServer, ServeError};
 use crate::steps::{self, Step};
 use crate::supervisor::boot::Gate;
-use crate::supervisor::checkpoint::{HELD, LIBRARY};
+use crate::supervisor::checkpoint::{self, HELD, LIBRARY};
 use crate::supervisor::files;
 use crate::supervisor::ownership::Ownership;
 use crate::supervisor::pids;
 use crate::supervisor::proc;
 use crate::supervisor::realm::{self, Realm};
 use crate::supervisor::reaper::{Reaper, Watched};
+use crate::supervisor::reports::Unresumed;
 use crate::supervisor::stdio::{Held, Kind, Stdio, Streams};
 use crate::sys::{self, Exit};
 
@@ -149,6 +150,7 @@ pub(crate) struct Restorer {
     pub clock: clock::Policy,
     /// What is stored about the restore before the app may run.
     pub going_back: Option<GoingBack>,
+    pub unresumed: Unresumed,
 }
 
 /// The job goes on from an older snapshot, on purpose.
@@ -255,10 +257,12 @@ impl Restorer {
         std::fs::create_dir(&images)?;
         let result = self.run_criu(snapshot, &images, deadline).await;
         if result.is_err() {
+            let log = images.join(criu::LOG);
             drop(std::fs::copy(
-                images.join(criu::LOG),
+                &log,
                 self.work.join("last-failed-restore.log"),
             ));
+            self.unresumed.said(checkpoint::end_of(&log));
         }
         drop(std::fs::remove_dir_all(&images));
         sys::give_memory_back();
