@@ -3,6 +3,7 @@
     bench.py half MIB       half of the pages random, half of them text
     bench.py dense MIB      arrays of numbers, a part of which is calculated anew all the time
     bench.py many COUNT     processes with 2 MiB of their own each
+    bench.py writes COUNT   none: writes so many keys per second to the Redis at /run/redis.sock, as redis-benchmark names them
 
 SIGUSR1 changes a twentieth of the pages, picked at random; `changed N` is printed when it is done.
 """
@@ -11,6 +12,7 @@ import mmap
 import os
 import random
 import signal
+import socket
 import sys
 import time
 
@@ -76,6 +78,18 @@ def many(count):
         time.sleep(3600)
 
 
+def writes(count):
+    redis = socket.socket(socket.AF_UNIX)
+    redis.connect("/run/redis.sock")
+    value = b"x" * 300
+    while True:
+        for _ in range(count // 10):
+            key = b"key:%012d" % source.randrange(400000)
+            redis.sendall(b"*3\r\n$3\r\nSET\r\n$%d\r\n%s\r\n$%d\r\n%s\r\n" % (len(key), key, len(value), value))
+            redis.recv(64)
+        time.sleep(0.1)
+
+
 def say(what):
     os.write(1, f"{what}\n".encode())
 
@@ -84,6 +98,8 @@ if kind == "dense":
     dense(size)
 if kind == "many":
     many(size)
+if kind == "writes":
+    writes(size)
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
 memory, changes = fill_half(size), 0
 say("ready")

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use super::{Answer, ExitCode, Failure, Job, Known, SCHEMA, Selector, text};
 use crate::pages::PAGE;
 use crate::pages::index::{self, Memory, MemoryKind};
+use crate::pages::known;
 use crate::pages::load::{self, Blocks, Snapshot, Unusable};
 
 /// Where the streams of a restored app come from in the command that is shown: numbers of one digit, since some shells
@@ -169,7 +170,7 @@ async fn write(job: &Job, snapshot: &Snapshot, output: &mut Output) -> Result<()
     let progress = text::Progress::start("extracting", memory);
     let mut blocks = Blocks::new(snapshot, Instant::now() + job.limit);
     // What the next snapshot compares with is of no use to anybody else.
-    let wanted = |file: &&index::File| !file.name.starts_with("reprieve-hashes-");
+    let wanted = |file: &&index::File| !known::is_hashes(&file.name);
     let (first, others): (Vec<_>, Vec<_>) =
         (snapshot.index.files.iter().filter(wanted)).partition(|file| file.name == BEGINNING);
     for file in others {

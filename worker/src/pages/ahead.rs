@@ -2,9 +2,9 @@
 //!
 //! The order in which an image needs its blocks is known beforehand. What is needed soon and lies side by side in a part
 //! is fetched in one request, verified, opened and unpacked by a task of its own, so that requests overlap with each other
-//! and with the unpacking of those before. How much may be fetched and not used yet is bounded for all images together by
-//! one [room](Ahead::new); an image that finds no room still gets the block it waits for, and nothing beyond: CRIU reads
-//! the images of many processes at once, and must not wait for one that it does not read.
+//! and with the unpacking of those before. How much may be in memory until CRIU has taken it is bounded for all images together
+//! by one [room](Ahead::new). An image that finds no room still gets the block it waits for, once the one before has gone, and
+//! nothing beyond: CRIU reads the images of many processes at once, and must not wait for one that it does not read.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -25,17 +25,34 @@ const NEAR: usize = 64;
 /// Room is counted in these.
 const KIB: u64 = 1024;
 
-/// A semaphore for so many bytes.
-pub(crate) fn room(bytes: u64) -> Arc<Semaphore> {
-    let kib = usize::try_from(bytes / KIB).unwrap_or(usize::MAX);
-    Arc::new(Semaphore::new(kib.min(Semaphore::MAX_PERMITS)))
+/// Requests that are under way at once, of all images together: each takes buffers of its own on the way.
+const REQUESTS: usize = 8;
+
+/// What all images of a restore share.
+#[derive(Clone, Debug)]
+pub(crate) struct Room {
+    memory: Arc<Semaphore>,
+    requests: Arc<Semaphore>,
+}
+
+impl Room {
+    /// For so many bytes.
+    pub(crate) fn new(bytes: u64) -> Self {
+        let kib = usize::try_from(bytes / KIB).unwrap_or(usize::MAX);
+        Self {
+            memory: Arc::new(Semaphore::new(kib.min(Semaphore::MAX_PERMITS))),
+            requests: Arc::new(Semaphore::new(REQUESTS)),
+        }
+    }
 }
 
 /// The blocks of one image, in the order in which they are needed.
 pub(crate) struct Ahead {
     snapshot: Arc<Snapshot>,
     deadline: Instant,
-    room: Arc<Semaphore>,
+    room: Room,
+    /// For the one block that is fetched without room.
+    last_resort: Arc<Semaphore>,
     needed: Vec<u32>,
     /// The first of `needed` that was not asked for yet.
     at: usize,
@@ -51,14 +68,25 @@ pub(crate) struct Ahead {
 
 struct Fetch {
     task: JoinHandle<Result<Vec<(usize, Bytes)>, Unusable>>,
-    room: Option<OwnedSemaphorePermit>,
+    room: OwnedSemaphorePermit,
 }
 
 enum Held {
     /// By this fetch.
     Coming(usize),
-    /// Its room is given back when it is used for the first time.
-    Here(Bytes, Option<OwnedSemaphorePermit>),
+    Here(Bytes),
+}
+
+/// A block in the room of its fetch, whose blocks may lie in one piece of memory: it is free when the last one has gone.
+struct Housed {
+    bytes: Bytes,
+    _room: Arc<OwnedSemaphorePermit>,
+}
+
+impl AsRef<[u8]> for Housed {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
 }
 
 impl Drop for Ahead {
@@ -74,13 +102,14 @@ impl Ahead {
     pub(crate) fn new(
         snapshot: Arc<Snapshot>,
         needed: Vec<u32>,
-        room: Arc<Semaphore>,
+        room: Room,
         deadline: Instant,
     ) -> Self {
         Self {
             snapshot,
             deadline,
             room,
+            last_resort: Arc::new(Semaphore::new(1)),
             needed,
             at: 0,
             looked: 0,
@@ -91,14 +120,18 @@ impl Ahead {
         }
     }
 
-    /// The verified, unpacked bytes of the next block; nothing behind the last one.
+    /// The verified, unpacked bytes of the next block; nothing behind the last one. Whoever asks for it has let go of the
+    /// one before, or will without asking again.
     pub(crate) async fn next(&mut self) -> Result<Option<Bytes>, Unusable> {
         let Some(&number) = self.needed.get(self.at) else {
+            self.held.clear();
             return Ok(None);
         };
         self.look_ahead();
         if !self.held.contains_key(&number) {
-            self.start(&VecDeque::from([number]), None);
+            self.forget_used();
+            let room = self.find_room(number).await;
+            self.start(&VecDeque::from([number]), room);
         }
         if let Some(Held::Coming(fetch)) = self.held.get(&number) {
             let fetch = *fetch;
@@ -124,9 +157,31 @@ impl Ahead {
                 .iter()
                 .map(|number| self.takes(*number))
                 .try_fold(0u32, u32::checked_add)
-                .and_then(|wanted| Arc::clone(&self.room).try_acquire_many_owned(wanted).ok());
+                .and_then(|wanted| {
+                    Arc::clone(&self.room.memory)
+                        .try_acquire_many_owned(wanted)
+                        .ok()
+                });
             let Some(room) = room else { break };
-            self.start(&group, Some(room));
+            self.start(&group, room);
+        }
+    }
+
+    /// Waits for room for this block alone, or for the one before to be gone.
+    async fn find_room(&self, number: u32) -> OwnedSemaphorePermit {
+        let room = Arc::clone(&self.room.memory).acquire_many_owned(self.takes(number));
+        let alone = Arc::clone(&self.last_resort).acquire_owned();
+        let found = tokio::select! {
+            biased;
+            room = room => room,
+            alone = alone => alone,
+        };
+        found.expect("neither is ever closed")
+    }
+
+    fn forget_used(&mut self) {
+        for number in self.used.drain(..) {
+            self.held.remove(&number);
         }
     }
 
@@ -178,10 +233,14 @@ impl Ahead {
         }
     }
 
-    fn start(&mut self, group: &VecDeque<u32>, room: Option<OwnedSemaphorePermit>) {
+    fn start(&mut self, group: &VecDeque<u32>, room: OwnedSemaphorePermit) {
         let wanted: Vec<usize> = group.iter().map(|number| *number as usize).collect();
         let (snapshot, deadline) = (Arc::clone(&self.snapshot), self.deadline);
-        let task = tokio::spawn(async move { snapshot.fetch(&wanted, deadline).await });
+        let requests = Arc::clone(&self.room.requests);
+        let task = tokio::spawn(async move {
+            let _turn = requests.acquire().await.expect("it is never closed");
+            snapshot.fetch(&wanted, deadline).await
+        });
         self.fetches.insert(self.begun, Fetch { task, room });
         for &number in group {
             self.held.insert(number, Held::Coming(self.begun));
@@ -193,21 +252,23 @@ impl Ahead {
         let coming = self.fetches.get_mut(&fetch);
         let coming = coming.expect("whoever asks for it is the only one that waits for it");
         let fetched = (&mut coming.task).await;
-        let mut room = self.fetches.remove(&fetch).and_then(|fetch| fetch.room);
+        let fetch = self.fetches.remove(&fetch).expect("it was there just now");
+        let room = Arc::new(fetch.room);
         for (number, bytes) in fetched.expect("a fetch neither panics nor is cancelled")? {
             let number = u32::try_from(number).expect("it came from 32 bits");
-            let takes = self.takes(number) as usize;
-            let own = room.as_mut().and_then(|room| room.split(takes));
-            self.held.insert(number, Held::Here(bytes, own));
+            let bytes = Bytes::from_owner(Housed {
+                bytes,
+                _room: Arc::clone(&room),
+            });
+            self.held.insert(number, Held::Here(bytes));
         }
         Ok(())
     }
 
     fn use_up(&mut self, number: u32) -> Bytes {
-        let Some(Held::Here(bytes, room)) = self.held.get_mut(&number) else {
+        let Some(Held::Here(bytes)) = self.held.get(&number) else {
             unreachable!("it has arrived");
         };
-        drop(room.take());
         let bytes = bytes.clone();
         if !self.used.contains(&number) {
             self.used.push_back(number);
@@ -231,7 +292,7 @@ mod tests {
     use crate::catalog::tests::manifest;
     use crate::pages::BLOCK;
     use crate::pages::codec::{Effort, Packer};
-    use crate::pages::index::Index;
+    use crate::pages::index::{File, Index};
     use crate::store::unreliable::{Fault, Occurrence, Operation, Release, UnreliableStore};
     use crate::store::{Condition, DirectoryStore, Store};
     use reprieve_core::head::Head;
@@ -257,6 +318,11 @@ mod tests {
                 .blocks
                 .push(packed.placed(number % 2, part.len() as u64));
             part.extend(packed.bytes);
+            index.files.push(File {
+                name: format!("{number}.img"),
+                size: BLOCK as u64,
+                blocks: vec![number],
+            });
         }
         let names = ["data/a/0".to_owned(), "data/a/1".to_owned()];
         for (name, part) in names.iter().zip(parts) {
@@ -291,8 +357,8 @@ mod tests {
             Occurrence::Nth(1),
             hanging,
         );
-        let room = room(16 << 20);
-        let mut blocks = Ahead::new(snapshot, (0..BLOCKS).collect(), Arc::clone(&room), soon());
+        let room = Room::new(16 << 20);
+        let mut blocks = Ahead::new(snapshot, (0..BLOCKS).collect(), room.clone(), soon());
         {
             let mut first = std::pin::pin!(blocks.next());
             while gets(&store) < 3 {
@@ -307,7 +373,40 @@ mod tests {
             assert_eq!(block, contents(number));
         }
         assert!(blocks.next().await.expect("sound").is_none());
-        assert_eq!(room.available_permits(), 16 << 10, "all room is given back");
+        assert_eq!(
+            room.memory.available_permits(),
+            16 << 10,
+            "all room is given back"
+        );
+    }
+
+    #[tokio::test]
+    async fn small_images_are_read_in_one_request_for_each_run_of_blocks() {
+        let (_directory, store, snapshot) = snapshot().await;
+        snapshot.read_images(soon()).await.expect("sound");
+        // 4 MiB, the even ones side by side in one part, and the odd ones in the other.
+        assert_eq!(gets(&store), 2);
+        let read = |from, to| {
+            Ahead::new(
+                Arc::clone(&snapshot),
+                (from..to).collect(),
+                Room::new(0),
+                soon(),
+            )
+        };
+        let mut blocks = read(0, 16);
+        for number in 0..16 {
+            let block = blocks.next().await.expect("sound").expect("a block");
+            assert_eq!(block, contents(number));
+        }
+        assert_eq!(gets(&store), 2, "they are at hand");
+        let block = read(16, 17).next().await.expect("sound");
+        assert_eq!(block.expect("a block"), contents(16));
+        assert_eq!(
+            gets(&store),
+            3,
+            "what is more than that is read when it is needed"
+        );
     }
 
     proptest! {
@@ -319,15 +418,15 @@ mod tests {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
             runtime.block_on(async {
                 let (_directory, _store, snapshot) = snapshot().await;
-                let room = room(kib * KIB);
-                let before = room.available_permits();
-                let mut blocks = Ahead::new(snapshot, needed.clone(), Arc::clone(&room), soon());
+                let room = Room::new(kib * KIB);
+                let before = room.memory.available_permits();
+                let mut blocks = Ahead::new(snapshot, needed.clone(), room.clone(), soon());
                 for &number in &needed {
                     let block = blocks.next().await.expect("sound").expect("a block");
                     assert_eq!(block, contents(number));
                 }
                 assert!(blocks.next().await.expect("sound").is_none());
-                assert_eq!(room.available_permits(), before, "all room is given back");
+                assert_eq!(room.memory.available_permits(), before, "all room is given back");
             });
         }
     }

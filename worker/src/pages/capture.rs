@@ -700,6 +700,7 @@ mod tests {
     use super::*;
     use std::collections::BTreeMap;
 
+    use proptest::prelude::*;
     use reprieve_core::effort::Level;
 
     use crate::pages::codec::unpack;
@@ -770,25 +771,68 @@ mod tests {
         (server, collect(receiver))
     }
 
+    type Runs = Vec<(u64, u64, Vec<Vec<u8>>)>;
+
+    /// Sends these runs, and looks up each page where what was captured says.
+    fn assert_found(runs: &Runs) -> Captured {
+        let (mut server, blocks) = start();
+        dump(server.socket.take().expect("still here"), runs).expect("dump");
+        let captured = server.finish().expect("complete");
+        let blocks = blocks.join().expect("join");
+        let mut expected: BTreeMap<(MemoryKind, u64), Vec<(u64, &[u8])>> = BTreeMap::new();
+        for (image, vaddr, pages) in runs {
+            let pages = pages.iter().enumerate();
+            let pages = pages.map(|(at, page)| (vaddr + (at * PAGE) as u64, &page[..]));
+            expected.entry(memory_of(*image)).or_default().extend(pages);
+        }
+        assert_eq!(captured.memories.len(), expected.len());
+        for memory in &captured.memories {
+            let mut expected = expected[&(memory.kind(), memory.id)].iter().copied();
+            for segment in &memory.segments {
+                for at in 0..segment.pages {
+                    let contents = match segment.block() {
+                        None => &[0; PAGE],
+                        Some(block) => {
+                            let offset = (segment.first + at) as usize * PAGE;
+                            &blocks[&block][offset..offset + PAGE]
+                        }
+                    };
+                    let found = (segment.vaddr + u64::from(at) * PAGE as u64, contents);
+                    assert!(
+                        expected.next() == Some(found),
+                        "page at {:#x}",
+                        segment.vaddr
+                    );
+                }
+            }
+            assert!(expected.next().is_none());
+        }
+        captured
+    }
+
+    /// As the images below are numbered: a process's number or that of shared memory, and what it is.
+    fn memory_of(image: u64) -> (MemoryKind, u64) {
+        match image & 0xff {
+            1 => (MemoryKind::Process, image >> 8),
+            _ => (MemoryKind::Shared, image >> 8),
+        }
+    }
+
     #[test]
     fn every_page_is_found_where_the_index_says() {
-        let (mut server, blocks) = start();
         let mut number = 0;
         let mut next = |zero: bool| {
             number += 1;
             if zero { vec![0; PAGE] } else { page(number) }
         };
-        let runs: Vec<(u64, u64, Vec<Vec<u8>>)> = (0..60u64)
+        let runs: Runs = (0..60u64)
             .map(|run| {
                 let image = if run < 40 { 0x2101 } else { 0x302 };
                 let pages = (0..=run * 3).map(|page| next(page % 7 == 0)).collect();
                 (image, run * 0x100_0000, pages)
             })
             .collect();
-        dump(server.socket.take().expect("still here"), &runs).expect("dump");
-        let captured = server.finish().expect("complete");
-        let blocks = blocks.join().expect("join");
-        assert_eq!(captured.memories.len(), 2);
+        let captured = assert_found(&runs);
         assert_eq!(
             (captured.memories[0].kind(), captured.memories[0].id),
             (MemoryKind::Process, 0x21)
@@ -797,30 +841,50 @@ mod tests {
             (captured.memories[1].kind(), captured.memories[1].id),
             (MemoryKind::Shared, 3)
         );
-        let mut expected = runs.iter().flat_map(|(_, vaddr, pages)| {
-            pages
-                .iter()
-                .enumerate()
-                .map(move |(at, page)| (vaddr + (at * PAGE) as u64, page.clone()))
-        });
-        for segment in captured.memories.iter().flat_map(|memory| &memory.segments) {
-            for at in 0..segment.pages {
-                let contents = match segment.block() {
-                    None => vec![0; PAGE],
-                    Some(block) => {
-                        let offset = (segment.first + at) as usize * PAGE;
-                        blocks[&block][offset..offset + PAGE].to_vec()
-                    }
-                };
-                let found = (segment.vaddr + u64::from(at) * PAGE as u64, contents);
-                assert!(
-                    expected.next() == Some(found),
-                    "page at {:#x}",
-                    segment.vaddr
-                );
+    }
+
+    /// Zeros, what packs well, and what does not.
+    fn some_page() -> impl Strategy<Value = Vec<u8>> {
+        prop_oneof![
+            Just(vec![0; PAGE]),
+            any::<u64>().prop_map(page),
+            any::<[u8; 32]>().prop_map(|seed| {
+                let mut bytes = vec![0; PAGE];
+                blake3::Hasher::new_keyed(&seed)
+                    .finalize_xof()
+                    .fill(&mut bytes);
+                bytes
+            }),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+        #[test]
+        fn whatever_memory_comes_in_whatever_runs_it_is_found(
+            images in prop::collection::vec(
+                (prop::sample::select(vec![1u64, 2]),
+                 prop::collection::vec((0u64..3, prop::collection::vec(some_page(), 1..120)), 0..12)),
+                1..5,
+            ),
+        ) {
+            let mut runs = Runs::new();
+            for (number, (kind, of_image)) in images.into_iter().enumerate() {
+                let image = (number as u64 + 1) << 8 | kind;
+                let mut vaddr = 0x1000;
+                for (gap, pages) in of_image {
+                    vaddr += gap * PAGE as u64;
+                    let next = vaddr + (pages.len() * PAGE) as u64;
+                    runs.push((image, vaddr, pages));
+                    vaddr = next;
+                }
             }
+            let captured = assert_found(&runs);
+            let pages = runs.iter().flat_map(|(_, _, pages)| pages);
+            prop_assert_eq!(captured.pages, pages.clone().count() as u64);
+            let zeros = pages.filter(|page| is_zero(page)).count();
+            prop_assert_eq!(captured.zero_pages, zeros as u64);
         }
-        assert!(expected.next().is_none());
     }
 
     #[test]

@@ -441,6 +441,11 @@ pub(crate) fn hashes(image: &[u8]) -> Vec<PageHash> {
     hashes.to_vec()
 }
 
+/// Whether an image of this name holds hashes.
+pub(crate) fn is_hashes(name: &str) -> bool {
+    name.starts_with(HASHES)
+}
+
 /// The name of the image that holds a memory image's hashes.
 pub(crate) fn hashes_name(memory: usize) -> String {
     format!("{HASHES}{memory}")

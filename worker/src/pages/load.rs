@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use futures::StreamExt;
@@ -21,6 +21,7 @@ use crate::images::ImageError;
 use crate::keys::{KeyError, MasterKey, OpenError, Opened, Place};
 use crate::pages::codec::{self, Damage};
 use crate::pages::index::{File, Index, IndexError};
+use crate::pages::known;
 use crate::pages::seal::PartKeys;
 use crate::programs;
 use crate::store::{Store, StoreError, StoreErrorKind, retry};
@@ -30,6 +31,9 @@ const CHECKS: usize = 16;
 
 /// Stored bytes that are fetched in one request, at most.
 pub(crate) const FETCH: u64 = 2 << 20;
+
+/// Bytes of small images that are [read at once](Snapshot::read_images), at most.
+const IMAGES: u64 = 4 << 20;
 
 /// Unpacked blocks that a reader keeps: enough for two workers' blocks to be read in turn.
 pub(crate) const KEPT: usize = 24;
@@ -105,6 +109,8 @@ pub struct Snapshot {
     pub keys: PartKeys,
     store: Arc<dyn Store>,
     root: String,
+    /// Blocks of small images, verified and unpacked, by number.
+    images: OnceLock<HashMap<usize, Bytes>>,
 }
 
 /// Reads and verifies everything about a snapshot but its blocks, for a host that is to run it.
@@ -145,6 +151,7 @@ pub async fn open(catalog: &Catalog, read: Read, deadline: Instant) -> Result<Sn
         keys,
         store: Arc::clone(catalog.store()),
         root: catalog.root(),
+        images: OnceLock::new(),
     })
 }
 
@@ -291,7 +298,67 @@ impl Snapshot {
             keys: PartKeys::default(),
             store,
             root: root.to_owned(),
+            images: OnceLock::new(),
         }
+    }
+
+    /// Reads CRIU's small images, which a restore needs all of, in as few requests as they take: each process has about
+    /// eight, and a request for each would be what a restore of many processes waits for.
+    pub(crate) async fn read_images(&self, deadline: Instant) -> Result<(), Unusable> {
+        let fetches: Vec<_> = self
+            .image_blocks()
+            .into_iter()
+            .map(|group| async move { self.fetch(&group, deadline).await })
+            .collect();
+        let mut fetches = futures::stream::iter(fetches).buffer_unordered(CHECKS);
+        let mut images = HashMap::new();
+        while let Some(fetched) = fetches.next().await {
+            images.extend(fetched?);
+        }
+        drop(fetches);
+        // Somebody else's are the same.
+        drop(self.images.set(images));
+        Ok(())
+    }
+
+    /// The blocks of the smallest images, in groups that lie side by side in a part.
+    fn image_blocks(&self) -> Vec<Vec<usize>> {
+        let all = &self.index.blocks;
+        let mut files: Vec<&File> = self
+            .index
+            .files
+            .iter()
+            .filter(|file| !known::is_hashes(&file.name))
+            .collect();
+        files.sort_by_key(|file| file.size);
+        let mut left = IMAGES;
+        let mut wanted: Vec<usize> = files
+            .into_iter()
+            .map_while(|file| {
+                left = left.checked_sub(file.size)?;
+                Some(file.blocks.iter().map(|number| *number as usize))
+            })
+            .flatten()
+            .filter(|number| all[*number].stored > 0)
+            .collect();
+        wanted.sort_unstable_by_key(|&number| (all[number].part, all[number].offset));
+        wanted.dedup();
+        let mut groups: Vec<Vec<usize>> = Vec::new();
+        for number in wanted {
+            let block = &all[number];
+            let end = block.offset + u64::from(block.stored);
+            let joined = groups.last_mut().filter(|group| {
+                let (first, last) = (&all[group[0]], &all[group[group.len() - 1]]);
+                block.part == last.part
+                    && block.offset == last.offset + u64::from(last.stored)
+                    && end - first.offset <= FETCH
+            });
+            match joined {
+                Some(group) => group.push(number),
+                None => groups.push(vec![number]),
+            }
+        }
+        groups
     }
 
     /// The whole contents of one of the small images. Its size is bounded by what CRIU was allowed to put there.
@@ -310,6 +377,14 @@ impl Snapshot {
         wanted: &[usize],
         deadline: Instant,
     ) -> Result<Vec<(usize, Bytes)>, Unusable> {
+        if let Some(images) = self.images.get() {
+            let here = wanted
+                .iter()
+                .map(|number| Some((*number, images.get(number)?.clone())));
+            if let Some(here) = here.collect() {
+                return Ok(here);
+            }
+        }
         let all = &self.index.blocks;
         let (first, last) = (&all[wanted[0]], &all[wanted[wanted.len() - 1]]);
         let part = &self.manifest.parts[first.part as usize];

@@ -22,11 +22,11 @@ use prost::Message;
 use tokio::io::AsyncWriteExt;
 use tokio::net::unix::pipe;
 use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::pages::ahead::{self, Ahead};
+use crate::pages::ahead::{Ahead, Room};
 use crate::pages::index::{MemoryKind, Segment};
 use crate::pages::load::{Snapshot, Unusable};
 use crate::pages::{BLOCK, PAGE};
@@ -121,7 +121,7 @@ struct Shared {
     snapshot: Arc<Snapshot>,
     deadline: Instant,
     /// For what is fetched and not handed over yet, of all images together.
-    room: Arc<Semaphore>,
+    room: Room,
     feeders: Mutex<JoinSet<Result<(), ServeError>>>,
     protocol: Mutex<Option<io::Error>>,
 }
@@ -141,7 +141,7 @@ impl ImageServer {
         let shared = Arc::new(Shared {
             snapshot,
             deadline,
-            room: ahead::room(ahead_bytes),
+            room: Room::new(ahead_bytes),
             feeders: Mutex::new(JoinSet::new()),
             protocol: Mutex::new(None),
         });
@@ -329,7 +329,7 @@ async fn produce(
 ) -> Result<(), Unusable> {
     let snapshot = &*shared.snapshot;
     let read = |needed| {
-        let (snapshot, room) = (Arc::clone(&shared.snapshot), Arc::clone(&shared.room));
+        let (snapshot, room) = (Arc::clone(&shared.snapshot), shared.room.clone());
         Ahead::new(snapshot, needed, room, shared.deadline)
     };
     match image {
@@ -381,6 +381,8 @@ async fn produce_pages(
             continue;
         }
         if segment.source != current.0 {
+            // It may have to go before there is room for the next one.
+            drop(std::mem::take(&mut current.1));
             current = (segment.source, blocks.next().await?.unwrap_or_default());
         }
         let start = segment.first as usize * PAGE;

@@ -173,6 +173,7 @@ impl Restorer {
         let snapshot = Arc::new(load::load(&self.catalog, candidate, &self.host, deadline).await?);
         // What is waited for the clock is no part of the time that a restore may take.
         let deadline = deadline + self.mind_the_clock(&snapshot.manifest).await?;
+        snapshot.read_images(deadline).await?;
         let library = library(&snapshot, deadline).await?;
         if let Some(library) = &library {
             library.write()?;
