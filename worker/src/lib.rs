@@ -25,6 +25,7 @@ mod named;
 pub mod operate;
 pub mod pages;
 mod place;
+mod preserve;
 pub mod queue;
 pub mod registry;
 pub mod send;

@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use config::{Config, ConfigError, File, FileFormat, Map, Value, ValueKind};
 use reprieve_core::notice::Source;
+use reprieve_core::preserve::{Pattern, Privileged, Rules};
 use reprieve_core::retention::Policy;
 use reprieve_core::rollback;
 use tracing_subscriber::EnvFilter;
@@ -100,6 +101,10 @@ pub enum Kind {
     Path(usize),
     /// Absolute paths with commas between them.
     Paths,
+    /// Patterns of paths with colons between them, or `auto` for one.
+    Preserve,
+    /// The same without `auto`, and with names that may be anywhere.
+    PreserveExclude,
     KmsKey,
     /// Several with commas between them.
     KmsKeys,
@@ -125,7 +130,16 @@ pub struct Setting {
 impl Kind {
     /// Whether a flag of it may be given several times, for a list.
     pub(crate) fn is_list(self) -> bool {
-        matches!(self, Self::Paths | Self::KmsKeys)
+        self.separator().is_some()
+    }
+
+    /// What stands between the values of a list.
+    pub(crate) fn separator(self) -> Option<char> {
+        match self {
+            Self::Paths | Self::KmsKeys => Some(','),
+            Self::Preserve | Self::PreserveExclude => Some(':'),
+            _ => None,
+        }
     }
 }
 
@@ -482,6 +496,34 @@ pub const TABLE: &[Setting] = &[
         unset: "",
         meaning: "The largest file that is deleted but still open and goes into a snapshot; a larger one fails the \
                   checkpoint.",
+    },
+    Setting {
+        name: "preserve",
+        section: EVICTION,
+        kind: Kind::Preserve,
+        default: None,
+        unset: "no files of the app travel with a snapshot, but for deleted ones that are open",
+        meaning: "What of the app's files travels with each snapshot: files, directories with all that is in them, patterns \
+                  (`*`, `?`, `[abc]`, and `**` for any directories), or `auto` for what changed on the container's own layer \
+                  since Reprieve started. The flag can be repeated. Other mounts travel only when they are named.",
+    },
+    Setting {
+        name: "preserve-exclude",
+        section: EVICTION,
+        kind: Kind::PreserveExclude,
+        default: None,
+        unset: "nothing of it is left out",
+        meaning: "What of that stays behind all the same. A pattern without a slash is a name that may be anywhere. The flag \
+                  can be repeated.",
+    },
+    Setting {
+        name: "preserve-privileged",
+        section: EVICTION,
+        kind: Kind::Choice(PreservePrivileged::NAMES),
+        default: Some("refuse"),
+        unset: "",
+        meaning: "Whether device nodes, setuid and setgid bits and file capabilities travel with preserved files (`keep`), or \
+                  are left out of new snapshots and refused in others (`refuse`).",
     },
     Setting {
         name: "checkup-interval",
@@ -1100,6 +1142,11 @@ impl Period {
 }
 
 named! {
+    /// Whether preserved files may give rights.
+    pub enum PreservePrivileged { Refuse = "refuse", Keep = "keep", }
+}
+
+named! {
     /// Who gets the signals that are passed on.
     pub enum SignalTarget { Group = "group", Child = "child", }
 }
@@ -1205,6 +1252,7 @@ pub struct Settings {
     pub on_checkpoint_failure: OnCheckpointFailure,
     pub checkpointed_exit_code: u8,
     pub ghost_limit_bytes: u32,
+    pub preserve: Rules,
     pub checkup_interval: Duration,
     pub signal_target: SignalTarget,
     pub on_sigint: OnSignal,
@@ -1331,6 +1379,42 @@ impl KeySettings {
             )
         });
         faults.collect()
+    }
+}
+
+/// What of the app's files travels.
+fn preserve_rules(merged: &Merged) -> Rules {
+    let list = |name: &str| {
+        let text = merged.text(name).unwrap_or_default();
+        let one = |one: &str| one.to_owned();
+        text.split(':')
+            .filter(|one| !one.is_empty())
+            .map(one)
+            .collect::<Vec<_>>()
+    };
+    let wanted = list("preserve");
+    let is_pattern = |text: &&String| text.as_str() != "auto";
+    // Each was checked when it was read.
+    let named = wanted
+        .iter()
+        .filter(is_pattern)
+        .filter_map(|text| Pattern::absolute(text).ok());
+    let excluded = list("preserve-exclude");
+    let kept = merged.need(
+        "preserve-privileged",
+        Checked::choice(PreservePrivileged::from_name),
+    );
+    Rules {
+        auto: wanted.iter().any(|text| text == "auto"),
+        named: named.collect(),
+        excluded: excluded
+            .iter()
+            .filter_map(|text| Pattern::anywhere(text).ok())
+            .collect(),
+        privileged: match kept {
+            PreservePrivileged::Refuse => Privileged::Refuse,
+            PreservePrivileged::Keep => Privileged::Keep,
+        },
     }
 }
 
@@ -1575,6 +1659,7 @@ impl Settings {
             ghost_limit_bytes: merged.need("ghost-limit", |checked| {
                 checked.bytes().and_then(|bytes| u32::try_from(bytes).ok())
             }),
+            preserve: preserve_rules(merged),
             checkup_interval: merged.need("checkup-interval", Checked::duration),
             signal_target: merged.need("signal-target", Checked::choice(SignalTarget::from_name)),
             on_sigint: merged.need("on-sigint", Checked::choice(OnSignal::from_name)),
@@ -2503,6 +2588,11 @@ fn check(kind: Kind, text: &str) -> Result<Checked, Problem> {
             true => Ok(Checked::Text(text.into())),
             false => Err(Problem::new(kind, "is not a list of absolute paths")),
         },
+        Kind::Preserve => check_patterns(kind, text, |one| match one {
+            "auto" => Ok(()),
+            one => Pattern::absolute(one).map(drop),
+        }),
+        Kind::PreserveExclude => check_patterns(kind, text, |one| Pattern::anywhere(one).map(drop)),
         Kind::KmsKey => match is_kms_key(text) {
             true => Ok(Checked::Text(text.into())),
             false => Err(Problem::new(kind, "is not the name of a key of KMS")),
@@ -2595,6 +2685,19 @@ fn is_name(text: &str, punctuation: &[u8], limit: usize) -> bool {
 
 fn is_kms_key(text: &str) -> bool {
     is_name(text, b"-_/:", 2048)
+}
+
+fn check_patterns(
+    kind: Kind,
+    text: &str,
+    check: impl Fn(&str) -> Result<(), &'static str>,
+) -> Result<Checked, Problem> {
+    for one in text.split(':').filter(|one| !one.is_empty()) {
+        if let Err(problem) = check(one) {
+            return Err(Problem::new(kind, format!("{problem}: {one}")));
+        }
+    }
+    Ok(Checked::Text(text.into()))
 }
 
 fn check_duration(
@@ -2722,6 +2825,10 @@ pub(crate) fn expected(kind: Kind) -> String {
         Kind::Path(usize::MAX) => "an absolute path".into(),
         Kind::Path(limit) => format!("an absolute path of at most {limit} bytes"),
         Kind::Paths => "absolute paths with commas between them".into(),
+        Kind::Preserve => "auto, or absolute paths or patterns, with colons between them".into(),
+        Kind::PreserveExclude => {
+            "absolute paths or patterns, or names without slashes, with colons between them".into()
+        }
         Kind::KmsKey => "the id, the ARN or the alias (alias/NAME) of a key".into(),
         Kind::KmsKeys => {
             "ids, ARNs or aliases (alias/NAME) of keys with commas between them".into()
@@ -3098,6 +3205,7 @@ mod tests {
                 on_checkpoint_failure: OnCheckpointFailure::RunOn,
                 checkpointed_exit_code: 75,
                 ghost_limit_bytes: 64 * 1024 * 1024,
+                preserve: Rules::default(),
                 checkup_interval: Duration::from_secs(60),
                 signal_target: SignalTarget::Group,
                 on_sigint: OnSignal::Forward,
@@ -3200,6 +3308,9 @@ mod tests {
         ("on-checkpoint-failure", "forward"),
         ("checkpointed-exit-code", "143"),
         ("ghost-limit", "0B"),
+        ("preserve", "auto:/data/*.db"),
+        ("preserve-exclude", "*.tmp:/cache"),
+        ("preserve-privileged", "keep"),
         ("checkup-interval", "10s"),
         ("signal-target", "child"),
         ("platform", "ecs"),
@@ -3347,6 +3458,15 @@ mod tests {
             on_checkpoint_failure: OnCheckpointFailure::Forward,
             checkpointed_exit_code: 143,
             ghost_limit_bytes: 0,
+            preserve: Rules {
+                auto: true,
+                named: vec![Pattern::absolute("/data/*.db").expect("a pattern")],
+                excluded: vec![
+                    Pattern::anywhere("*.tmp").expect("a pattern"),
+                    Pattern::anywhere("/cache").expect("a pattern"),
+                ],
+                privileged: Privileged::Keep,
+            },
             checkup_interval: Duration::from_secs(10),
             signal_target: SignalTarget::Child,
             on_sigint: OnSignal::Stop,
@@ -3612,6 +3732,13 @@ reprieve: 9 settings are not valid
             ),
             ("memory-budget", "MiB", Some("units B, KiB, MiB, GiB")),
             ("ghost-limit", "4GiB", Some("outside these limits")),
+            (
+                "preserve",
+                "/data:data",
+                Some("is not an absolute path: data"),
+            ),
+            ("preserve", "/a/../b", Some("has a segment . or ..")),
+            ("preserve-exclude", "a//b", Some("is not an absolute path")),
             ("checkpointed-exit-code", "0", None),
             (
                 "checkpointed-exit-code",

@@ -6,7 +6,7 @@
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use reprieve_core::clock::{self, Verdict};
@@ -14,6 +14,7 @@ use reprieve_core::files::Mismatch;
 use reprieve_core::manifest::{self, HostFacts, Manifest};
 use reprieve_core::rollback;
 use reprieve_core::selection::Candidate;
+use tokio::runtime::Handle;
 use tokio::time::{Instant as TokioInstant, sleep, timeout, timeout_at};
 
 use crate::catalog::{self, Catalog, CatalogError};
@@ -24,6 +25,8 @@ use crate::journal::Journal;
 use crate::metrics::RestorePhase;
 use crate::pages::load::{self, Snapshot, Unusable};
 use crate::pages::serve::{ImageServer, ServeError};
+use crate::preserve::Preserver;
+use crate::preserve::put::{Placed, PutError};
 use crate::steps::{self, Step};
 use crate::supervisor::boot::Gate;
 use crate::supervisor::checkpoint::HELD;
@@ -56,6 +59,12 @@ pub(super) enum RestoreError {
     Serve(#[from] ServeError),
     #[error(transparent)]
     Criu(#[from] CriuError),
+    #[error("the job's files cannot be put in place")]
+    Put(#[from] PutError),
+    #[error(
+        "the snapshot has files of the job, and this worker is to preserve none: give it the --preserve that it was taken with"
+    )]
+    NotPreserving,
     #[error("{} as the job's processes had them: {}", count(.0), listed(.0))]
     Files(Vec<Mismatch>),
     #[error("this host's CLOCK_MONOTONIC is {} behind the snapshot's", seconds(*.0))]
@@ -100,6 +109,7 @@ impl RestoreError {
         matches!(
             self,
             Self::Unusable(Unusable::Store(_))
+                | Self::Put(PutError::Unusable(Unusable::Store(_)))
                 | Self::Serve(ServeError::Unusable(Unusable::Store(_)))
         )
     }
@@ -109,6 +119,11 @@ impl RestoreError {
     /// Whether only this host's clock is in the way: an older snapshot would undo work for nothing.
     pub(crate) fn is_about_the_clock(&self) -> bool {
         matches!(self, Self::Clock(_))
+    }
+
+    /// Whether only this worker's settings keep the job's files out: an older snapshot would undo work for nothing.
+    pub(crate) fn is_about_settings(&self) -> bool {
+        matches!(self, Self::NotPreserving | Self::Put(PutError::Refused(_)))
     }
 
     /// Whether other keys could open it: then no other snapshot may be taken for the job's newest.
@@ -143,6 +158,10 @@ pub(crate) struct Restorer {
     pub clock: clock::Policy,
     /// What is stored about the restore before the app may run.
     pub going_back: Option<GoingBack>,
+    /// None if no files travel.
+    pub preserver: Option<Arc<Preserver>>,
+    /// The job's files, until it runs.
+    pub placed: Mutex<Option<Placed>>,
 }
 
 /// The job goes on from an older snapshot, on purpose.
@@ -154,8 +173,72 @@ pub(crate) struct GoingBack {
 }
 
 impl Restorer {
-    /// Resumes one snapshot.
+    /// Resumes one snapshot, or leaves this host as it was.
     pub(crate) async fn resume(
+        &self,
+        candidate: &Candidate,
+        deadline: TokioInstant,
+    ) -> Result<Resumed, RestoreError> {
+        let resumed = self.try_to(candidate, deadline).await;
+        if let Some(placed) = self.take_placed() {
+            // It was not let run.
+            drop(tokio::task::spawn_blocking(move || drop(placed)).await);
+        }
+        resumed
+    }
+
+    fn take_placed(&self) -> Option<Placed> {
+        self.placed
+            .lock()
+            .expect("no holder of this lock panics")
+            .take()
+    }
+
+    /// Puts the job's files where its processes will look for them.
+    async fn put_files(
+        &self,
+        snapshot: &Arc<Snapshot>,
+        deadline: TokioInstant,
+    ) -> Result<(), RestoreError> {
+        let Some(preserver) = self.preserver.clone() else {
+            return match snapshot.index.preserved.is_empty() {
+                true => Ok(()),
+                false => Err(RestoreError::NotPreserving),
+            };
+        };
+        let begun = Instant::now();
+        let (snapshot, ahead, runtime) =
+            (Arc::clone(snapshot), self.ahead_bytes, Handle::current());
+        let putting = tokio::task::spawn_blocking(move || {
+            preserver.put(&snapshot, ahead, &runtime, deadline)
+        });
+        let placed = putting.await.map_err(|_| RestoreError::Deadline)??;
+        if placed.files > 0 {
+            crate::metrics::put_in_place(placed.bytes);
+            tracing::info!(
+                files = placed.files,
+                bytes = placed.bytes,
+                replaced = placed.replaced,
+                took = ?begun.elapsed(),
+                "the job's files are in place; what the snapshot has of them goes before what was here"
+            );
+        }
+        *self.placed.lock().expect("no holder of this lock panics") = Some(placed);
+        Ok(())
+    }
+
+    /// The job is about to run with its files as they are.
+    async fn settle_files(&self, manifest: &Manifest) {
+        let (Some(preserver), Some(placed)) = (&self.preserver, self.take_placed()) else {
+            return;
+        };
+        if let Ok(mut seen) = tokio::task::spawn_blocking(move || placed.settle()).await {
+            seen.manifest = manifest.key();
+            preserver.saw(seen);
+        }
+    }
+
+    async fn try_to(
         &self,
         candidate: &Candidate,
         deadline: TokioInstant,
@@ -165,6 +248,7 @@ impl Restorer {
         let snapshot = Arc::new(load::load(&self.catalog, candidate, &self.host, deadline).await?);
         // What is waited for the clock is no part of the time that a restore may take.
         let deadline = deadline + self.mind_the_clock(&snapshot.manifest).await?;
+        self.put_files(&snapshot, deadline).await?;
         let mismatches = files::mismatches(&snapshot, deadline).await?;
         if !mismatches.is_empty() {
             return Err(RestoreError::Files(mismatches));
@@ -275,7 +359,7 @@ impl Restorer {
         drop(ends);
         let built = timeout_at(
             deadline,
-            self.build(&mut criu, &hooks, &server, app.root_pid, deadline),
+            self.build(&mut criu, &hooks, &server, &snapshot.manifest, deadline),
         )
         .await;
         let failure = match built {
@@ -308,7 +392,7 @@ impl Restorer {
         criu: &mut Watched,
         hooks: &Hooks,
         server: &ImageServer,
-        root_pid: i32,
+        manifest: &Manifest,
         deadline: TokioInstant,
     ) -> Result<Watched, Unbuilt> {
         loop {
@@ -336,6 +420,7 @@ impl Restorer {
                     .await
                     .map_err(|error| Unbuilt::Failed(RestoreError::NotNoted(error)))?;
             }
+            self.settle_files(manifest).await;
             // The app's next processes must not get numbers that the next host's supervisor will have.
             pids::leave_reserved_range();
             if !self.gate.open() {
@@ -343,7 +428,7 @@ impl Restorer {
                 std::future::pending::<()>().await;
             }
             // The app is our child now, under the number it had; its end must not go unheard.
-            let watched = self.reaper.expect(root_pid);
+            let watched = self.reaper.expect(manifest.app.root_pid);
             asked.go_on().await;
             steps::reached(Step::Released);
             return Ok(watched);
