@@ -170,7 +170,7 @@ fn what_the_app_wrote_is_there_on_a_host_that_never_had_it_and_only_changes_are_
         "--job",
         "job",
         "--keep-generations",
-        "1",
+        "2",
     ]);
     last.destroy();
     let after = store.host_with("after", &options, &app()).start();
