@@ -179,9 +179,8 @@ fn main() {
 
 /// Rows that are measured together, in their order.
 fn groups(rows: &[Row]) -> Vec<&[Row]> {
-    let together = |one: &Row, next: &Row| {
-        one.left == next.left && one.mib <= SMALL && next.mib <= SMALL
-    };
+    let together =
+        |one: &Row, next: &Row| one.left == next.left && one.mib <= SMALL && next.mib <= SMALL;
     let alike = rows.chunk_by(together);
     alike.flat_map(|rows| rows.chunks(SIDE_BY_SIDE)).collect()
 }
@@ -193,9 +192,9 @@ fn evict_all(rows: &[Row]) -> Vec<(&Row, Went)> {
             .map(|row| (row, scope.spawn(|| evict(row))))
             .collect();
         // What was wrong is on standard error already.
-        let ended = started.into_iter().map(|(row, evicted)| {
-            (row, evicted.join().unwrap_or(Went::Unmeasured))
-        });
+        let ended = started
+            .into_iter()
+            .map(|(row, evicted)| (row, evicted.join().unwrap_or(Went::Unmeasured)));
         ended.collect()
     })
 }

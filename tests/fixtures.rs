@@ -16,6 +16,9 @@ use std::process::Command;
 use harness::{project_path, wait_until};
 use job::{Store, evict};
 
+/// The beginning of the names of the present format.
+const NEWEST: &str = "2-";
+
 const PASSPHRASE: &str = "the passphrase of the fixtures";
 
 fn fixture(name: &str) -> PathBuf {
@@ -85,19 +88,24 @@ fn copy(from: &Path, to: &Path) {
 /// The smallest job there is, stored once.
 fn make(name: &str) {
     let store = Store::new();
-    let mut builder = store.host_with(
-        "fixture",
-        &["--compression", "high"],
-        &["sleep", "infinity"],
-    );
+    let script =
+        "mkdir /srv/kept; echo of the job > /srv/kept/file; rm /etc/issue; exec sleep infinity";
+    let (options, app): (&[&str], &[&str]) = match name.starts_with("2-") {
+        true => (
+            &["--compression", "high", "--preserve", "/srv:/etc/issue"],
+            &["bash", "-c", script],
+        ),
+        false => (&["--compression", "high"], &["sleep", "infinity"]),
+    };
+    let mut builder = store.host_with("fixture", options, app);
     if name.contains("sealed") {
         builder = builder.env("REPRIEVE_KEY", PASSPHRASE);
     }
     let host = builder.start();
     wait_until(harness::LIMIT, "the app", || {
-        host.processes()
-            .iter()
-            .any(|process| process.parent == 1 && process.pid > 300)
+        host.processes().iter().any(|process| {
+            process.parent == 1 && process.pid > 300 && process.command_line.starts_with("sleep")
+        })
     });
     evict(&host);
     let directory = fixture(name);
@@ -108,7 +116,7 @@ fn make(name: &str) {
 #[test]
 fn snapshots_of_every_format_are_read() {
     // Sealed jobs had BLAKE3 for their page hashes before they had AES-GCM.
-    let names = ["1-plain", "1-sealed", "1-sealed-gcm"];
+    let names = ["1-plain", "1-sealed", "1-sealed-gcm", "2-plain"];
     for name in names {
         if std::env::var_os("UPDATE_FIXTURES").is_some() && !fixture(name).exists() {
             make(name);
@@ -126,6 +134,11 @@ fn snapshots_of_every_format_are_read() {
         );
         let expected = fs::read_to_string(fixture(name).join("extracted")).expect("it is text");
         assert_eq!(extracted(&store), expected, "{name}");
+        assert_eq!(
+            expected.contains("reprieve-preserved.json"),
+            name.starts_with(NEWEST),
+            "{expected}"
+        );
         assert!(
             expected.contains("inventory.img") && expected.contains("pages-1.img"),
             "{expected}"

@@ -231,7 +231,7 @@ impl Catalog {
             Some(key) => key
                 .seal(&self.job, name, value)
                 .map_err(CatalogError::Random)?,
-            None => document::seal(T::KIND, T::VERSION, value),
+            None => document::seal(T::KIND, value.version(), value),
         };
         Ok(bytes.into())
     }

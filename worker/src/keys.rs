@@ -264,7 +264,7 @@ impl MasterKey {
         let key = self.derive(context::DOCUMENT, &[&place[..], &[&salt[..]]].concat());
         let (aead, nonce) = once(&key);
         let mut plain = document::json(value).into_bytes();
-        let header = document::sealed_header(T::KIND, T::VERSION, &self.id);
+        let header = document::sealed_header(T::KIND, value.version(), &self.id);
         aead.seal_in_place_append_tag(nonce, Aad::from(header.as_bytes()), &mut plain)
             .expect("a document is far below the limit of the cipher");
         let body = base64::encode([&salt[..], &plain].concat());
@@ -272,7 +272,7 @@ impl MasterKey {
         let prove = |signed: &[u8]| blake3::keyed_hash(&proof_key, signed).to_hex().to_string();
         Ok(document::sealed(
             T::KIND,
-            T::VERSION,
+            value.version(),
             &self.id,
             &body,
             prove,
@@ -302,7 +302,7 @@ impl MasterKey {
             .ok_or(DocumentError::Forged)?;
         let key = self.derive(context::DOCUMENT, &[&place[..], &[&*salt]].concat());
         let (aead, nonce) = once(&key);
-        let header = document::sealed_header(T::KIND, T::VERSION, &self.id);
+        let header = document::sealed_header(T::KIND, envelope.version, &self.id);
         let plain = aead
             .open_in_place(nonce, Aad::from(header.as_bytes()), sealed)
             .map_err(|_| DocumentError::Forged)?;
@@ -508,9 +508,9 @@ impl Keyring {
         vouched: bool,
         deadline: Instant,
     ) -> Result<Opened<T>, OpenError> {
-        let envelope = Envelope::parse(T::KIND, T::VERSION, bytes)?;
+        let envelope = Envelope::parse(T::KIND, T::OLDEST..=T::VERSION, bytes)?;
         let Some(id) = envelope.key else {
-            let value = document::open(T::KIND, T::VERSION, bytes)?;
+            let value = document::open(T::KIND, T::OLDEST..=T::VERSION, bytes)?;
             return match self.seals() && !vouched && self.unsealed == Unsealed::Refuse {
                 true => Err(DocumentError::NotSealed.into()),
                 false => Ok(Opened { value, key: None }),
@@ -558,13 +558,15 @@ impl Keyring {
             }
             Err(error) => return Err(KeyError::from(error).into()),
         };
-        let found: KeyDocument =
-            document::open(KeyDocument::KIND, KeyDocument::VERSION, &object.bytes).map_err(
-                |source| KeyError::KeyDocument {
-                    key: name.clone(),
-                    source,
-                },
-            )?;
+        let found: KeyDocument = document::open(
+            KeyDocument::KIND,
+            KeyDocument::VERSION..=KeyDocument::VERSION,
+            &object.bytes,
+        )
+        .map_err(|source| KeyError::KeyDocument {
+            key: name.clone(),
+            source,
+        })?;
         for (number, material) in self.materials.iter().enumerate() {
             let key = match (material, &found.made_from) {
                 (
@@ -1058,7 +1060,7 @@ mod tests {
             let mut bytes = key.seal("job", NAME, &Head::new("job")).expect("random bytes");
             let at = at % bytes.len();
             bytes[at] ^= 1 << bit;
-            let opened = Envelope::parse(Head::KIND, Head::VERSION, &bytes)
+            let opened = Envelope::parse(Head::KIND, Head::VERSION..=Head::VERSION, &bytes)
                 .and_then(|envelope| match envelope.key {
                     Some(id) if id == key.id() => key.open::<Head>("job", NAME, &envelope),
                     _ => Err(DocumentError::Forged),

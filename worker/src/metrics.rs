@@ -64,6 +64,7 @@ named! {
     pub enum CheckpointPhase {
         Prepare = "prepare",
         Dump = "dump",
+        Preserve = "preserve",
         Drain = "drain",
         Upload = "upload",
         Commit = "commit",
@@ -610,6 +611,51 @@ const LOG_LINES_DROPPED: Metric = Metric {
     help: "Our own log lines that nobody took in time.",
 };
 
+const PRESERVED_FILES: Metric = Metric {
+    name: "reprieve_preserved_files",
+    kind: Kind::Gauge,
+    unit: Unit::Count,
+    labels: &[],
+    stability: Stability::Unstable,
+    help: "Paths in the newest snapshot that travel with the job, directories and deleted ones included.",
+};
+
+const PRESERVED_BYTES: Metric = Metric {
+    name: "reprieve_preserved_bytes",
+    kind: Kind::Gauge,
+    unit: Unit::Bytes,
+    labels: &[],
+    stability: Stability::Unstable,
+    help: "Bytes of contents of those files, without holes and zeros.",
+};
+
+const PRESERVED_READ: Metric = Metric {
+    name: "reprieve_preserved_read_bytes_total",
+    kind: Kind::Counter,
+    unit: Unit::Bytes,
+    labels: &[],
+    stability: Stability::Unstable,
+    help: "Bytes of files that were read while the job was frozen, to see what changed.",
+};
+
+const PRESERVED_CHANGED: Metric = Metric {
+    name: "reprieve_preserved_changed_bytes_total",
+    kind: Kind::Counter,
+    unit: Unit::Bytes,
+    labels: &[],
+    stability: Stability::Unstable,
+    help: "Of them, bytes that were not in the store already, before packing.",
+};
+
+const PRESERVED_PUT: Metric = Metric {
+    name: "reprieve_preserved_put_bytes_total",
+    kind: Kind::Counter,
+    unit: Unit::Bytes,
+    labels: &[],
+    stability: Stability::Unstable,
+    help: "Bytes of preserved files that were written before a restore.",
+};
+
 const SEEDED: Metric = Metric {
     name: "reprieve_seeded_bytes_total",
     kind: Kind::Counter,
@@ -684,6 +730,11 @@ pub const TABLE: &[Metric] = &[
     OUTPUT_BYTES,
     OUTPUT_DROPPED,
     LOG_LINES_DROPPED,
+    PRESERVED_FILES,
+    PRESERVED_BYTES,
+    PRESERVED_READ,
+    PRESERVED_CHANGED,
+    PRESERVED_PUT,
     SEEDED,
     UNSEEDED,
     ZOMBIES,
@@ -844,6 +895,18 @@ pub fn output_dropped(bytes: u64) {
 
 pub fn log_lines_dropped(lines: u64) {
     ::metrics::counter!(LOG_LINES_DROPPED.name).increment(lines);
+}
+
+pub fn preserved(sizes: &reprieve_core::manifest::Preserved, read: u64) {
+    ::metrics::counter!(PRESERVED_READ.name).increment(read);
+    ::metrics::counter!(PRESERVED_CHANGED.name).increment(sizes.changed);
+    // Exact up to 2^53.
+    ::metrics::gauge!(PRESERVED_FILES.name).set(sizes.files as f64);
+    ::metrics::gauge!(PRESERVED_BYTES.name).set(sizes.bytes as f64);
+}
+
+pub fn put_in_place(bytes: u64) {
+    ::metrics::counter!(PRESERVED_PUT.name).increment(bytes);
 }
 
 pub fn seeded(stored: u64, unseeded: u64) {

@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use config::{Config, ConfigError, File, FileFormat, Map, Value, ValueKind};
 use reprieve_core::notice::Source;
+use reprieve_core::preserve::{Pattern, Privileged, Rules};
 use reprieve_core::retention::Policy;
 use reprieve_core::rollback;
 use tracing_subscriber::EnvFilter;
@@ -100,6 +101,10 @@ pub enum Kind {
     Path(usize),
     /// Absolute paths with commas between them.
     Paths,
+    /// Patterns of paths with colons between them, or `auto` for one.
+    Preserve,
+    /// The same without `auto`, and with names that may be anywhere.
+    PreserveExclude,
     KmsKey,
     /// Several with commas between them.
     KmsKeys,
@@ -125,7 +130,16 @@ pub struct Setting {
 impl Kind {
     /// Whether a flag of it may be given several times, for a list.
     pub(crate) fn is_list(self) -> bool {
-        matches!(self, Self::Paths | Self::KmsKeys)
+        self.separator().is_some()
+    }
+
+    /// What stands between the values of a list.
+    pub(crate) fn separator(self) -> Option<char> {
+        match self {
+            Self::Paths | Self::KmsKeys => Some(','),
+            Self::Preserve | Self::PreserveExclude => Some(':'),
+            _ => None,
+        }
     }
 }
 
@@ -520,6 +534,34 @@ pub const TABLE: &[Setting] = &[
         default: None,
         unset: "not recorded",
         meaning: "Which image the container was made from, such as its digest; recorded in each snapshot.",
+    },
+    Setting {
+        name: "preserve",
+        section: EVICTION,
+        kind: Kind::Preserve,
+        default: None,
+        unset: "no files of the app travel with a snapshot, but for deleted ones that are open",
+        meaning: "What of the app's files travels with each snapshot: files, directories with all that is in them, patterns \
+                  (`*`, `?`, `[abc]`, and `**` for any directories), or `auto` for what changed on the container's own layer \
+                  since Reprieve started. The flag can be repeated. Other mounts travel only when they are named.",
+    },
+    Setting {
+        name: "preserve-exclude",
+        section: EVICTION,
+        kind: Kind::PreserveExclude,
+        default: None,
+        unset: "nothing of it is left out",
+        meaning: "What of that stays behind all the same. A pattern without a slash is a name that may be anywhere. The flag \
+                  can be repeated.",
+    },
+    Setting {
+        name: "preserve-privileged",
+        section: EVICTION,
+        kind: Kind::Choice(PreservePrivileged::NAMES),
+        default: Some("refuse"),
+        unset: "",
+        meaning: "Whether device nodes, setuid and setgid bits and file capabilities travel with preserved files (`keep`), or \
+                  are left out of new snapshots and refused in others (`refuse`).",
     },
     Setting {
         name: "checkup-interval",
@@ -1168,6 +1210,11 @@ impl Period {
 }
 
 named! {
+    /// Whether preserved files may give rights.
+    pub enum PreservePrivileged { Refuse = "refuse", Keep = "keep", }
+}
+
+named! {
     /// Who gets the signals that are passed on.
     pub enum SignalTarget { Group = "group", Child = "child", }
 }
@@ -1277,6 +1324,7 @@ pub struct Settings {
     pub jvm_perf_data: PerfData,
     pub cpu_baseline: CpuBaseline,
     pub image_digest: Option<String>,
+    pub preserve: Rules,
     pub checkup_interval: Duration,
     pub signal_target: SignalTarget,
     pub on_sigint: OnSignal,
@@ -1404,6 +1452,42 @@ impl KeySettings {
             )
         });
         faults.collect()
+    }
+}
+
+/// What of the app's files travels.
+fn preserve_rules(merged: &Merged) -> Rules {
+    let list = |name: &str| {
+        let text = merged.text(name).unwrap_or_default();
+        let one = |one: &str| one.to_owned();
+        text.split(':')
+            .filter(|one| !one.is_empty())
+            .map(one)
+            .collect::<Vec<_>>()
+    };
+    let wanted = list("preserve");
+    let is_pattern = |text: &&String| text.as_str() != "auto";
+    // Each was checked when it was read.
+    let named = wanted
+        .iter()
+        .filter(is_pattern)
+        .filter_map(|text| Pattern::absolute(text).ok());
+    let excluded = list("preserve-exclude");
+    let kept = merged.need(
+        "preserve-privileged",
+        Checked::choice(PreservePrivileged::from_name),
+    );
+    Rules {
+        auto: wanted.iter().any(|text| text == "auto"),
+        named: named.collect(),
+        excluded: excluded
+            .iter()
+            .filter_map(|text| Pattern::anywhere(text).ok())
+            .collect(),
+        privileged: match kept {
+            PreservePrivileged::Refuse => Privileged::Refuse,
+            PreservePrivileged::Keep => Privileged::Keep,
+        },
     }
 }
 
@@ -1652,6 +1736,7 @@ impl Settings {
             jvm_perf_data: merged.need("jvm-perf-data", Checked::choice(PerfData::from_name)),
             cpu_baseline: merged.need("cpu-baseline", Checked::choice(CpuBaseline::from_name)),
             image_digest: merged.get("image-digest", Checked::text),
+            preserve: preserve_rules(merged),
             checkup_interval: merged.need("checkup-interval", Checked::duration),
             signal_target: merged.need("signal-target", Checked::choice(SignalTarget::from_name)),
             on_sigint: merged.need("on-sigint", Checked::choice(OnSignal::from_name)),
@@ -2581,6 +2666,11 @@ fn check(kind: Kind, text: &str) -> Result<Checked, Problem> {
             true => Ok(Checked::Text(text.into())),
             false => Err(Problem::new(kind, "is not a list of absolute paths")),
         },
+        Kind::Preserve => check_patterns(kind, text, |one| match one {
+            "auto" => Ok(()),
+            one => Pattern::absolute(one).map(drop),
+        }),
+        Kind::PreserveExclude => check_patterns(kind, text, |one| Pattern::anywhere(one).map(drop)),
         Kind::KmsKey => match is_kms_key(text) {
             true => Ok(Checked::Text(text.into())),
             false => Err(Problem::new(kind, "is not the name of a key of KMS")),
@@ -2673,6 +2763,19 @@ fn is_name(text: &str, punctuation: &[u8], limit: usize) -> bool {
 
 fn is_kms_key(text: &str) -> bool {
     is_name(text, b"-_/:", 2048)
+}
+
+fn check_patterns(
+    kind: Kind,
+    text: &str,
+    check: impl Fn(&str) -> Result<(), &'static str>,
+) -> Result<Checked, Problem> {
+    for one in text.split(':').filter(|one| !one.is_empty()) {
+        if let Err(problem) = check(one) {
+            return Err(Problem::new(kind, format!("{problem}: {one}")));
+        }
+    }
+    Ok(Checked::Text(text.into()))
 }
 
 fn check_duration(
@@ -2800,6 +2903,10 @@ pub(crate) fn expected(kind: Kind) -> String {
         Kind::Path(usize::MAX) => "an absolute path".into(),
         Kind::Path(limit) => format!("an absolute path of at most {limit} bytes"),
         Kind::Paths => "absolute paths with commas between them".into(),
+        Kind::Preserve => "auto, or absolute paths or patterns, with colons between them".into(),
+        Kind::PreserveExclude => {
+            "absolute paths or patterns, or names without slashes, with colons between them".into()
+        }
         Kind::KmsKey => "the id, the ARN or the alias (alias/NAME) of a key".into(),
         Kind::KmsKeys => {
             "ids, ARNs or aliases (alias/NAME) of keys with commas between them".into()
@@ -3180,6 +3287,7 @@ mod tests {
                 jvm_perf_data: PerfData::Off,
                 cpu_baseline: CpuBaseline::Off,
                 image_digest: None,
+                preserve: Rules::default(),
                 checkup_interval: Duration::from_secs(60),
                 signal_target: SignalTarget::Group,
                 on_sigint: OnSignal::Forward,
@@ -3287,6 +3395,9 @@ mod tests {
         ("jvm-perf-data", "keep"),
         ("cpu-baseline", "x86-64-v3"),
         ("image-digest", "sha256:1"),
+        ("preserve", "auto:/data/*.db"),
+        ("preserve-exclude", "*.tmp:/cache"),
+        ("preserve-privileged", "keep"),
         ("checkup-interval", "10s"),
         ("signal-target", "child"),
         ("platform", "ecs"),
@@ -3439,6 +3550,15 @@ mod tests {
             jvm_perf_data: PerfData::Keep,
             cpu_baseline: CpuBaseline::V3,
             image_digest: Some("sha256:1".into()),
+            preserve: Rules {
+                auto: true,
+                named: vec![Pattern::absolute("/data/*.db").expect("a pattern")],
+                excluded: vec![
+                    Pattern::anywhere("*.tmp").expect("a pattern"),
+                    Pattern::anywhere("/cache").expect("a pattern"),
+                ],
+                privileged: Privileged::Keep,
+            },
             checkup_interval: Duration::from_secs(10),
             signal_target: SignalTarget::Child,
             on_sigint: OnSignal::Stop,
@@ -3705,6 +3825,13 @@ reprieve: 9 settings are not valid
             ),
             ("memory-budget", "MiB", Some("units B, KiB, MiB, GiB")),
             ("ghost-limit", "4GiB", Some("outside these limits")),
+            (
+                "preserve",
+                "/data:data",
+                Some("is not an absolute path: data"),
+            ),
+            ("preserve", "/a/../b", Some("has a segment . or ..")),
+            ("preserve-exclude", "a//b", Some("is not an absolute path")),
             ("checkpointed-exit-code", "0", None),
             (
                 "checkpointed-exit-code",

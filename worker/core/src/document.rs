@@ -11,6 +11,8 @@
 //! key guards against both. This module knows the form of sealed documents; sealing and opening them is left to whoever
 //! has the keys.
 
+use std::ops::RangeInclusive;
+
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -20,8 +22,15 @@ const SCHEME: &str = "sealed-1";
 /// A value that is stored as a document.
 pub trait Stored: Serialize + DeserializeOwned {
     const KIND: &'static str;
-    /// The version that is written, and the only one that is read.
+    /// The newest version that is read and written.
     const VERSION: u32;
+    /// The oldest version that is read.
+    const OLDEST: u32 = Self::VERSION;
+
+    /// The version in which this value is written: the oldest whose readers do not misread it.
+    fn version(&self) -> u32 {
+        Self::VERSION
+    }
 }
 
 /// The largest document a reader takes, in bytes; a larger object is refused before it is read.
@@ -66,6 +75,8 @@ impl DocumentError {
 /// A document taken apart, with nothing proven yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Envelope<'a> {
+    /// Of the document.
+    pub version: u32,
     /// The key that it is sealed with, if it is.
     pub key: Option<&'a str>,
     /// The second line.
@@ -77,21 +88,26 @@ pub struct Envelope<'a> {
 }
 
 impl<'a> Envelope<'a> {
-    /// Takes a document of this kind and version apart.
-    pub fn parse(kind: &'static str, version: u32, bytes: &'a [u8]) -> Result<Self, DocumentError> {
+    /// Takes a document of this kind, and of one of these versions, apart.
+    pub fn parse(
+        kind: &'static str,
+        versions: RangeInclusive<u32>,
+        bytes: &'a [u8],
+    ) -> Result<Self, DocumentError> {
         let first = line(bytes).ok_or(DocumentError::Damaged)?;
         let (found, key) = header(first, kind)?;
         let body = line(&bytes[first.len() + 1..]).ok_or(DocumentError::Damaged)?;
         let (signed, rest) = bytes.split_at(first.len() + body.len() + 2);
         // The version is believed before the proof: a later format may prove itself in another way.
-        if found != version {
+        if !versions.contains(&found) {
             return Err(DocumentError::OtherVersion {
                 found,
-                supported: version,
+                supported: *versions.end(),
             });
         }
         match rest.split_last() {
             Some((b'\n', proof)) => Ok(Self {
+                version: found,
                 key,
                 body,
                 signed,
@@ -157,10 +173,10 @@ pub fn seal<T: Serialize>(kind: &'static str, version: u32, value: &T) -> Vec<u8
 /// Reads a document back, refusing whatever is not exactly what [`seal`] wrote.
 pub fn open<T: DeserializeOwned>(
     kind: &'static str,
-    version: u32,
+    versions: RangeInclusive<u32>,
     bytes: &[u8],
 ) -> Result<T, DocumentError> {
-    let envelope = Envelope::parse(kind, version, bytes)?;
+    let envelope = Envelope::parse(kind, versions, bytes)?;
     if let Some(key) = envelope.key {
         return Err(DocumentError::NoKey { key: key.into() });
     }
@@ -223,7 +239,7 @@ mod tests {
     #[test]
     fn comes_back_as_written() {
         assert_eq!(
-            open::<Vec<String>>("sample", 3, &sample()),
+            open::<Vec<String>>("sample", 3..=3, &sample()),
             Ok(vec!["one\ntwo".into(), "drei".into()])
         );
     }
@@ -231,11 +247,11 @@ mod tests {
     #[test]
     fn another_kind_and_another_version_have_their_own_reasons() {
         assert!(matches!(
-            open::<Vec<String>>("other", 3, &sample()),
+            open::<Vec<String>>("other", 3..=3, &sample()),
             Err(DocumentError::OtherKind { .. })
         ));
         assert_eq!(
-            open::<Vec<String>>("sample", 2, &sample()),
+            open::<Vec<String>>("sample", 2..=2, &sample()),
             Err(DocumentError::OtherVersion {
                 found: 3,
                 supported: 2
@@ -253,14 +269,14 @@ mod tests {
             );
             "proof".into()
         });
-        let envelope = Envelope::parse("sample", 3, &bytes).expect("it is whole");
+        let envelope = Envelope::parse("sample", 3..=3, &bytes).expect("it is whole");
         assert_eq!(
             (envelope.key, envelope.body, envelope.proof),
             (Some(key), &b"body"[..], &b"proof"[..])
         );
         assert!(Envelope::is_sealed("sample", &bytes) && !Envelope::is_sealed("sample", &sample()));
         assert_eq!(
-            open::<Vec<String>>("sample", 3, &bytes),
+            open::<Vec<String>>("sample", 3..=3, &bytes),
             Err(DocumentError::NoKey { key: key.into() })
         );
         for line in [
@@ -271,7 +287,7 @@ mod tests {
             "x",
         ] {
             let bytes = format!("reprieve sample 3 {line}\nbody\nproof\n");
-            let parsed = Envelope::parse("sample", 3, bytes.as_bytes());
+            let parsed = Envelope::parse("sample", 3..=3, bytes.as_bytes());
             assert!(
                 matches!(parsed, Err(DocumentError::OtherKind { .. })),
                 "{line}"
@@ -285,20 +301,20 @@ mod tests {
             let mut bytes = sample();
             let at = at % bytes.len();
             bytes[at] ^= 1 << bit;
-            prop_assert!(open::<Vec<String>>("sample", 3, &bytes).is_err());
+            prop_assert!(open::<Vec<String>>("sample", 3..=3, &bytes).is_err());
         }
 
         #[test]
         fn no_other_length_is_accepted(keep in 0usize..100, extra in proptest::collection::vec(any::<u8>(), 1..5)) {
             let bytes = sample();
-            prop_assert!(open::<Vec<String>>("sample", 3, &bytes[..keep % bytes.len()]).is_err());
+            prop_assert!(open::<Vec<String>>("sample", 3..=3, &bytes[..keep % bytes.len()]).is_err());
             let longer = [bytes, extra].concat();
-            prop_assert!(open::<Vec<String>>("sample", 3, &longer).is_err());
+            prop_assert!(open::<Vec<String>>("sample", 3..=3, &longer).is_err());
         }
 
         #[test]
         fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            prop_assert!(open::<Vec<String>>("sample", 3, &bytes).is_err());
+            prop_assert!(open::<Vec<String>>("sample", 3..=3, &bytes).is_err());
         }
     }
 }

@@ -51,7 +51,8 @@ impl fmt::Display for Mismatch {
         match self {
             Self::Missing { path } => write!(
                 out,
-                "{path} is not here: put it on a volume that every host mounts, or into the image"
+                "{path} is not here: put it on a volume that every host mounts, or into the image, or let it travel with \
+                 the job (--preserve)"
             ),
             Self::Bytes {
                 path,
@@ -59,7 +60,8 @@ impl fmt::Display for Mismatch {
                 found,
             } => write!(
                 out,
-                "{path} has {found} bytes instead of {wanted}: use the same image, and let nothing else write the file"
+                "{path} has {found} bytes instead of {wanted}: use the same image, and let nothing else write the file; one that the \
+                 job writes can travel with it (--preserve)"
             ),
             Self::Mode {
                 path,

@@ -345,7 +345,7 @@ impl Head {
     }
 
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, DocumentError> {
-        document::open(Self::KIND, Self::VERSION, bytes)
+        document::open(Self::KIND, Self::VERSION..=Self::VERSION, bytes)
     }
 }
 

@@ -22,6 +22,7 @@ pub mod manifest;
 pub mod notice;
 pub mod pace;
 pub mod planner;
+pub mod preserve;
 pub mod promise;
 pub mod report;
 pub mod retention;

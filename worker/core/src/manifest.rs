@@ -13,8 +13,12 @@ use crate::notice::{Afterwards, Source};
 use crate::planner::Decision;
 
 const KIND: &str = "manifest";
-/// The version this program writes and the only one it reads.
-pub const VERSION: u32 = 1;
+/// The newest version that this program writes and reads: that of snapshots with the app's files in them, which a reader
+/// that does not know of files must not resume without.
+pub const VERSION: u32 = 2;
+
+/// The version of all others, which older programs read as well.
+pub const PLAIN_VERSION: u32 = 1;
 
 /// The prefix of all manifests of a job.
 pub const PREFIX: &str = "manifests/";
@@ -181,13 +185,13 @@ pub struct HostFacts {
     /// What settings say of the container's image, such as its digest.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub image_digest: String,
+    /// The profile in force.
+    #[serde(default, skip_serializing_if = "Profile::is_minimal")]
+    pub profile: Profile,
 }
 
 fn is_zero(number: &u32) -> bool {
     *number == 0
-    /// The profile in force.
-    #[serde(default, skip_serializing_if = "Profile::is_minimal")]
-    pub profile: Profile,
 }
 
 /// Sizes, in bytes.
@@ -204,6 +208,36 @@ pub struct Sizes {
     pub images: u64,
     /// Written to the store by this snapshot.
     pub stored: u64,
+    /// The app's files; None if it was not asked for any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preserved: Option<Preserved>,
+}
+
+impl Sizes {
+    /// Bytes that the snapshot stands for.
+    pub fn logical(&self) -> u64 {
+        self.memory + self.images + self.preserved.map_or(0, |files| files.bytes)
+    }
+
+    /// Bytes that had to be stored, before packing: neither zeros nor in the store already.
+    pub fn changed(&self) -> u64 {
+        let memory = self
+            .memory
+            .saturating_sub(self.zero)
+            .saturating_sub(self.unchanged);
+        memory + self.preserved.map_or(0, |files| files.changed)
+    }
+}
+
+/// The app's files in a snapshot.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Preserved {
+    /// Paths, directories and what was deleted included.
+    pub files: u64,
+    /// Bytes of contents, without holes and zeros.
+    pub bytes: u64,
+    /// Of them, bytes that were not in the store already.
+    pub changed: u64,
 }
 
 /// The whole manifest.
@@ -248,17 +282,25 @@ impl Manifest {
     }
 
     pub fn to_bytes(&self) -> Vec<u8> {
-        document::seal(Self::KIND, Self::VERSION, self)
+        document::seal(Self::KIND, self.version(), self)
     }
 
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, DocumentError> {
-        document::open(Self::KIND, Self::VERSION, bytes)
+        document::open(Self::KIND, Self::OLDEST..=Self::VERSION, bytes)
     }
 }
 
 impl Stored for Manifest {
     const KIND: &'static str = KIND;
     const VERSION: u32 = VERSION;
+    const OLDEST: u32 = PLAIN_VERSION;
+
+    fn version(&self) -> u32 {
+        match self.sizes.preserved {
+            Some(_) => VERSION,
+            None => PLAIN_VERSION,
+        }
+    }
 }
 
 #[cfg(test)]

@@ -134,7 +134,7 @@ mod tests {
             }),
         };
         let bytes = document::seal(Report::KIND, Report::VERSION, &report);
-        let back = document::open(Report::KIND, Report::VERSION, &bytes);
+        let back = document::open(Report::KIND, Report::VERSION..=Report::VERSION, &bytes);
         assert_eq!(back, Ok(report));
     }
 

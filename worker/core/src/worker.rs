@@ -100,7 +100,7 @@ impl Worker {
     }
 
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, DocumentError> {
-        document::open(KIND, VERSION, bytes)
+        document::open(KIND, VERSION..=VERSION, bytes)
     }
 }
 

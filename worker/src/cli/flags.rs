@@ -79,7 +79,7 @@ impl<R: Rows> FromArgMatches for Flags<R> {
             let values: Vec<&OsString> = matches.get_many(setting.name)?.collect();
             let value = values.into_iter().fold(OsString::new(), |mut list, value| {
                 if !list.is_empty() {
-                    list.push(",");
+                    list.push(setting.kind.separator().unwrap_or(',').to_string());
                 }
                 list.push(value);
                 list
@@ -148,7 +148,8 @@ fn value_name(kind: Kind) -> &'static str {
         Kind::Duration(..) => "DURATION",
         Kind::Size(..) => "SIZE",
         Kind::Count(..) | Kind::ExitCode => "NUMBER",
-        Kind::Program | Kind::Path(_) | Kind::Paths => "PATH",
+        Kind::Program | Kind::Path(_) | Kind::Paths | Kind::Preserve => "PATH",
+        Kind::PreserveExclude => "PATTERN",
         Kind::KmsKey | Kind::KmsKeys => "KEY",
         Kind::Rollback => "GENERATION",
         Kind::ListenAddress => "ADDRESS:PORT",

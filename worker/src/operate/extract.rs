@@ -200,10 +200,54 @@ async fn write(job: &Job, snapshot: &Snapshot, output: &mut Output) -> Result<()
         into.set_len(size(memory))?;
         into.sync_all()?;
     }
+    write_preserved(job, snapshot, &mut blocks, output).await?;
     for file in first {
         write_file(job, file, &mut blocks, output).await?;
     }
     Ok(())
+}
+
+/// The app's own files: a table, and the contents of each by its number there. Their paths are the app's choice, so that
+/// nothing is made of them here.
+async fn write_preserved(
+    job: &Job,
+    snapshot: &Snapshot,
+    blocks: &mut Blocks<'_>,
+    output: &mut Output,
+) -> Result<(), ExtractError> {
+    let files = &snapshot.index.preserved;
+    if files.is_empty() {
+        return Ok(());
+    }
+    let mut table = String::new();
+    for (number, file) in files.iter().enumerate() {
+        let row = serde_json::json!({
+            "number": number,
+            "path": String::from_utf8_lossy(&file.path),
+            "role": format!("{:?}", file.role()).to_lowercase(),
+            "mode": format!("{:o}", file.mode),
+            "uid": file.uid,
+            "gid": file.gid,
+            "size": file.size,
+            "target": String::from_utf8_lossy(&file.target),
+        });
+        table += &format!("{row}\n");
+        if !file.is_regular() {
+            continue;
+        }
+        let mut into = output.file(&format!("reprieve-preserved-{number}"), file.size)?;
+        for extent in &file.extents {
+            blocks.extend(Instant::now() + job.limit);
+            into.seek(SeekFrom::Start(extent.offset))?;
+            let (start, bytes) = (extent.first as usize, extent.bytes as usize);
+            into.write_all(&blocks.get(extent.block as usize).await?[start..start + bytes])?;
+        }
+        into.set_len(file.size)?;
+        into.sync_all()?;
+    }
+    let mut into = output.file("reprieve-preserved.json", table.len() as u64)?;
+    into.write_all(table.as_bytes())?;
+    Ok(into.sync_all()?)
 }
 
 async fn write_file(

@@ -111,7 +111,7 @@ pub(super) fn line(known: &Known, manifest: &Manifest, sizes: &HashMap<String, u
     Line {
         taken_at_ms: Some(manifest.taken_at_ms),
         age_ms: Some(host::wall_ms().saturating_sub(manifest.taken_at_ms)),
-        logical_bytes: Some(manifest.sizes.memory + manifest.sizes.images),
+        logical_bytes: Some(manifest.sizes.logical()),
         stored_bytes: Some(manifest.parts.iter().map(|part| part.bytes).sum()),
         new_bytes: Some(manifest.sizes.stored),
         trigger: Some(manifest.trigger),

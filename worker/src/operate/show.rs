@@ -119,6 +119,17 @@ impl Answer for Shown {
             ("  unchanged", size(self.sizes.unchanged)),
             ("images", size(self.sizes.images)),
             (
+                "files",
+                self.sizes.preserved.map_or("none".to_owned(), |files| {
+                    format!(
+                        "{} in {} paths, {} new",
+                        size(files.bytes),
+                        files.files,
+                        size(files.changed)
+                    )
+                }),
+            ),
+            (
                 "stored",
                 size(self.parts.iter().map(|part| part.bytes).sum()),
             ),

@@ -175,6 +175,54 @@ impl Blocks {
     }
 }
 
+/// Puts pieces that are smaller than a block side by side.
+pub(crate) struct Filling<'a> {
+    of: &'a Blocks,
+    packers: Packers,
+    block: Vec<u8>,
+    number: u32,
+}
+
+impl<'a> Filling<'a> {
+    pub(crate) fn new(of: &'a Blocks) -> Self {
+        Self {
+            of,
+            packers: Packers::default(),
+            block: of.spare.take(codec::room()),
+            number: of.number(),
+        }
+    }
+
+    /// Where the piece lies: the number of the block, and the byte in it. Blocks the calling thread.
+    pub(crate) fn put(&mut self, piece: &[u8]) -> Result<(u32, u32), CaptureError> {
+        if self.block.len() + piece.len() > BLOCK {
+            self.hand_over()?;
+        }
+        let first = u32::try_from(self.block.len()).expect("a block is small");
+        self.block.extend_from_slice(piece);
+        Ok((self.number, first))
+    }
+
+    /// Nothing is stored for certain before this.
+    pub(crate) fn finish(mut self) -> Result<(), CaptureError> {
+        match self.block.is_empty() {
+            // Its number stays unused: a block of no bytes.
+            true => Ok(()),
+            false => self.hand_over(),
+        }
+    }
+
+    fn hand_over(&mut self) -> Result<(), CaptureError> {
+        let number = std::mem::replace(&mut self.number, self.of.number());
+        let packed = self.packers.pack(number, &mut self.block, self.of);
+        let packed = packed.map_err(CaptureError::Pack)?;
+        self.of
+            .sender
+            .blocking_send(Numbered { number, packed })
+            .map_err(|_| CaptureError::Closed)
+    }
+}
+
 /// One thread's compressors, one for each level that was chosen so far.
 #[derive(Default)]
 struct Packers([Option<Packer>; 3]);

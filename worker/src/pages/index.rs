@@ -3,6 +3,7 @@
 //! Stored as one zstd-compressed protobuf message, named and proven by the manifest. Numbers of blocks are positions in
 //! `blocks`; numbers of parts are positions in the manifest's list. docs/format.md describes the same for strangers.
 
+use crate::pages::preserved::{self, Preserved};
 use crate::pages::seal::{AttemptKey, Broken, TAG};
 use crate::pages::{BLOCK, PAGE};
 
@@ -119,6 +120,9 @@ pub struct Index {
     /// is not zero, in order.
     #[prost(bytes = "vec", tag = "4")]
     pub page_key: Vec<u8>,
+    /// The app's own files, by path.
+    #[prost(message, repeated, tag = "5")]
+    pub preserved: Vec<Preserved>,
 }
 
 /// Why an index cannot be used although its digest is right.
@@ -221,7 +225,8 @@ impl Index {
         }
         self.memories
             .iter()
-            .try_for_each(|memory| self.check_memory(memory))
+            .try_for_each(|memory| self.check_memory(memory))?;
+        preserved::check(&self.preserved, &self.blocks)
     }
 
     fn raw_sum(&self, blocks: &[u32]) -> Option<u64> {
@@ -298,6 +303,7 @@ mod tests {
                 }],
             }],
             page_key: vec![3; 32],
+            preserved: Vec::new(),
         }
     }
 

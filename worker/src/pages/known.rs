@@ -12,6 +12,7 @@ use reprieve_core::manifest::{self, Part};
 use crate::pages::PAGE;
 use crate::pages::fingerprint::{PageHash, PageKey};
 use crate::pages::index::{Block, File, Index, Memory, MemoryKind, Segment};
+use crate::pages::preserved::{Extent, Preserved};
 
 /// Our own images that hold the hashes of the memory image of this number.
 const HASHES: &str = "reprieve-hashes-";
@@ -29,6 +30,8 @@ pub(crate) struct Known {
     /// Of the attempts that wrote the parts, wrapped as in their manifest.
     pub keys: BTreeMap<String, String>,
     memories: HashMap<(MemoryKind, u64), KnownMemory>,
+    /// The app's files, but for those whose contents had better be stored anew.
+    files: HashMap<Vec<u8>, Preserved>,
 }
 
 #[derive(Debug, Default)]
@@ -105,7 +108,13 @@ impl Known {
             blocks: index.blocks.clone(),
             keys: BTreeMap::new(),
             memories,
+            files: known_files(index, &wasteful),
         })
+    }
+
+    /// The app's file at this path, as it is in the store.
+    pub(crate) fn preserved(&self, path: &[u8]) -> Option<&Preserved> {
+        self.files.get(path)
     }
 
     /// Where the bytes of this page are stored, if they are the ones that this hash was made of.
@@ -287,6 +296,15 @@ impl KnownMemory {
     }
 }
 
+fn known_files(index: &Index, wasteful: &[bool]) -> HashMap<Vec<u8>, Preserved> {
+    let is_kept = |file: &&Preserved| {
+        let part = |extent: &Extent| index.blocks[extent.block as usize].part as usize;
+        file.is_regular() && !file.extents.iter().any(|extent| wasteful[part(extent)])
+    };
+    let kept = index.preserved.iter().filter(is_kept);
+    kept.map(|file| (file.path.clone(), file.clone())).collect()
+}
+
 /// Which parts hold so little that is still needed that their pages are better stored anew: the emptiest ones, until
 /// what is left is within `waste_factor`, with an eighth to spare for what changes until the next one is taken.
 fn wasteful_parts(index: &Index, parts: &[Part], waste_factor: u32) -> Vec<bool> {
@@ -300,6 +318,11 @@ fn wasteful_parts(index: &Index, parts: &[Part], waste_factor: u32) -> Vec<bool>
         // A page's share of the stored block.
         needed[block.part as usize] +=
             u64::from(segment.pages) * PAGE as u64 * u64::from(block.stored) / raw;
+    }
+    for extent in index.preserved.iter().flat_map(|file| &file.extents) {
+        let block = &index.blocks[extent.block as usize];
+        needed[block.part as usize] +=
+            u64::from(extent.bytes) * u64::from(block.stored) / u64::from(block.raw).max(1);
     }
     for block in index.files.iter().flat_map(|file| &file.blocks) {
         let block = &index.blocks[*block as usize];
@@ -362,6 +385,7 @@ pub(crate) fn assemble(
         files,
         memories,
         page_key,
+        mut preserved,
         ..
     } = index;
 
@@ -390,11 +414,15 @@ pub(crate) fn assemble(
         ..memory
     });
     let memories = memories.collect();
+    for extent in preserved.iter_mut().flat_map(|file| &mut file.extents) {
+        extent.block = renumbered.block(extent.block, &blocks, &parts);
+    }
     let index = Index {
         blocks: renumbered.blocks,
         files,
         memories,
         page_key,
+        preserved,
     };
     Assembled {
         index,

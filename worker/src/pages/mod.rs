@@ -24,6 +24,7 @@ pub mod index;
 pub(crate) mod known;
 pub mod load;
 pub mod parts;
+pub mod preserved;
 pub mod seal;
 pub(crate) mod seed;
 pub mod serve;

@@ -719,6 +719,7 @@ mod tests {
             unseeded,
             refused,
             stored: 0,
+            storing: Duration::ZERO,
         };
         for (report, is_used_up) in [
             (report(60, 60), true),

@@ -284,7 +284,7 @@ pub(crate) fn digest(snapshot: Arc<Snapshot>, runtime: &Handle, bytes: &[u8]) ->
     let shared = Arc::new(Shared {
         snapshot,
         deadline: Instant::now() + AFTERMATH,
-        room: ahead::room(0),
+        room: Room::new(0),
         feeders: Mutex::new(JoinSet::new()),
         protocol: Mutex::new(None),
     });

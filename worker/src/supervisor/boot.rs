@@ -35,6 +35,7 @@ use crate::pages::load::{self, Read, Unusable};
 use crate::pages::parts::PART;
 use crate::pages::tuning::Wanted;
 use crate::place::{self, refused_keys, unreachable_store};
+use crate::preserve::Preserver;
 use crate::settings::{
     Compression, OnClockBehind, OnNoValidSnapshot, OnOtherOwner, OnUnsealed, ProfileChoice,
     Settings, StoreSelfTest,
@@ -526,6 +527,7 @@ struct Prepared {
     strangers: Vec<i32>,
     /// For a start from scratch; each restore makes its own.
     realm: Option<Arc<Realm>>,
+    preserver: Option<Arc<Preserver>>,
 }
 
 async fn prepare(settings: &Settings, address: &str, reaper: &Reaper) -> Result<Prepared, Failure> {
@@ -582,10 +584,11 @@ async fn prepare(settings: &Settings, address: &str, reaper: &Reaper) -> Result<
     Ok(Prepared {
         catalog,
         criu,
-        work,
         host,
         strangers,
         realm,
+        preserver: preserver(settings, address, &work).await?,
+        work,
     })
 }
 
@@ -642,6 +645,42 @@ fn no_realm(error: std::io::Error) -> Failure {
     )
 }
 
+/// Looks at the files that are here before the app is.
+async fn preserver(
+    settings: &Settings,
+    address: &str,
+    work: &Path,
+) -> Result<Option<Arc<Preserver>>, Failure> {
+    let rules = settings.preserve.clone();
+    if rules.is_empty() {
+        return Ok(None);
+    }
+    let mut own = vec![
+        work.to_owned(),
+        settings.control_socket.clone(),
+        // CRIU's notes of what the kernel can do.
+        "/run/criu.kdat".into(),
+    ];
+    own.extend(settings.metrics_recorder.clone());
+    own.extend(address.strip_prefix("file://").map(PathBuf::from));
+    let begun = std::time::Instant::now();
+    let looking = tokio::task::spawn_blocking(move || Preserver::begin(rules, &own));
+    let looked = looking
+        .await
+        .map_err(std::io::Error::other)
+        .and_then(|looked| looked);
+    let preserver = looked.map_err(|error| {
+        Failure::new(
+            ExitCode::FailedBeforeReady,
+            "the files that are to be preserved cannot be looked at",
+        )
+        .caused_by(error)
+        .remedy("mount /proc in the container, or leave --preserve out")
+    })?;
+    tracing::debug!(took = ?begun.elapsed(), files = preserver.count(), "looked at the files that are here");
+    Ok(Some(Arc::new(preserver)))
+}
+
 impl Prepared {
     fn restorer(
         &self,
@@ -661,6 +700,8 @@ impl Prepared {
             host: self.host.clone(),
             going_back: None,
             unresumed,
+            preserver: self.preserver.clone(),
+            placed: Mutex::default(),
             clock: match settings.on_clock_behind {
                 OnClockBehind::Warn => clock::Policy::Warn,
                 OnClockBehind::Wait => clock::Policy::Wait(millis(settings.clock_wait)),
@@ -712,6 +753,7 @@ impl Prepared {
                 realm,
                 base: Mutex::new(None),
                 seeds: Seeds::default(),
+                preserver: self.preserver,
                 journal,
                 complaint: Mutex::default(),
                 given: OnceLock::new(),
@@ -866,6 +908,10 @@ async fn resume(
                 failed(restorer, candidate, &error);
                 return Err(too_early(settings, error));
             }
+            Err(error) if error.is_about_settings() => {
+                failed(restorer, candidate, &error);
+                return Err(not_allowed(settings, error));
+            }
             Err(error) => {
                 metrics::restore_ended(RestoreOutcome::PassedOver);
                 let reason = with_causes(&error);
@@ -929,6 +975,7 @@ async fn resume_exactly(
         Err(error) if error.is_stores() => undelivered(settings, error),
         Err(error) if error.is_about_keys() => refused_keys(&settings.job, error),
         Err(error) if error.is_about_the_clock() => too_early(settings, error),
+        Err(error) if error.is_about_settings() => not_allowed(settings, error),
         Err(error) => {
             let number = generation.generation;
             let what = format!(
@@ -966,6 +1013,19 @@ fn too_early(settings: &Settings, error: RestoreError) -> Failure {
             "nothing was started and nothing is lost; start it on a host that has been up for longer, wait for the clock \
              (--on-clock-behind wait, --clock-wait), or resume all the same (--on-clock-behind warn): the app's timers \
              are late then by as much",
+        )
+}
+
+fn not_allowed(settings: &Settings, error: RestoreError) -> Failure {
+    let what = format!(
+        "job {} is not resumed: its files may not be put on this host",
+        settings.job
+    );
+    Failure::new(ExitCode::NoValidSnapshot, what)
+        .caused_by(error)
+        .remedy(
+            "nothing was started and nothing is lost; start it with the --preserve and --preserve-privileged that the \
+             snapshot was taken with. If you did not expect these files, find out who wrote the snapshot before you allow them",
         )
 }
 

@@ -1,9 +1,9 @@
 //! Carries out a checkpoint, step by step, within its budget.
 //!
 //! ```text
-//!  prepare ─▶ dump ─────────────▶ cut ─▶ drain ─▶ upload ─▶ commit ─▶ the app is ended
-//!             (frozen: CRIU reads,       (parts, index)  (manifest,   (or went on right
-//!              we pack and upload)                        head)        after the cut)
+//!  prepare ─▶ dump ─────────────▶ cut ─▶ preserve ─▶ drain ─▶ upload ─▶ commit ─▶ the app is ended
+//!             (frozen: CRIU reads,       (its files)  (parts, index)  (manifest,   (or went on right
+//!              we pack and upload)                                     head)        before the drain)
 //! ```
 //!
 //! CRIU holds the app frozen at its `post-dump` stage until we answer. When the app is to stop, the answer waits for the
@@ -15,6 +15,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -50,6 +51,8 @@ use crate::pages::load;
 use crate::pages::parts::{self, Buffers, Deadline, Destination, Stored};
 use crate::pages::seal::AttemptKey;
 use crate::pages::tuning::{Comparing, Tuning, Usual, Wanted};
+use crate::preserve::Preserver;
+use crate::preserve::take::{TakeError, Taken};
 use crate::programs;
 use crate::steps::{self, Step};
 use crate::store::StoreError;
@@ -178,6 +181,8 @@ pub enum CheckpointError {
     Capture(#[from] CaptureError),
     #[error("the app's standard streams could not be stopped at an exact byte")]
     Cut(#[from] CutError),
+    #[error("the app's files could not be preserved")]
+    Preserve(#[from] TakeError),
     #[error("the snapshot could not be stored")]
     Store(#[from] StoreError),
     #[error("the snapshot could not be committed")]
@@ -217,6 +222,9 @@ impl CheckpointError {
             Self::Orphans(_) => {
                 "let the app wait for its own processes, or end them before a checkpoint; a process whose parent \
                  ended cannot be restored into its place"
+            }
+            Self::Preserve(_) => {
+                "see the cause; the job runs on, and nothing was written anywhere but to the store"
             }
             Self::Store(_) => "see the cause; the job runs on and the next checkpoint tries again",
             _ => "see the cause; the job runs on",
@@ -259,6 +267,8 @@ pub(crate) struct Checkpointer {
     pub base: Mutex<Option<Candidate>>,
     /// What of the app's memory was stored since.
     pub seeds: Seeds,
+    /// None if no files travel.
+    pub preserver: Option<Arc<Preserver>>,
     pub journal: Journal,
     /// What CRIU said in the latest attempt, if that failed.
     pub complaint: Mutex<Option<EngineLog>>,
@@ -300,6 +310,13 @@ struct Frozen {
     criu: Running,
     transfer: Transfer,
     since: Instant,
+}
+
+/// What is to be had of a frozen app beside its memory.
+struct Still {
+    tree: Vec<Process>,
+    held: Held,
+    files: Option<Taken>,
 }
 
 /// The app's memory on its way from CRIU to the store.
@@ -791,15 +808,10 @@ impl Attempt<'_> {
         let (subject, images) = (self.subject, self.images.clone());
         let (mut asked, mut spared_after) = (Some(asked), None);
         let result = {
-            let tree = self.of.refuse_orphans(subject);
-            let held = match tree {
-                Ok(tree) => self.cut().await.map(|held| (tree, held)),
-                Err(error) => Err(error),
-            };
+            let mut transfer = transfer;
+            let still = self.stand_still(&mut transfer).await;
             let stored = async {
-                let (tree, held) = held?;
-                let manifest = self.store(notice, &tree, held, transfer).await?;
-                self.commit(&manifest).await?;
+                let manifest = self.store_and_commit(notice, still?, transfer).await?;
                 Ok(manifest)
             };
             tokio::pin!(stored);
@@ -864,20 +876,16 @@ impl Attempt<'_> {
         let Frozen {
             asked,
             criu,
-            transfer,
+            mut transfer,
             since,
         } = frozen;
-        let cut = match self.of.refuse_orphans(self.subject) {
-            Ok(tree) => self.cut().await.map(|held| (tree, held)),
-            Err(error) => Err(error),
-        };
+        let still = self.stand_still(&mut transfer).await;
         let frozen_for = let_go(self.subject, &mut Some(asked), since).await;
         steps::reached(Step::Thawed);
-        let result = match cut {
-            Ok((tree, held)) => {
+        let result = match still {
+            Ok(still) => {
                 async {
-                    let manifest = self.store(notice, &tree, held, transfer).await?;
-                    self.commit(&manifest).await?;
+                    let manifest = self.store_and_commit(notice, still, transfer).await?;
                     steps::reached(Step::Committed);
                     Ok(self.report(&manifest, frozen_for))
                 }
@@ -891,6 +899,71 @@ impl Attempt<'_> {
         wait_for(criu).await;
         steps::reached(Step::Done);
         result
+    }
+
+    /// Takes what has to be taken before the app moves again.
+    async fn stand_still(&mut self, transfer: &mut Transfer) -> Result<Still, CheckpointError> {
+        let tree = self.of.refuse_orphans(self.subject)?;
+        let held = self.cut().await?;
+        let files = match self.of.preserver.clone() {
+            Some(preserver) => Some(self.preserve(preserver, &tree, transfer).await?),
+            None => None,
+        };
+        Ok(Still { tree, held, files })
+    }
+
+    /// Finds the app's files, and hands over what is not in the store.
+    async fn preserve(
+        &mut self,
+        preserver: Arc<Preserver>,
+        tree: &[Process],
+        transfer: &mut Transfer,
+    ) -> Result<Taken, CheckpointError> {
+        let step = self.of.journal.checkpoint_step(CheckpointPhase::Preserve);
+        let pids: Vec<i32> = tree.iter().map(|process| process.pid).collect();
+        let base = self.of.base().map(|base| base.manifest);
+        let (known, blocks) = (Arc::clone(&transfer.known), transfer.blocks.clone());
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Stopped(Arc::clone(&stop));
+        let taken =
+            blocking(move || preserver.take(&pids, base.as_deref(), &known, &blocks, &stop));
+        let taken = tokio::select! {
+            taken = taken => taken?,
+            () = expired(&mut self.limits, |limits| limits.stored_by) => {
+                return Err(CheckpointError::Deadline { step: "the app's files were being read and stored" });
+            }
+        };
+        drop(stopped);
+        step.done();
+        match taken {
+            // Who takes the blocks has the reason.
+            Err(TakeError::Pack(CaptureError::Closed)) => {
+                Err(match (&mut transfer.writer.0).await {
+                    Ok(Err(error)) => error.into(),
+                    _ => CheckpointError::Panicked,
+                })
+            }
+            taken => Ok(taken?),
+        }
+    }
+
+    async fn store_and_commit(
+        &mut self,
+        notice: Notice,
+        mut still: Still,
+        transfer: Transfer,
+    ) -> Result<Manifest, CheckpointError> {
+        let seen = still
+            .files
+            .as_mut()
+            .map(|taken| std::mem::take(&mut taken.seen));
+        let manifest = self.store(notice, still, transfer).await?;
+        self.commit(&manifest).await?;
+        if let (Some(preserver), Some(mut seen)) = (&self.of.preserver, seen) {
+            seen.manifest = manifest.key();
+            preserver.saw(seen);
+        }
+        Ok(manifest)
     }
 
     async fn cut(&mut self) -> Result<Held, CheckpointError> {
@@ -911,10 +984,28 @@ impl Attempt<'_> {
     async fn store(
         &mut self,
         notice: Notice,
-        tree: &[Process],
-        held: Held,
+        still: Still,
         transfer: Transfer,
     ) -> Result<Manifest, CheckpointError> {
+        let Still {
+            tree,
+            held,
+            files: taken,
+        } = still;
+        let (files_of_app, preserved) = match taken {
+            Some(taken) => {
+                crate::metrics::preserved(&taken.sizes, taken.read);
+                tracing::debug!(
+                    files = taken.sizes.files,
+                    bytes = taken.sizes.bytes,
+                    changed_bytes = taken.sizes.changed,
+                    read_bytes = taken.read,
+                    "the app's files are in the snapshot"
+                );
+                (taken.files, Some(taken.sizes))
+            }
+            None => (Vec::new(), None),
+        };
         let Transfer {
             server,
             blocks,
@@ -956,12 +1047,14 @@ impl Attempt<'_> {
             unchanged: pages(captured.unchanged_pages),
             images: files.iter().map(|file| file.size).sum(),
             stored: parts.iter().map(|part| part.bytes).sum(),
+            preserved,
         };
         let index = Index {
             blocks: Vec::new(),
             files,
             memories: captured.memories,
             page_key: known.key.to_index(),
+            preserved: files_of_app,
         };
         let mut keys = known.keys.clone();
         if let Some(seal) = &self.seal {
@@ -1114,6 +1207,15 @@ fn gather(
     // With the last sender gone, the writer knows that this was all.
     drop(blocks);
     Ok((captured, files))
+}
+
+/// Tells a thread that its work is not wanted any more.
+struct Stopped(Arc<AtomicBool>);
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// Ends a dump that is not wanted any more, so that the app goes on. Returns why the transfer of memory ended.

@@ -1392,19 +1392,9 @@ impl Supervisor {
             taken_at_ms: host::wall_ms(),
         });
         metrics::frozen(report.frozen);
-        metrics::snapshot_bytes(
-            metrics::BytesKind::Logical,
-            report.sizes.memory + report.sizes.images,
-        );
+        metrics::snapshot_bytes(metrics::BytesKind::Logical, report.sizes.logical());
         metrics::snapshot_bytes(metrics::BytesKind::Zero, report.sizes.zero);
-        metrics::snapshot_bytes(
-            metrics::BytesKind::New,
-            report
-                .sizes
-                .memory
-                .saturating_sub(report.sizes.zero)
-                .saturating_sub(report.sizes.unchanged),
-        );
+        metrics::snapshot_bytes(metrics::BytesKind::New, report.sizes.changed());
         metrics::snapshot_bytes(metrics::BytesKind::Stored, report.sizes.stored);
         metrics::last_snapshot(report.generation, std::time::SystemTime::now());
         tracing::info!(
@@ -1422,7 +1412,7 @@ impl Supervisor {
         self.last_answer = Some(Outcome::Durable(Durable {
             generation: report.generation,
             bytes_stored: report.sizes.stored,
-            bytes_logical: report.sizes.memory + report.sizes.images,
+            bytes_logical: report.sizes.logical(),
             frozen_ms: millis(report.frozen),
             wall_ms: millis(report.wall),
             left_running: afterwards == Afterwards::Continue,
@@ -1447,13 +1437,9 @@ impl Supervisor {
             frozen_at: begun,
             wall_ms: millis(report.wall),
             frozen_ms: millis(report.frozen),
-            memory: report.sizes.memory,
+            memory: report.sizes.memory + report.sizes.preserved.map_or(0, |files| files.bytes),
             stored: report.sizes.stored,
-            changed: report
-                .sizes
-                .memory
-                .saturating_sub(report.sizes.zero)
-                .saturating_sub(report.sizes.unchanged),
+            changed: report.sizes.changed(),
         };
         let how = match wanted == afterwards {
             true => Ended::Durable(measured),
@@ -1492,6 +1478,7 @@ impl Supervisor {
                     "zero_bytes": report.sizes.zero,
                     "unchanged_bytes": report.sizes.unchanged,
                     "stored_bytes": report.sizes.stored,
+                    "preserved": report.sizes.preserved,
                 })
             }
             Err(error) => json!({ "problem": with_causes(error) }),

@@ -6,7 +6,7 @@
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use reprieve_core::clock::{self, Verdict};
@@ -14,6 +14,7 @@ use reprieve_core::files::Mismatch;
 use reprieve_core::manifest::{self, Clocks, HostFacts, Manifest, Profile};
 use reprieve_core::rollback;
 use reprieve_core::selection::Candidate;
+use tokio::runtime::Handle;
 use tokio::time::{Instant as TokioInstant, sleep, timeout, timeout_at};
 
 use crate::catalog::{self, Catalog, CatalogError};
@@ -25,6 +26,8 @@ use crate::journal::Journal;
 use crate::metrics::RestorePhase;
 use crate::pages::load::{self, Snapshot, Unusable};
 use crate::pages::serve::{ImageServer, ServeError};
+use crate::preserve::Preserver;
+use crate::preserve::put::{Placed, PutError};
 use crate::steps::{self, Step};
 use crate::supervisor::boot::Gate;
 use crate::supervisor::checkpoint::{self, HELD, LIBRARY};
@@ -59,6 +62,12 @@ pub(super) enum RestoreError {
     Serve(#[from] ServeError),
     #[error(transparent)]
     Criu(#[from] CriuError),
+    #[error("the job's files cannot be put in place")]
+    Put(#[from] PutError),
+    #[error(
+        "the snapshot has files of the job, and this worker is to preserve none: give it the --preserve that it was taken with"
+    )]
+    NotPreserving,
     #[error("{} as the job's processes had them: {}", count(.0), listed(.0))]
     Files(Vec<Mismatch>),
     #[error("this host's CLOCK_MONOTONIC is {} behind the snapshot's", seconds(*.0))]
@@ -105,6 +114,7 @@ impl RestoreError {
         matches!(
             self,
             Self::Unusable(Unusable::Store(_))
+                | Self::Put(PutError::Unusable(Unusable::Store(_)))
                 | Self::Serve(ServeError::Unusable(Unusable::Store(_)))
         )
     }
@@ -114,6 +124,11 @@ impl RestoreError {
     /// Whether only this host's clock is in the way: an older snapshot would undo work for nothing.
     pub(crate) fn is_about_the_clock(&self) -> bool {
         matches!(self, Self::Clock(_))
+    }
+
+    /// Whether only this worker's settings keep the job's files out: an older snapshot would undo work for nothing.
+    pub(crate) fn is_about_settings(&self) -> bool {
+        matches!(self, Self::NotPreserving | Self::Put(PutError::Refused(_)))
     }
 
     /// Whether other keys could open it: then no other snapshot may be taken for the job's newest.
@@ -151,6 +166,10 @@ pub(crate) struct Restorer {
     /// What is stored about the restore before the app may run.
     pub going_back: Option<GoingBack>,
     pub unresumed: Unresumed,
+    /// None if no files travel.
+    pub preserver: Option<Arc<Preserver>>,
+    /// The job's files, until it runs.
+    pub placed: Mutex<Option<Placed>>,
 }
 
 /// The job goes on from an older snapshot, on purpose.
@@ -162,8 +181,72 @@ pub(crate) struct GoingBack {
 }
 
 impl Restorer {
-    /// Resumes one snapshot.
+    /// Resumes one snapshot, or leaves this host as it was.
     pub(crate) async fn resume(
+        &self,
+        candidate: &Candidate,
+        deadline: TokioInstant,
+    ) -> Result<Resumed, RestoreError> {
+        let resumed = self.try_to(candidate, deadline).await;
+        if let Some(placed) = self.take_placed() {
+            // It was not let run.
+            drop(tokio::task::spawn_blocking(move || drop(placed)).await);
+        }
+        resumed
+    }
+
+    fn take_placed(&self) -> Option<Placed> {
+        self.placed
+            .lock()
+            .expect("no holder of this lock panics")
+            .take()
+    }
+
+    /// Puts the job's files where its processes will look for them.
+    async fn put_files(
+        &self,
+        snapshot: &Arc<Snapshot>,
+        deadline: TokioInstant,
+    ) -> Result<(), RestoreError> {
+        let Some(preserver) = self.preserver.clone() else {
+            return match snapshot.index.preserved.is_empty() {
+                true => Ok(()),
+                false => Err(RestoreError::NotPreserving),
+            };
+        };
+        let begun = Instant::now();
+        let (snapshot, ahead, runtime) =
+            (Arc::clone(snapshot), self.ahead_bytes, Handle::current());
+        let putting = tokio::task::spawn_blocking(move || {
+            preserver.put(&snapshot, ahead, &runtime, deadline)
+        });
+        let placed = putting.await.map_err(|_| RestoreError::Deadline)??;
+        if placed.files > 0 {
+            crate::metrics::put_in_place(placed.bytes);
+            tracing::info!(
+                files = placed.files,
+                bytes = placed.bytes,
+                replaced = placed.replaced,
+                took = ?begun.elapsed(),
+                "the job's files are in place; what the snapshot has of them goes before what was here"
+            );
+        }
+        *self.placed.lock().expect("no holder of this lock panics") = Some(placed);
+        Ok(())
+    }
+
+    /// The job is about to run with its files as they are.
+    async fn settle_files(&self, manifest: &Manifest) {
+        let (Some(preserver), Some(placed)) = (&self.preserver, self.take_placed()) else {
+            return;
+        };
+        if let Ok(mut seen) = tokio::task::spawn_blocking(move || placed.settle()).await {
+            seen.manifest = manifest.key();
+            preserver.saw(seen);
+        }
+    }
+
+    async fn try_to(
         &self,
         candidate: &Candidate,
         deadline: TokioInstant,
@@ -178,6 +261,7 @@ impl Restorer {
         if let Some(library) = &library {
             library.write()?;
         }
+        self.put_files(&snapshot, deadline).await?;
         let mismatches = files::mismatches(&snapshot, deadline).await?;
         if !mismatches.is_empty() {
             return Err(RestoreError::Files(mismatches));
@@ -305,7 +389,7 @@ impl Restorer {
                 &mut criu,
                 &hooks,
                 &server,
-                (app.root_pid, realm.as_ref()),
+                (&snapshot.manifest, realm.as_ref()),
                 deadline,
             ),
         )
@@ -354,7 +438,7 @@ impl Restorer {
         criu: &mut Watched,
         hooks: &Hooks,
         server: &ImageServer,
-        (root_pid, realm): (i32, Option<&Realm>),
+        (manifest, realm): (&Manifest, Option<&Realm>),
         deadline: TokioInstant,
     ) -> Result<Watched, Unbuilt> {
         loop {
@@ -383,6 +467,7 @@ impl Restorer {
                     .map_err(|error| Unbuilt::Failed(RestoreError::NotNoted(error)))?;
             }
             let failed = |error: io::Error| Unbuilt::Failed(RestoreError::Realm(error));
+            let root_pid = manifest.app.root_pid;
             // The app's next processes must not get numbers that the next host's supervisor will have.
             let root = match realm {
                 Some(realm) => {
@@ -395,6 +480,7 @@ impl Restorer {
                     root_pid
                 }
             };
+            self.settle_files(manifest).await;
             if !self.gate.open() {
                 // Whoever closed it ends this task, and with it CRIU.
                 std::future::pending::<()>().await;
