@@ -290,12 +290,13 @@ pub(crate) fn deny_io_uring(command: &mut Command) {
         step(ANSWER, ALLOW, 0),
         step(ANSWER, NO_SUCH_CALL, 0),
     ];
+    let len = libc::c_ushort::try_from(filter.len()).expect("it has five steps");
     // SAFETY: the closure runs between fork and exec and makes one system call, which reads the filter; that was made before
     // the fork and is owned by the closure.
     unsafe {
         command.pre_exec(move || {
             let program = libc::sock_fprog {
-                len: filter.len() as libc::c_ushort,
+                len,
                 filter: filter.as_mut_ptr(),
             };
             match libc::syscall(

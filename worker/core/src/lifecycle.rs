@@ -1194,7 +1194,7 @@ mod tests {
         // Another end that is as near takes nothing back.
         let mut life = running(POLICY);
         life.handle(ends_in("a", 8_000), T0);
-        life.handle(goes("b", Fate::Stop, Some(8_000)), then);
+        life.handle(goes("b", Fate::Stop, Some(7_990)), then);
         assert_eq!(
             retimed(&life.handle(said("a", Says::Withdrawn), later)),
             None

@@ -821,13 +821,16 @@ mod tests {
 
     type Runs = Vec<(u64, u64, Vec<Vec<u8>>)>;
 
+    /// The pages of each memory, by address.
+    type Expected<'a> = BTreeMap<(MemoryKind, u64), Vec<(u64, &'a [u8])>>;
+
     /// Sends these runs, and looks up each page where what was captured says.
     fn assert_found(runs: &Runs) -> Captured {
         let (mut server, blocks) = start();
         dump(server.socket.take().expect("still here"), runs).expect("dump");
         let captured = server.finish().expect("complete");
         let blocks = blocks.join().expect("join");
-        let mut expected: BTreeMap<(MemoryKind, u64), Vec<(u64, &[u8])>> = BTreeMap::new();
+        let mut expected: Expected = BTreeMap::new();
         for (image, vaddr, pages) in runs {
             let pages = pages.iter().enumerate();
             let pages = pages.map(|(at, page)| (vaddr + (at * PAGE) as u64, &page[..]));

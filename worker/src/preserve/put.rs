@@ -178,7 +178,11 @@ impl Preserver {
             let path = file.path.clone();
             move |source| PutError::Failed { path, source }
         };
+        // Before anything is set aside, whose names look the same.
         let mut swept = HashSet::new();
+        for file in files {
+            placed.sweep_beside(&file.path, &mut swept);
+        }
         let mut staged: HashMap<&[u8], OsString> = HashMap::new();
         for file in files {
             match file.role() {
@@ -188,7 +192,6 @@ impl Preserver {
                     placed.make_directory(file).map_err(failed(file))?;
                 }
                 _ => {
-                    placed.sweep_beside(&file.path, &mut swept);
                     let name =
                         placed
                             .stage(file, &staged, blocks)
