@@ -830,7 +830,7 @@ mod tests {
         dump(server.socket.take().expect("still here"), runs).expect("dump");
         let captured = server.finish().expect("complete");
         let blocks = blocks.join().expect("join");
-        let mut expected: Expected = BTreeMap::new();
+        let mut expected: Expected<'_> = BTreeMap::new();
         for (image, vaddr, pages) in runs {
             let pages = pages.iter().enumerate();
             let pages = pages.map(|(at, page)| (vaddr + (at * PAGE) as u64, &page[..]));
