@@ -12,6 +12,7 @@
 #[path = "bench/reader.rs"]
 mod bench_reader;
 #[path = "bench/s3.rs"]
+#[allow(dead_code)] // shared with the tests of faults
 mod bench_s3;
 mod harness;
 mod job;

@@ -9,7 +9,8 @@ use std::process::{Child, Command, Stdio};
 
 use harness::{Browser, Exit, Host, LIMIT, project_path, wait_until};
 use job::{
-    COUNTER, Store, checkpoint, checkpoint_ok, notice, resumed, wait_for_log, wait_for_output,
+    COUNTER, Store, address, checkpoint, checkpoint_ok, get, notice, resumed, wait_for_log,
+    wait_for_output,
 };
 use serde_json::{Value, json};
 
@@ -30,25 +31,6 @@ fn shown(store: &Store, name: &str, app: &[&str]) -> Host {
         )
         .share_net()
         .start()
-}
-
-/// Where the host serves.
-#[track_caller]
-fn address(host: &Host) -> String {
-    let line = wait_for_log(host, "metrics and the status page are served");
-    let line: Value = serde_json::from_str(&line).expect("the log is JSON");
-    line["bound"].as_str().expect("it is an address").to_owned()
-}
-
-/// Status line, head and body of an answer.
-#[track_caller]
-fn get(address: &str, path: &str) -> (String, String) {
-    let mut stream = TcpStream::connect(address).expect("it listens");
-    write!(stream, "GET {path} HTTP/1.1\r\nhost: {address}\r\n\r\n").expect("it reads");
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).expect("it answers");
-    let (head, body) = answer.split_once("\r\n\r\n").expect("it has a head");
-    (head.to_owned(), body.to_owned())
 }
 
 #[track_caller]

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::convert::Infallible;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 
@@ -16,7 +16,12 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
 
-type Objects = Mutex<BTreeMap<String, (u64, Contents)>>;
+/// What there is, and how it is told.
+struct Kept {
+    objects: Mutex<BTreeMap<String, (u64, Contents)>>,
+    /// Keys in one page of a listing.
+    page: AtomicUsize,
+}
 
 /// An object as it arrived, in pieces that are never copied; so it is given away again.
 #[derive(Clone, Default)]
@@ -77,7 +82,7 @@ impl Body for Contents {
 /// A server with one bucket, whatever that is called.
 pub(crate) struct Server {
     pub(crate) url: String,
-    objects: Arc<Objects>,
+    kept: Arc<Kept>,
     // It serves for as long as this lives.
     _runtime: tokio::runtime::Runtime,
 }
@@ -89,30 +94,48 @@ impl Server {
             .enable_all()
             .build()
             .expect("threads can be started");
-        let objects = Arc::<Objects>::default();
+        let kept = Arc::new(Kept {
+            objects: Mutex::default(),
+            page: AtomicUsize::new(1000),
+        });
         let listener = runtime
             .block_on(TcpListener::bind("127.0.0.1:0"))
             .expect("loopback is there");
         let url = format!("http://{}", listener.local_addr().expect("it is bound"));
-        runtime.spawn(accept(listener, Arc::clone(&objects)));
+        runtime.spawn(accept(listener, Arc::clone(&kept)));
         Self {
             url,
-            objects,
+            kept,
             _runtime: runtime,
         }
     }
 
     /// Forgets everything.
     pub(crate) fn clear(&self) {
-        self.objects.lock().expect("nobody panics with it").clear();
+        self.objects().clear();
+    }
+
+    fn objects(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, (u64, Contents)>> {
+        self.kept.objects.lock().expect("nobody panics with it")
+    }
+
+    /// The bytes of an object, if there is one.
+    pub(crate) fn object(&self, key: &str) -> Option<Vec<u8>> {
+        let (_, contents) = self.objects().get(key)?.clone();
+        Some(contents.0.iter().flatten().copied().collect())
+    }
+
+    /// From now on a page of a listing has so many keys at most.
+    pub(crate) fn limit_pages(&self, keys: usize) {
+        self.kept.page.store(keys, Ordering::Relaxed);
     }
 }
 
-async fn accept(listener: TcpListener, objects: Arc<Objects>) {
+async fn accept(listener: TcpListener, kept: Arc<Kept>) {
     while let Ok((stream, _)) = listener.accept().await {
-        let objects = Arc::clone(&objects);
+        let kept = Arc::clone(&kept);
         tokio::spawn(async move {
-            let service = service_fn(|request| answer(request, &objects));
+            let service = service_fn(|request| answer(request, &kept));
             let served = hyper::server::conn::http1::Builder::new()
                 .serve_connection(TokioIo::new(stream), service)
                 .await;
@@ -122,12 +145,9 @@ async fn accept(listener: TcpListener, objects: Arc<Objects>) {
     }
 }
 
-async fn answer(
-    request: Request<Incoming>,
-    objects: &Objects,
-) -> Result<Response<Contents>, Infallible> {
+async fn answer(request: Request<Incoming>, kept: &Kept) -> Result<Response<Contents>, Infallible> {
     static WRITES: AtomicU64 = AtomicU64::new(1);
-    let lock = || objects.lock().expect("nobody panics with it");
+    let lock = || kept.objects.lock().expect("nobody panics with it");
     let path = request.uri().path().trim_start_matches('/').to_owned();
     let key = path.split_once('/').map_or("", |(_, key)| key).to_owned();
     let header = |name: &str| {
@@ -139,7 +159,10 @@ async fn answer(
         header("range"),
     );
     Ok(match *request.method() {
-        Method::GET if key.is_empty() => list(&lock(), request.uri().query().unwrap_or_default()),
+        Method::GET if key.is_empty() => {
+            let page = kept.page.load(Ordering::Relaxed);
+            list(&lock(), request.uri().query().unwrap_or_default(), page)
+        }
         Method::PUT => {
             let mut incoming = request.into_body();
             let mut body = Contents::default();
@@ -222,26 +245,41 @@ fn part(tag: u64, bytes: &Contents, range: &str) -> Response<Contents> {
     response
 }
 
-fn list(objects: &BTreeMap<String, (u64, Contents)>, query: &str) -> Response<Contents> {
+fn list(
+    objects: &BTreeMap<String, (u64, Contents)>,
+    query: &str,
+    page: usize,
+) -> Response<Contents> {
     let asked = |name: &str| {
         url::form_urlencoded::parse(query.as_bytes())
             .find(|(key, _)| key == name)
             .map(|(_, value)| value.into_owned())
     };
     let prefix = asked("prefix").unwrap_or_default();
-    let after = asked("start-after").unwrap_or_default();
-    let found = objects
+    // A page goes on behind the last key of the one before, which is what its token says.
+    let after = asked("continuation-token").or_else(|| asked("start-after"));
+    let after = after.unwrap_or_default();
+    let most = asked("max-keys").and_then(|keys| keys.parse().ok());
+    let most = most.unwrap_or(1000).min(page);
+    let mut found = objects
         .iter()
         .filter(|(key, _)| key.starts_with(&prefix) && **key > after);
-    let entry = |(key, (tag, bytes)): (&String, &(u64, Contents))| {
+    let shown: Vec<_> = found.by_ref().take(most).collect();
+    let entry = |(key, (tag, bytes)): &(&String, &(u64, Contents))| {
         format!(
             "<Contents><Key>{key}</Key><Size>{}</Size><ETag>\"{tag}\"</ETag>\
              <LastModified>2026-01-01T00:00:00.000Z</LastModified></Contents>",
             bytes.len()
         )
     };
-    let entries: String = found.map(entry).collect();
-    let body =
-        format!("<ListBucketResult><IsTruncated>false</IsTruncated>{entries}</ListBucketResult>");
-    Response::new(Contents::from(body))
+    let entries: String = shown.iter().map(entry).collect();
+    let rest = match (found.next(), shown.last()) {
+        (Some(_), Some((last, _))) => format!(
+            "<IsTruncated>true</IsTruncated><NextContinuationToken>{last}</NextContinuationToken>"
+        ),
+        _ => "<IsTruncated>false</IsTruncated>".to_owned(),
+    };
+    Response::new(Contents::from(format!(
+        "<ListBucketResult>{rest}{entries}</ListBucketResult>"
+    )))
 }

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::socket::{setsockopt, sockopt};
 
@@ -38,14 +38,35 @@ pub(crate) enum Fault {
     LoseReply,
     /// The server does not hear of the request's conditions (`If-Match`, `If-None-Match`).
     ForgetConditions,
+    /// 500 InternalError; the server hears nothing of it.
+    Broken,
+    /// 403 RequestTimeTooSkewed, as to a machine whose clock is wrong; the server hears nothing of it.
+    Skewed,
+    /// 404 NoSuchBucket; the server hears nothing of it.
+    NoBucket,
+    /// The server does it and answers, but that is handed on only so much later.
+    Delay(Duration),
+    /// The server does it, and 500 InternalError is answered.
+    DoneButFailed,
+    /// The server does it twice; its second answer counts.
+    Twice,
+    /// The connection is reset when all of it has come, and the server does it so much later.
+    Later(Duration),
+    /// Of the answer's body only the first half comes, then the connection ends.
+    Truncate,
+    /// A bit of the answer's body is another one.
+    Alter,
 }
 
 /// One request, as the log has it.
 #[derive(Clone, Debug)]
 pub(crate) struct Request {
+    pub(crate) at: Instant,
     pub(crate) method: String,
     /// With the query, as it was sent.
     pub(crate) path: String,
+    /// Of its body.
+    pub(crate) bytes: usize,
     /// The id of the key it is signed with.
     pub(crate) signed_by: Option<String>,
     /// How many requests had come when its answer was known.
@@ -303,15 +324,17 @@ fn serve(shared: &Shared, mut client: TcpStream, server: &str) -> io::Result<()>
     let head = String::from_utf8_lossy(&taken[..end]).into_owned();
     let mut words = head.split(' ');
     let mut word = || words.next().unwrap_or_default().to_owned();
+    let body = content_length(&head);
     let request = Request {
+        at: Instant::now(),
         method: word(),
         path: word(),
+        bytes: body,
         signed_by: signer(&head),
         answered_at: None,
         fault: None,
         status: None,
     };
-    let body = content_length(&head);
     let (number, fault) = shared.decide(request);
     let taken = Taken {
         left: body.saturating_sub(taken.len() - end),
@@ -347,7 +370,48 @@ fn answer_to(
         Some(Fault::Expired) => {
             refuse(client, request.left, "400 Bad Request", "ExpiredToken").map(Some)
         }
-        Some(Fault::LoseReply | Fault::ForgetConditions) | None => {
+        Some(Fault::Broken) => refuse(
+            client,
+            request.left,
+            "500 Internal Server Error",
+            "InternalError",
+        )
+        .map(Some),
+        Some(Fault::Skewed) => refuse(
+            client,
+            request.left,
+            "403 Forbidden",
+            "RequestTimeTooSkewed",
+        )
+        .map(Some),
+        Some(Fault::NoBucket) => {
+            refuse(client, request.left, "404 Not Found", "NoSuchBucket").map(Some)
+        }
+        Some(Fault::Twice) => {
+            let whole = take_all(shared, client, request)?;
+            hand_on(shared, client, &whole, 0, server)?;
+            let answer = hand_on(shared, client, &whole, 0, server)?;
+            shared.lock().log[number].status = status_of(&answer);
+            Ok(Some(answer))
+        }
+        Some(Fault::Later(pause)) => {
+            let whole = take_all(shared, client, request)?;
+            reset(client)?;
+            client.shutdown(Shutdown::Both)?;
+            std::thread::sleep(pause);
+            let answer = hand_on(shared, client, &whole, 0, server)?;
+            shared.lock().log[number].status = status_of(&answer);
+            Ok(None)
+        }
+        Some(
+            Fault::LoseReply
+            | Fault::ForgetConditions
+            | Fault::Delay(_)
+            | Fault::DoneButFailed
+            | Fault::Truncate
+            | Fault::Alter,
+        )
+        | None => {
             let forgotten = match fault {
                 Some(Fault::ForgetConditions) => without_conditions(&request.head),
                 _ => request.head.clone(),
@@ -355,12 +419,49 @@ fn answer_to(
             let forgotten = closing(&forgotten);
             let taken = [forgotten.as_bytes(), &request.body].concat();
             let answer = hand_on(shared, client, &taken, request.left, server)?;
-            let status = String::from_utf8_lossy(&answer[..answer.len().min(16)]);
-            let status = status.split(' ').nth(1).and_then(|code| code.parse().ok());
-            shared.lock().log[number].status = status;
-            Ok((fault != Some(Fault::LoseReply)).then_some(answer))
+            shared.lock().log[number].status = status_of(&answer);
+            told_of(answer, fault, client)
         }
     }
+}
+
+/// What of the server's answer the client hears.
+fn told_of(
+    mut answer: Vec<u8>,
+    fault: Option<Fault>,
+    client: &mut TcpStream,
+) -> io::Result<Option<Vec<u8>>> {
+    let end = answer.windows(4).position(|window| window == b"\r\n\r\n");
+    let body = end.map_or(answer.len(), |end| end + 4);
+    let middle = body + (answer.len() - body) / 2;
+    match fault {
+        Some(Fault::LoseReply) => return Ok(None),
+        Some(Fault::Delay(pause)) => std::thread::sleep(pause),
+        Some(Fault::DoneButFailed) => {
+            return refuse(client, 0, "500 Internal Server Error", "InternalError").map(Some);
+        }
+        Some(Fault::Truncate) => answer.truncate(middle),
+        Some(Fault::Alter) if middle < answer.len() => answer[middle] ^= 1,
+        _ => {}
+    }
+    Ok(Some(answer))
+}
+
+fn status_of(answer: &[u8]) -> Option<u16> {
+    let line = String::from_utf8_lossy(&answer[..answer.len().min(16)]);
+    line.split(' ').nth(1).and_then(|code| code.parse().ok())
+}
+
+/// The whole request, after whose answer the server hangs up.
+fn take_all(shared: &Shared, client: &mut TcpStream, request: &Taken) -> io::Result<Vec<u8>> {
+    let mut whole = [closing(&request.head).as_bytes(), &request.body].concat();
+    let begun = whole.len();
+    whole.resize(begun + request.left, 0);
+    for piece in whole[begun..].chunks_mut(PIECE) {
+        client.read_exact(piece)?;
+        shared.pace(piece.len());
+    }
+    Ok(whole)
 }
 
 /// The same head, after whose answer the server hangs up: that is where the answer ends.

@@ -4,6 +4,8 @@
 #![allow(dead_code)]
 
 use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 
 use crate::harness::{self, Exit, Host, LIMIT};
@@ -159,4 +161,23 @@ pub(crate) fn notice(host: &Host, line: &serde_json::Value) {
                    print(s.recv(65536).decode())";
     let answer = host.exec_ok(["python3", "-c", program, &line.to_string()]);
     assert!(answer.contains("noted"), "{answer}");
+}
+
+/// Where the host serves, which is on the test's own network.
+#[track_caller]
+pub(crate) fn address(host: &Host) -> String {
+    let line = wait_for_log(host, "metrics and the status page are served");
+    let line: serde_json::Value = serde_json::from_str(&line).expect("the log is JSON");
+    line["bound"].as_str().expect("it is an address").to_owned()
+}
+
+/// Status line, head and body of an answer.
+#[track_caller]
+pub(crate) fn get(address: &str, path: &str) -> (String, String) {
+    let mut stream = TcpStream::connect(address).expect("it listens");
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: {address}\r\n\r\n").expect("it reads");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("it answers");
+    let (head, body) = answer.split_once("\r\n\r\n").expect("it has a head");
+    (head.to_owned(), body.to_owned())
 }
