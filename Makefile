@@ -2,7 +2,7 @@
 # infra/local/setup, which starts with saying so.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build image dist test lint soak fuzz demo bench evictions test-page test-apps test-observability test-terraform clean
+.PHONY: help setup build image dist test lint soak fuzz demo bench evictions load test-faults test-page test-apps test-observability test-terraform clean
 
 help: ## This text
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -55,6 +55,13 @@ bench: ## The benchmarks beside plain CRIU (half an hour; see docs/benchmarks.md
 
 evictions: setup ## What is in time at which notice, size and network (20 minutes; the table goes into docs/deadlines.md)
 	@cargo bench --locked --package reprieve --bench evictions
+
+load: setup ## 200 small jobs evicted at the same moment, and what they ask of the store (ten minutes; docs/scale.md)
+	@cargo bench --locked --package reprieve --bench load
+
+test-faults: setup ## A store that misbehaves in 30 ways, at three deadlines (ten minutes; the table goes into docs/reliability.md)
+	@echo "test-faults: a store that misbehaves while the machine is about to go"
+	@FAULTS=$${FAULTS:-all} cargo test --locked --package reprieve --test faults -- --nocapture
 
 test-apps: setup ## Real apps, evicted and resumed; the table goes into docs/apps.md (a quarter of an hour; APPS=redis,node for some)
 	@echo "test-apps: real apps under work, each on hosts with other addresses and clocks"
