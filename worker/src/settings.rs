@@ -3109,6 +3109,13 @@ mod tests {
         file: None,
     };
 
+    impl Settings {
+        /// The built-in ones, for tests elsewhere.
+        pub(crate) fn for_tests() -> Self {
+            NOTHING.load().expect("the built-in values are valid")
+        }
+    }
+
     const ARGV: [&str; 3] = ["/opt/bin/train", "--epochs", "90"];
 
     impl Given {
