@@ -39,10 +39,16 @@ impl Cures {
             let options = launch::without_perf_data(had("JAVA_TOOL_OPTIONS").as_deref());
             cures.set("JAVA_TOOL_OPTIONS", options);
         }
-        if settings.io_uring == IoUring::Deny {
-            match launch::denial(host::may_suspend_filters(), host::is_filtered()) {
-                Denial::Filter => cures.given.filtered = true,
-                Denial::Preload => cures.preload(had("LD_PRELOAD").as_deref()),
+        let filter = || launch::denial(host::may_suspend_filters(), host::is_filtered());
+        match settings.io_uring {
+            IoUring::Allow => {}
+            IoUring::Deny => cures.preload(had("LD_PRELOAD").as_deref()),
+            IoUring::Filter if filter() == Denial::Filter => cures.given.filtered = true,
+            IoUring::Filter => {
+                tracing::warn!(
+                    "io_uring cannot be denied by a filter here: CRIU could not store it; a library does it instead"
+                );
+                cures.preload(had("LD_PRELOAD").as_deref());
             }
         }
         if let Some(level) = Level::from_text(settings.cpu_baseline.as_str()) {
