@@ -28,6 +28,7 @@ pub mod pages;
 #[cfg(any(test, fuzzing))]
 pub mod parsers;
 mod place;
+mod preload;
 mod preserve;
 mod programs;
 pub mod queue;
