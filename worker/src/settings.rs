@@ -573,6 +573,22 @@ pub const TABLE: &[Setting] = &[
                   There is a look at the start and after each checkpoint as well.",
     },
     Setting {
+        name: "rehearse",
+        section: EVICTION,
+        kind: Kind::Choice(Rehearse::NAMES),
+        default: Some("off"),
+        unset: "",
+        meaning: "Whether a checkpoint is rehearsed once: the running job is really dumped, nothing of it is kept, and the job runs on. Whether it worked and how long the job stood still is in the log, in `status` and in the metrics (docs/checkup.md).",
+    },
+    Setting {
+        name: "rehearse-after",
+        section: EVICTION,
+        kind: Kind::Duration(Duration::ZERO, DAY),
+        default: Some("1m"),
+        unset: "",
+        meaning: "How long the app runs before the rehearsal. It is put off for as long again while a checkpoint is under way or the machine's end is announced, and left out if a checkpoint of the running app has worked by then.",
+    },
+    Setting {
         name: "signal-target",
         section: EVICTION,
         kind: Kind::Choice(SignalTarget::NAMES),
@@ -1215,6 +1231,11 @@ named! {
 }
 
 named! {
+    /// Whether a checkpoint is tried out.
+    pub enum Rehearse { Off = "off", On = "on", }
+}
+
+named! {
     /// Who gets the signals that are passed on.
     pub enum SignalTarget { Group = "group", Child = "child", }
 }
@@ -1326,6 +1347,8 @@ pub struct Settings {
     pub image_digest: Option<String>,
     pub preserve: Rules,
     pub checkup_interval: Duration,
+    pub rehearse: Rehearse,
+    pub rehearse_after: Duration,
     pub signal_target: SignalTarget,
     pub on_sigint: OnSignal,
     pub on_sighup: OnSignal,
@@ -1738,6 +1761,8 @@ impl Settings {
             image_digest: merged.get("image-digest", Checked::text),
             preserve: preserve_rules(merged),
             checkup_interval: merged.need("checkup-interval", Checked::duration),
+            rehearse: merged.need("rehearse", Checked::choice(Rehearse::from_name)),
+            rehearse_after: merged.need("rehearse-after", Checked::duration),
             signal_target: merged.need("signal-target", Checked::choice(SignalTarget::from_name)),
             on_sigint: merged.need("on-sigint", Checked::choice(OnSignal::from_name)),
             on_sighup: merged.need("on-sighup", Checked::choice(OnSignal::from_name)),
@@ -3289,6 +3314,8 @@ mod tests {
                 image_digest: None,
                 preserve: Rules::default(),
                 checkup_interval: Duration::from_secs(60),
+                rehearse: Rehearse::Off,
+                rehearse_after: Duration::from_secs(60),
                 signal_target: SignalTarget::Group,
                 on_sigint: OnSignal::Forward,
                 on_sighup: OnSignal::Forward,
@@ -3399,6 +3426,8 @@ mod tests {
         ("preserve-exclude", "*.tmp:/cache"),
         ("preserve-privileged", "keep"),
         ("checkup-interval", "10s"),
+        ("rehearse", "on"),
+        ("rehearse-after", "5s"),
         ("signal-target", "child"),
         ("platform", "ecs"),
         ("on-sigint", "stop"),
@@ -3560,6 +3589,8 @@ mod tests {
                 privileged: Privileged::Keep,
             },
             checkup_interval: Duration::from_secs(10),
+            rehearse: Rehearse::On,
+            rehearse_after: Duration::from_secs(5),
             signal_target: SignalTarget::Child,
             on_sigint: OnSignal::Stop,
             on_sighup: OnSignal::Checkpoint,
