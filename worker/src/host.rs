@@ -139,6 +139,14 @@ pub(crate) fn lacks_for_full() -> Vec<&'static str> {
     )
 }
 
+/// The profile that a job would have here, as far as this process's rights say.
+pub(crate) fn profile() -> Profile {
+    match lacks_for_full().is_empty() {
+        true => Profile::Full,
+        false => Profile::Minimal,
+    }
+}
+
 fn find_lacks(capabilities: u64, is_root: bool, has_time: bool) -> Vec<&'static str> {
     let has = |number: u32| capabilities >> number & 1 == 1;
     let lacks = [

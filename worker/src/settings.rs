@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use config::{Config, ConfigError, File, FileFormat, Map, Value, ValueKind};
+use reprieve_core::cpu::Level;
 use reprieve_core::notice::Source;
 use reprieve_core::preserve::{Pattern, Privileged, Rules};
 use reprieve_core::retention::Policy;
@@ -89,6 +90,8 @@ pub enum Kind {
     Sources,
     /// `never`, `auto`, or a duration.
     Period,
+    /// `off`, a level, or a file.
+    CpuBaseline,
     /// Lower and upper limit.
     Duration(Duration, Duration),
     /// Lower and upper limit in bytes.
@@ -519,10 +522,11 @@ pub const TABLE: &[Setting] = &[
     Setting {
         name: "cpu-baseline",
         section: EVICTION,
-        kind: Kind::Choice(CpuBaseline::NAMES),
+        kind: Kind::CpuBaseline,
         default: Some("off"),
         unset: "",
-        meaning: "The level of x86-64 that an app which is started from scratch is held to, so that its snapshots resume on every \
+        meaning: "The level of x86-64 that an app which is started from scratch is held to, or a file that says what the machines of a \
+                  fleet have (docs/hosts.md), so that its snapshots resume on every \
                   host that has it: the C library, OpenBLAS, MKL, NumPy and JVMs are told by variables of the environment \
                   (docs/hosts.md says what that reaches). With `off`, a snapshot needs every instruction set of the host \
                   that it was taken on.",
@@ -1098,9 +1102,25 @@ named! {
     pub enum IoUring { Deny = "deny", Allow = "allow", }
 }
 
-named! {
-    /// The level of x86-64 that the app is held to.
-    pub enum CpuBaseline { Off = "off", V2 = "x86-64-v2", V3 = "x86-64-v3", V4 = "x86-64-v4", }
+/// What the app is held to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CpuBaseline {
+    Off,
+    Level(Level),
+    /// What this file says that all machines of a fleet have.
+    File(PathBuf),
+}
+
+impl CpuBaseline {
+    fn from_text(text: &str) -> Option<Self> {
+        match text {
+            "off" => Some(Self::Off),
+            path if path.starts_with('/') => Some(Self::File(path.into())),
+            level => Level::from_text(level)
+                .filter(|level| *level > Level::V1)
+                .map(Self::Level),
+        }
+    }
 }
 
 named! {
@@ -1757,7 +1777,7 @@ impl Settings {
             }),
             io_uring: merged.need("io-uring", Checked::choice(IoUring::from_name)),
             jvm_perf_data: merged.need("jvm-perf-data", Checked::choice(PerfData::from_name)),
-            cpu_baseline: merged.need("cpu-baseline", Checked::choice(CpuBaseline::from_name)),
+            cpu_baseline: merged.need("cpu-baseline", Checked::choice(CpuBaseline::from_text)),
             image_digest: merged.get("image-digest", Checked::text),
             preserve: preserve_rules(merged),
             checkup_interval: merged.need("checkup-interval", Checked::duration),
@@ -2661,6 +2681,13 @@ fn check(kind: Kind, text: &str) -> Result<Checked, Problem> {
             Some(_) => Ok(Checked::Text(text.into())),
             None => Err(Problem::new(kind, "is no period")),
         },
+        Kind::CpuBaseline => match CpuBaseline::from_text(text) {
+            Some(_) => Ok(Checked::Text(text.into())),
+            None => Err(Problem::new(
+                kind,
+                "is neither a level nor an absolute path",
+            )),
+        },
         Kind::Sources => match Sources::from_names(text) {
             Some(_) => Ok(Checked::Text(text.into())),
             None => Err(Problem::new(kind, "names a source that there is not")),
@@ -2907,6 +2934,9 @@ pub(crate) fn expected(kind: Kind) -> String {
             format!("1 to {JOB_NAME_LIMIT} of A-Z a-z 0-9 . _ -, not starting with a dot")
         }
         Kind::Choice(names) => format!("one of {}", names.join(", ")),
+        Kind::CpuBaseline => {
+            "off, x86-64-v2, x86-64-v3, x86-64-v4, or the absolute path of a file".into()
+        }
         Kind::Period => "never, auto, or a duration with its unit like 10m, from 1s to 24h".into(),
         Kind::Sources => {
             let names: Vec<String> = Sources::names().map(|(name, _)| name).collect();
@@ -3577,7 +3607,7 @@ mod tests {
             ghost_limit_bytes: 0,
             io_uring: IoUring::Allow,
             jvm_perf_data: PerfData::Keep,
-            cpu_baseline: CpuBaseline::V3,
+            cpu_baseline: CpuBaseline::Level(Level::V3),
             image_digest: Some("sha256:1".into()),
             preserve: Rules {
                 auto: true,
