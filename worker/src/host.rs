@@ -5,6 +5,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{SysconfVar, geteuid, gethostname, sysconf};
@@ -88,7 +89,22 @@ const CHECKPOINT_RESTORE: u32 = 40;
 pub(crate) fn obstacles() -> Vec<String> {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let ptrace_scope = fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").unwrap_or_default();
-    find_obstacles(&status, &ptrace_scope, page_size())
+    let mut found = find_obstacles(&status, &ptrace_scope, page_size());
+    found.extend(too_few_descriptors());
+    found
+}
+
+/// What is handed to CRIU has descriptors around 200 there, and CRIU has some of its own.
+const DESCRIPTORS: u64 = 256;
+
+fn too_few_descriptors() -> Option<String> {
+    let (may, _) = getrlimit(Resource::RLIMIT_NOFILE).ok()?;
+    (may < DESCRIPTORS).then(|| {
+        format!(
+            "a process may have {may} descriptors open, and CRIU needs {DESCRIPTORS}; raise the limit (ulimit -n, \
+             --ulimit nofile=1024)"
+        )
+    })
 }
 
 fn find_obstacles(status: &str, ptrace_scope: &str, page_size: u64) -> Vec<String> {
