@@ -37,9 +37,13 @@ test: setup lint ## All that CI checks: setup, lint and every test, end to end o
 	@echo "test: unit tests, contracts and end-to-end tests"
 	@cargo test --workspace --locked
 
-soak: setup ## 200 generations of a job whose memory churns, with figures; kills at each step with a key and with S3 (some minutes)
+soak: setup ## 200 generations of a job whose memory churns, half an hour between two hosts, kills at each step with a key and with S3
 	@echo "soak: 200 generations of a job whose memory churns"
 	@SOAK_GENERATIONS=200 cargo test --locked --package reprieve --test kills many_generations -- --nocapture
+	@echo "soak: 2,000 simulated histories of owners, sweepers and an operator"
+	@SIMULATIONS=2000 cargo test --locked --package reprieve --lib simulation -- --nocapture
+	@echo "soak: half an hour between two hosts"
+	@SOAK_MINUTES=$${SOAK_MINUTES:-30} cargo test --locked --package reprieve --test kills moves_between -- --nocapture
 	@echo "soak: a kill at each step, with a key and with S3"
 	@SOAK_STEPS=all cargo test --locked --package reprieve --test kills killed_at_a_step
 

@@ -27,7 +27,7 @@ const OPTIONS: [&str; 6] = [
 ];
 
 /// Thing, kind of finding, and what CRIU says of it.
-const REFUSED: [(&str, &str, &str); 38] = [
+const REFUSED: [(&str, &str, &str); 35] = [
     ("io_uring", "io_uring", "Can't retrieve FDs"),
     ("io_uring-mapping", "io_uring", "anon_inode:[io_uring]"),
     ("inotify-overlay", "watch", "Can't dump that handle"),
@@ -51,9 +51,6 @@ const REFUSED: [(&str, &str, &str); 38] = [
     ("time-namespace", "namespace", "nested time_for_children"),
     ("own-user-namespace", "namespace", "Unable to convert uid"),
     ("own-net-namespace", "namespace", "Can't setns"),
-    ("user", "user", "Can't get rlimit"),
-    ("effective-user", "user", "Can't get rlimit"),
-    ("group", "user", "Can't get rlimit"),
     ("ghost", "deleted_file", "increase limit"),
     ("ghost-tmpfs", "deleted_file", "increase limit"),
     ("ghost-mapping", "deleted_file", "increase limit"),
@@ -82,8 +79,11 @@ const REFUSED_WHERE_THERE_IS: [(&str, &str, &str); 7] = [
 ];
 
 /// What a hasty rule would take for an obstacle. Each is stored and goes on elsewhere.
-const STORED: [&str; 34] = [
+const STORED: [&str; 37] = [
     "nothing",
+    "user",
+    "effective-user",
+    "group",
     "inotify",
     "fanotify",
     "thread-user",
@@ -171,6 +171,33 @@ fn what_is_found_is_what_criu_refuses() {
         if let Ok(host) = start(&store, "host", thing) {
             assert_found_and_refused(&host, thing, reason, complaint);
         }
+    }
+}
+
+#[test]
+fn with_less_than_dockers_capabilities_other_users_are_found_and_refused() {
+    for (thing, capability) in [
+        ("user", "CAP_KILL"),
+        ("effective-user", "CAP_KILL"),
+        ("group", "CAP_DAC_OVERRIDE"),
+    ] {
+        let store = Store::new();
+        let app = ["python3", "/apps/feature.py", thing];
+        let host = store
+            .host_with("host", &OPTIONS, &app)
+            .drop_capability(capability)
+            .start();
+        wait_for_output(&host, "ready");
+        assert_found_and_refused(&host, thing, "user", "Can't get rlimit");
+        let doctor = host.exec(["reprieve", "doctor", "--no-rehearsal"]);
+        let missing = capability.trim_start_matches("CAP_");
+        assert!(
+            doctor
+                .stdout
+                .contains(&format!("for several: the capability {missing}")),
+            "{}",
+            doctor.stdout
+        );
     }
 }
 

@@ -13,6 +13,7 @@ use reprieve_core::compat;
 use reprieve_core::cpu::{self, Registers};
 use reprieve_core::manifest::{HostFacts, Profile};
 
+use crate::preload::Library;
 use crate::sys;
 
 /// Looks the host over.
@@ -143,7 +144,8 @@ fn find_obstacles(status: &str, ptrace_scope: &str, page_size: u64) -> Vec<Strin
     found
 }
 
-/// CAP_SYS_TIME, linux/capability.h.
+/// CAP_SYS_RESOURCE and CAP_SYS_TIME, linux/capability.h.
+const SYS_RESOURCE: u32 = 24;
 const SYS_TIME: u32 = 25;
 
 /// What this container lacks for the full profile, each in words for a person; empty if nothing is known to be lacking.
@@ -173,6 +175,34 @@ fn find_lacks(capabilities: u64, is_root: bool, has_time: bool) -> Vec<&'static 
     ];
     let missing = lacks.into_iter().filter(|(there, _)| !there);
     missing.map(|(_, what)| what).collect()
+}
+
+/// What CRIU lacks here to store processes of several users or groups and to make them again, in words for a person. It is
+/// all that Docker gives by default.
+pub(crate) fn lacks_for_users() -> Vec<String> {
+    let mut lacks = missing_for_users(capabilities());
+    if capabilities() >> SYS_RESOURCE & 1 == 0
+        && let Err(error) = Library::limits()
+    {
+        lacks.push(format!("the library by which CRIU reads limits: {error}"));
+    }
+    lacks
+}
+
+fn missing_for_users(capabilities: u64) -> Vec<String> {
+    /// linux/capability.h. A restore as root opens their files and becomes them; what is stored is killed.
+    const NEEDED: [(u32, &str); 4] = [
+        (1, "DAC_OVERRIDE"),
+        (5, "KILL"),
+        (6, "SETGID"),
+        (7, "SETUID"),
+    ];
+    let missing = NEEDED
+        .into_iter()
+        .filter(|(number, _)| capabilities >> number & 1 == 0);
+    missing
+        .map(|(_, name)| format!("the capability {name}"))
+        .collect()
 }
 
 /// Our effective capabilities, as a mask.
@@ -264,6 +294,17 @@ fn private_directory(path: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn dockers_default_capabilities_are_enough_for_several_users() {
+        let defaults = 0x0000_0000_a804_25fb;
+        assert_eq!(missing_for_users(defaults), [""; 0]);
+        let less = defaults & !(1 << 5 | 1 << 7);
+        assert_eq!(
+            missing_for_users(less),
+            ["the capability KILL", "the capability SETUID"]
+        );
+    }
 
     #[test]
     fn each_obstacle_is_found_and_none_where_there_is_none() {

@@ -512,6 +512,15 @@ const SOURCE_POLLS: Metric = Metric {
     help: "Times that each source asked what it listens to, a metadata service or the queue, and whether it was answered.",
 };
 
+const SOURCE_RESTARTS: Metric = Metric {
+    name: "reprieve_source_restarts_total",
+    kind: Kind::Counter,
+    unit: Unit::Count,
+    labels: &[label("source", &Source::NAMES)],
+    stability: Stability::Unstable,
+    help: "Times that each source broke off, by a bug in it, and was begun again.",
+};
+
 const QUEUE_MESSAGES: Metric = Metric {
     name: "reprieve_queue_messages_total",
     kind: Kind::Counter,
@@ -743,6 +752,7 @@ pub const TABLE: &[Metric] = &[
     SOURCE_SUCCESS,
     SOURCE_FAILURES,
     SOURCE_POLLS,
+    SOURCE_RESTARTS,
     QUEUE_MESSAGES,
     DEADLINES,
     TO_SAFE,
@@ -892,6 +902,7 @@ pub fn source(health: &Health) {
         ::metrics::counter!(SOURCE_POLLS.name, "source" => name, "outcome" => outcome.as_str())
             .absolute(count);
     }
+    ::metrics::counter!(SOURCE_RESTARTS.name, "source" => name).absolute(counts.restarts);
     for (outcome, count) in MessageOutcome::NAMES.iter().zip(counts.messages) {
         // Only the queue has messages; the other sources must not put its numbers back to 0, and do not.
         ::metrics::counter!(QUEUE_MESSAGES.name, "outcome" => *outcome).absolute(count);
@@ -1155,6 +1166,7 @@ mod tests {
         let counts = reprieve_hooks::Counts {
             answered: 3,
             failed: 2,
+            restarts: 5,
             messages: [0, 1, 2, 3, 4],
         };
         Health {
@@ -1170,7 +1182,7 @@ mod tests {
     #[test]
     fn recordings_arrive_under_the_names_of_the_table() {
         let at = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
-        let table: [(fn(), &str); 32] = [
+        let table: [(fn(), &str); 33] = [
             (
                 || deadline(DeadlineOutcome::Missed),
                 "reprieve_deadlines_total{outcome=\"missed\"} 1",
@@ -1195,6 +1207,10 @@ mod tests {
             (
                 || source(&healthy()),
                 "reprieve_source_polls_total{source=\"sqs\",outcome=\"failed\"} 2",
+            ),
+            (
+                || source(&healthy()),
+                "reprieve_source_restarts_total{source=\"sqs\"} 5",
             ),
             (
                 || source(&healthy()),

@@ -507,8 +507,9 @@ pub const TABLE: &[Setting] = &[
         default: Some("deny"),
         unset: "",
         meaning: "Whether an app that is started from scratch may make an io_uring, which CRIU cannot store. `deny` lets \
-                  io_uring_setup answer ENOSYS, so that Node.js and others do without: by a seccomp filter where the \
-                  container has SYS_ADMIN, else by a library in LD_PRELOAD (docs/checkup.md).",
+                  io_uring_setup answer ENOSYS, so that Node.js and others do without, by a library in LD_PRELOAD. `filter` \
+                  does so by a seccomp filter, which reaches every program; it needs SYS_ADMIN, here and wherever the job \
+                  is resumed (docs/checkup.md).",
     },
     Setting {
         name: "jvm-perf-data",
@@ -1099,7 +1100,7 @@ named! {
 
 named! {
     /// Whether the app may make an io_uring.
-    pub enum IoUring { Deny = "deny", Allow = "allow", }
+    pub enum IoUring { Deny = "deny", Filter = "filter", Allow = "allow", }
 }
 
 /// What the app is held to.
@@ -3163,6 +3164,13 @@ mod tests {
         variables: Vec::new(),
         file: None,
     };
+
+    impl Settings {
+        /// The built-in ones, for tests elsewhere.
+        pub(crate) fn for_tests() -> Self {
+            NOTHING.load().expect("the built-in values are valid")
+        }
+    }
 
     const ARGV: [&str; 3] = ["/opt/bin/train", "--epochs", "90"];
 

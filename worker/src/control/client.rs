@@ -625,6 +625,7 @@ mod tests {
                 remedy: Some("see its log".into()),
                 last_success_age_ms: Some(61_000),
                 failures: 4,
+                restarts: 0,
             }],
             plan: Some("nothing is to be expected".into()),
             decision: None,

@@ -36,7 +36,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant as TokioInstant, sleep_until, timeout, timeout_at};
 
 use crate::catalog::{self, Catalog, CatalogError};
-use crate::cures::{Given, Library};
+use crate::cures::Given;
 use crate::engine::criu::{self, Criu, CriuError, DumpOrder};
 use crate::engine::hook::{Asked, Hooks};
 use crate::host;
@@ -51,6 +51,7 @@ use crate::pages::load;
 use crate::pages::parts::{self, Buffers, Deadline, Destination, Stored};
 use crate::pages::seal::AttemptKey;
 use crate::pages::tuning::{Comparing, Tuning, Usual, Wanted};
+use crate::preload::Library;
 use crate::preserve::Preserver;
 use crate::preserve::take::{TakeError, Taken};
 use crate::programs;

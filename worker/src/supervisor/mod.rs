@@ -6,12 +6,12 @@
 //! its own, so that the loop always listens.
 
 pub mod boot;
-mod checkpoint;
+pub(crate) mod checkpoint;
 mod checkups;
 mod child;
 mod files;
 mod housekeeping;
-mod ownership;
+pub(crate) mod ownership;
 mod pids;
 mod presence;
 pub(crate) mod proc;
