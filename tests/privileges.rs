@@ -65,7 +65,7 @@ impl Account {
     }
 
     /// At the address where its requests are seen.
-    fn queue(&self, name: &str, attributes: Value) -> String {
+    fn queue(&self, name: &str, attributes: &Value) -> String {
         let request = json!({ "QueueName": name, "Attributes": attributes });
         let made = self.server.sqs("CreateQueue", &request);
         let url = made["QueueUrl"].as_str().expect("it has a URL");
@@ -123,7 +123,7 @@ fn the_actions_that_are_called_are_those_that_are_granted() {
     account.server.make_bucket("jobs");
     let key = account.server.make_kms_key();
     let instance = account.server.make_instance();
-    let replies = account.queue("replies", json!({}));
+    let replies = account.queue("replies", &json!({}));
     let with_everything = [
         "--store",
         "s3://jobs/prefix",
@@ -182,9 +182,9 @@ fn the_actions_that_are_called_are_those_that_are_granted() {
     fs::remove_file(account.end.path().join("now")).expect("it is ours");
 
     // Another job, whose name only EC2 knows, with a queue for many.
-    let dead = account.queue("dead", json!({}));
+    let dead = account.queue("dead", &json!({}));
     let redrive = json!({ "deadLetterTargetArn": "arn:aws:sqs:us-east-1:123456789012:dead", "maxReceiveCount": "5" });
-    let shared = account.queue("shared", json!({ "RedrivePolicy": redrive.to_string() }));
+    let shared = account.queue("shared", &json!({ "RedrivePolicy": redrive.to_string() }));
     account.server.ec2(&format!(
         "Action=CreateTags&ResourceId.1={instance}&Tag.1.Key=reprieve%3Ajob&Tag.1.Value=tagged"
     ));

@@ -33,7 +33,7 @@ fn wait_long_for(host: &Host, wanted: &str) {
 }
 
 #[track_caller]
-fn evict_slowly(host: Host) {
+fn evict_slowly(host: &Host) {
     host.signal(libc::SIGTERM);
     assert_eq!(host.wait_exit(PATIENCE), Exit::Code(75));
     host.destroy();
@@ -69,7 +69,7 @@ fn survives(app: &[&str], make: impl Fn(Builder) -> Builder) {
     };
     let host = order("host");
     wait_long_for(&host, "ready");
-    evict_slowly(host);
+    evict_slowly(&host);
     let next = order("next");
     next.stderr().wait_for_line("the resume", PATIENCE, |line| {
         line.contains("the job is resumed")
@@ -80,7 +80,7 @@ fn survives(app: &[&str], make: impl Fn(Builder) -> Builder) {
         assert_ne!(line, "spoilt");
         line == "sound"
     });
-    evict_slowly(next);
+    evict_slowly(&next);
 }
 
 #[test]
