@@ -465,7 +465,7 @@ const ROWS: [(&str, Trial, &str); 21] = [
     (
         "A child of another user (`setpriv`, `su`, nginx's workers)",
         Feature("user"),
-        "CRIU asks for the limits of each process (prlimit(2)), and for those of another user the kernel wants SYS_RESOURCE",
+        "by Docker's default capabilities; CRIU is helped to its limits",
     ),
     ("A child of another group", Feature("group"), "the same"),
     (
@@ -604,6 +604,111 @@ fn the_table_of_the_profiles_is_what_happens() {
             stored, table,
             "docs/profiles.md; UPDATE_DOCS=1 writes it anew"
         );
+    }
+}
+
+#[test]
+fn processes_of_several_users_go_on_in_either_profile() {
+    const NAMES: [&str; 4] = ["root", "user-33", "user-1000", "su"];
+    for profile in [Minimal, Full] {
+        let store = Store::new();
+        let shared = tempfile::tempdir().expect("a temporary directory");
+        std::fs::set_permissions(
+            shared.path(),
+            std::os::unix::fs::PermissionsExt::from_mode(0o777),
+        )
+        .expect("it is ours");
+        let mut all = String::new();
+        for name in ["first", "second", "third"] {
+            let host = host(
+                &store,
+                name,
+                profile,
+                &["python3", "/apps/users.py", "/shared"],
+            )
+            .bind(shared.path(), "/shared")
+            .start();
+            if name != "first" {
+                wait_for_log(&host, "the job is resumed");
+            }
+            wait_until(LIMIT, "lines of all", || {
+                let text = host.stdout().text();
+                NAMES.iter().all(|name| {
+                    let own = |line: &&str| line.starts_with(&format!("{name} "));
+                    text.lines().filter(own).count() > 5
+                })
+            });
+            assert_doctor_knows_no_obstacle(&host);
+            evict(&host);
+            all += &host.stdout().text();
+        }
+        for name in NAMES {
+            let own = all
+                .lines()
+                .filter_map(|line| line.strip_prefix(&format!("{name} ")));
+            let (mut last, mut who) = (0, None);
+            for line in own {
+                let (number, is) = line.split_once(' ').expect("both are there");
+                let number: u64 = number.parse().expect("it is a number");
+                assert_eq!(number, last + 1, "{profile:?} {name}");
+                assert_eq!(is, *who.get_or_insert(is), "{profile:?} {name} {number}");
+                last = number;
+            }
+            assert!(last > 15, "{profile:?} {name}: {last}");
+        }
+    }
+}
+
+#[track_caller]
+fn assert_doctor_knows_no_obstacle(host: &Host) {
+    let pid = app(host, "users.py").pid.to_string();
+    let ran = host.exec([
+        "reprieve",
+        "doctor",
+        "--no-rehearsal",
+        "--json",
+        "--pid",
+        &pid,
+    ]);
+    let answer: Value = serde_json::from_str(&ran.stdout).expect("it is JSON");
+    let findings = answer["findings"].as_array().expect("it is a list");
+    for (check, wanted) in [
+        ("job", "nothing known stands in the way"),
+        ("users", "as several users, in either profile"),
+    ] {
+        let finding = findings.iter().find(|one| one["check"] == check);
+        let found = finding.expect("it is looked at")["found"].as_str();
+        assert!(
+            found.is_some_and(|found| found.contains(wanted)),
+            "{answer}"
+        );
+    }
+}
+
+#[test]
+fn in_the_full_profile_files_travel() {
+    let script = "mkdir -p /srv/app; while :; do echo x >> /srv/app/log; \
+                  echo $(wc -l < /srv/app/log) written; sleep 0.05; done";
+    let store = Store::new();
+    let start = |name: &str| {
+        store
+            .host_with(name, &["--preserve", "auto"], &["bash", "-c", script])
+            .add_capability("CAP_SYS_ADMIN")
+            .add_capability("CAP_SYS_TIME")
+            .start()
+    };
+    let mut text = String::new();
+    for name in ["first", "second", "third"] {
+        let host = start(name);
+        assert_eq!(chosen(&host), "full");
+        wait_until(LIMIT, "ten lines", || {
+            host.stdout().text().lines().count() > 10
+        });
+        evict(&host);
+        text += &host.stdout().text();
+    }
+    for (number, line) in (1..).zip(text.lines()) {
+        assert_eq!(line, format!("{number} written"), "{text}");
     }
 }
 

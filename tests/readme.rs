@@ -287,6 +287,7 @@ fn documented_metrics_and_flags_exist() {
                 "--privileged",
                 "--init",
                 "--stop-timeout",
+                "--innodb-use-native-aio=0",
             ];
             assert!(
                 !flag.starts_with("--")

@@ -150,7 +150,7 @@ fn files_that_are_not_as_they_were_are_named_before_criu_is_asked() {
             Box::new(|| mode("read", 0o644)),
         ),
         (
-            "/data/bash is another build (its build id differs): use the same image",
+            "/data/bash is another one here: it had ",
             Box::new(|| change("bash", &other_build)),
             Box::new(|| change("bash", &other_build)),
         ),

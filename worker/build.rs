@@ -1,4 +1,4 @@
-//! Builds the small library that the app can be given to load first (`preload/`), which this program carries with it.
+//! Builds the small libraries that the app and CRIU can be given to load first (`preload/`), which this program carries with it.
 //!
 //! With the compiler that links Rust programs: `CC`, else `cc`. For another machine than this one it has to be one for that
 //! machine; a check that only compiles does without, and then the program has none to give.
@@ -7,7 +7,7 @@ use std::env;
 use std::path::PathBuf;
 use std::process::Command;
 
-const SOURCE: &str = "preload/no_io_uring.c";
+const NAMES: [&str; 2] = ["no_io_uring", "limits"];
 
 /// Small, without what differs from build to build, and without anything of a C library.
 const FLAGS: [&str; 10] = [
@@ -24,7 +24,7 @@ const FLAGS: [&str; 10] = [
 ];
 
 fn main() {
-    println!("cargo::rerun-if-changed={SOURCE}");
+    println!("cargo::rerun-if-changed=preload");
     println!("cargo::rerun-if-env-changed=CC");
     let variable = |name: &str| env::var(name).unwrap_or_default();
     let target = variable("TARGET");
@@ -38,20 +38,23 @@ fn main() {
             variable("CARGO_CFG_TARGET_ENV")
         ),
     };
-    let library = PathBuf::from(variable("OUT_DIR")).join("no_io_uring.so");
-    let built = Command::new(&compiler)
-        .args(FLAGS)
-        .arg(&library)
-        .arg(SOURCE)
-        .status();
-    match built {
-        Ok(status) if status.success() => {}
-        _ if is_foreign => {
-            println!(
-                "cargo::warning={compiler} cannot build {SOURCE} for {target}; this program has none to give"
-            );
-            std::fs::write(&library, []).expect("OUT_DIR can be written");
+    for name in NAMES {
+        let source = format!("preload/{name}.c");
+        let library = PathBuf::from(variable("OUT_DIR")).join(format!("{name}.so"));
+        let built = Command::new(&compiler)
+            .args(FLAGS)
+            .arg(&library)
+            .arg(&source)
+            .status();
+        match built {
+            Ok(status) if status.success() => {}
+            _ if is_foreign => {
+                println!(
+                    "cargo::warning={compiler} cannot build {source} for {target}; this program has none to give"
+                );
+                std::fs::write(&library, []).expect("OUT_DIR can be written");
+            }
+            other => panic!("{compiler} cannot build {source}: {other:?}"),
         }
-        other => panic!("{compiler} cannot build {SOURCE}: {other:?}"),
     }
 }

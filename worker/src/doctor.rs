@@ -316,13 +316,13 @@ fn profile(asked: ProfileChoice) -> Finding {
 
 /// Whether the processes of a job may belong to several users, which is the same in both profiles.
 fn users() -> Finding {
-    /// CAP_SYS_RESOURCE, linux/capability.h.
-    const SYS_RESOURCE: u32 = 24;
-    let found = match host::capabilities() >> SYS_RESOURCE & 1 {
-        1 => "a job's processes may run as any user: there is SYS_RESOURCE",
-        _ => {
-            "all of a job's processes have to run as this user, in either profile; with SYS_RESOURCE they need not"
-        }
+    let lacks = host::lacks_for_users();
+    let found = match lacks.is_empty() {
+        true => "a job's processes may run as several users, in either profile".to_owned(),
+        false => format!(
+            "all of a job's processes have to run as this user, in either profile; for several: {}",
+            lacks.join(", ")
+        ),
     };
     Finding::ok("users", found)
 }
@@ -376,7 +376,7 @@ fn criu(asked: Option<&Path>) -> Finding {
         }
     };
     let shown = program.path.display();
-    let mut command = program.command();
+    let mut command = program.command(None);
     command
         .arg("--version")
         .stdin(Stdio::null())
@@ -408,7 +408,7 @@ fn criu(asked: Option<&Path>) -> Finding {
 /// The version of the CRIU that would be used here; None if there is none.
 pub(crate) fn criu_version(asked: Option<&Path>) -> Option<String> {
     let program = Program::find(asked, &std::env::current_exe().ok()?);
-    let mut command = program.command();
+    let mut command = program.command(None);
     command
         .arg("--version")
         .stdin(Stdio::null())

@@ -5,6 +5,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{SysconfVar, geteuid, gethostname, sysconf};
@@ -12,6 +13,7 @@ use reprieve_core::compat;
 use reprieve_core::cpu::{self, Registers};
 use reprieve_core::manifest::{HostFacts, Profile};
 
+use crate::preload::Library;
 use crate::sys;
 
 /// Looks the host over.
@@ -88,7 +90,22 @@ const CHECKPOINT_RESTORE: u32 = 40;
 pub(crate) fn obstacles() -> Vec<String> {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let ptrace_scope = fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").unwrap_or_default();
-    find_obstacles(&status, &ptrace_scope, page_size())
+    let mut found = find_obstacles(&status, &ptrace_scope, page_size());
+    found.extend(too_few_descriptors());
+    found
+}
+
+/// What is handed to CRIU has descriptors around 200 there, and CRIU has some of its own.
+const DESCRIPTORS: u64 = 256;
+
+fn too_few_descriptors() -> Option<String> {
+    let (may, _) = getrlimit(Resource::RLIMIT_NOFILE).ok()?;
+    (may < DESCRIPTORS).then(|| {
+        format!(
+            "a process may have {may} descriptors open, and CRIU needs {DESCRIPTORS}; raise the limit (ulimit -n, \
+             --ulimit nofile=1024)"
+        )
+    })
 }
 
 fn find_obstacles(status: &str, ptrace_scope: &str, page_size: u64) -> Vec<String> {
@@ -127,7 +144,8 @@ fn find_obstacles(status: &str, ptrace_scope: &str, page_size: u64) -> Vec<Strin
     found
 }
 
-/// CAP_SYS_TIME, linux/capability.h.
+/// CAP_SYS_RESOURCE and CAP_SYS_TIME, linux/capability.h.
+const SYS_RESOURCE: u32 = 24;
 const SYS_TIME: u32 = 25;
 
 /// What this container lacks for the full profile, each in words for a person; empty if nothing is known to be lacking.
@@ -137,6 +155,14 @@ pub(crate) fn lacks_for_full() -> Vec<&'static str> {
         geteuid().is_root(),
         Path::new("/proc/self/ns/time").exists(),
     )
+}
+
+/// The profile that a job would have here, as far as this process's rights say.
+pub(crate) fn profile() -> Profile {
+    match lacks_for_full().is_empty() {
+        true => Profile::Full,
+        false => Profile::Minimal,
+    }
 }
 
 fn find_lacks(capabilities: u64, is_root: bool, has_time: bool) -> Vec<&'static str> {
@@ -149,6 +175,34 @@ fn find_lacks(capabilities: u64, is_root: bool, has_time: bool) -> Vec<&'static 
     ];
     let missing = lacks.into_iter().filter(|(there, _)| !there);
     missing.map(|(_, what)| what).collect()
+}
+
+/// What CRIU lacks here to store processes of several users or groups and to make them again, in words for a person. It is
+/// all that Docker gives by default.
+pub(crate) fn lacks_for_users() -> Vec<String> {
+    let mut lacks = missing_for_users(capabilities());
+    if capabilities() >> SYS_RESOURCE & 1 == 0
+        && let Err(error) = Library::limits()
+    {
+        lacks.push(format!("the library by which CRIU reads limits: {error}"));
+    }
+    lacks
+}
+
+fn missing_for_users(capabilities: u64) -> Vec<String> {
+    /// linux/capability.h. A restore as root opens their files and becomes them; what is stored is killed.
+    const NEEDED: [(u32, &str); 4] = [
+        (1, "DAC_OVERRIDE"),
+        (5, "KILL"),
+        (6, "SETGID"),
+        (7, "SETUID"),
+    ];
+    let missing = NEEDED
+        .into_iter()
+        .filter(|(number, _)| capabilities >> number & 1 == 0);
+    missing
+        .map(|(_, name)| format!("the capability {name}"))
+        .collect()
 }
 
 /// Our effective capabilities, as a mask.
@@ -240,6 +294,17 @@ fn private_directory(path: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn dockers_default_capabilities_are_enough_for_several_users() {
+        let defaults = 0x0000_0000_a804_25fb;
+        assert_eq!(missing_for_users(defaults), [""; 0]);
+        let less = defaults & !(1 << 5 | 1 << 7);
+        assert_eq!(
+            missing_for_users(less),
+            ["the capability KILL", "the capability SETUID"]
+        );
+    }
 
     #[test]
     fn each_obstacle_is_found_and_none_where_there_is_none() {

@@ -28,12 +28,15 @@ pub mod pages;
 #[cfg(any(test, fuzzing))]
 pub mod parsers;
 mod place;
+mod preload;
 mod preserve;
 mod programs;
 pub mod queue;
 pub mod registry;
 pub mod send;
 pub mod settings;
+#[cfg(test)]
+mod simulation;
 pub mod sources;
 pub mod steps;
 pub mod store;

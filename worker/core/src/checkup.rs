@@ -81,7 +81,7 @@ impl Reason {
             }
             Self::Namespace => "CRIU does not store nested namespaces of this kind",
             Self::User => {
-                "its user or group is not the supervisor's, and CRIU may not read its limits without SYS_RESOURCE"
+                "its user or group is not the supervisor's, and there is not what CRIU needs to store it and to become it again"
             }
             Self::IoUring => "CRIU cannot store an io_uring",
             Self::Watch => "CRIU cannot find out which file a watch is for",
@@ -115,10 +115,10 @@ impl Reason {
                 "switch off the app's sandbox, or what starts containers in this one"
             }
             Self::User => {
-                "run the container and all of the job as one user, or add the capability SYS_RESOURCE"
+                "run the container as root with Docker's default capabilities, or all of the job as one user; `reprieve doctor` says what is missing (`users`)"
             }
             Self::IoUring => {
-                "start it with --io-uring deny; if it makes the system call itself, its own setting or the sysctl kernel.io_uring_disabled=2"
+                "start it with --io-uring deny; if it makes the system call itself, --io-uring filter, its own setting or the sysctl kernel.io_uring_disabled=2"
             }
             Self::Watch => "let the app poll, or switch watching files off (hot reload, tail -f)",
             Self::SharedMemory => {
@@ -154,6 +154,19 @@ pub fn document() -> String {
 }
 
 const CURES: &str = "
+## A rehearsal
+
+With `--rehearse on`, and after `--rehearse-after` (1 minute) of the app's life, the running job is really dumped once: frozen, read by CRIU, \
+its streams cut and its preserved files read, as in a checkpoint. Nothing of it is kept, the store is not asked for anything, and the job runs on. \
+The log says `a checkpoint of this job works: its rehearsal did`, with the time that the job stood still, or `a checkpoint of this job would fail: its \
+rehearsal did; the job runs on`, with CRIU's reason; `reprieve status` has it as `rehearsal`, the [metrics](metrics.md) as `reprieve_rehearsals_total` \
+and `reprieve_rehearsal_frozen_seconds`. After one that failed the job is not protected and not ready until a checkpoint works.
+
+The freeze is that of a first checkpoint whose store takes everything at once: a slow store makes a real one longer, memory that was stored \
+ahead makes it shorter. The programs for `before-freeze` and `after-thaw` run as in a checkpoint, with the trigger `rehearsal`. A checkpoint that is wanted meanwhile \
+has the rehearsal given up and begins once CRIU has let the job go. While a checkpoint is under way, or an end of the machine is announced, it \
+is put off; once a checkpoint of the running app has worked, it is left out.
+
 ## What is cured when the app starts
 
 An app that is started from scratch, with a store, is given what takes the commonest obstacles away; the log says what \
@@ -162,14 +175,14 @@ An app that is started from scratch, with a store, is given what takes the commo
 | Obstacle | Given | Switched off by |
 |---|---|---|
 | io_uring (Node.js from 20 on with its file operations, some databases) | `io_uring_setup` answers ENOSYS, and the app does \
-without as on an older kernel. With SYS_ADMIN: a seccomp filter, for whatever program it is. Without: a library in \
-`LD_PRELOAD`, after those that are there | `--io-uring allow` |
+without as on an older kernel: by a library in `LD_PRELOAD`, after those that are there; with `--io-uring filter` by a seccomp filter, \
+for whatever program it is | `--io-uring allow` |
 | a JVM's `/tmp/hsperfdata_*`, which the next host does not have | `-XX:-UsePerfData` at the end of `JAVA_TOOL_OPTIONS`, unless \
 something about it is there; every JVM says on its standard error that it picked that up | `--jvm-perf-data keep` |
 | file locks | CRIU is told to store them, always | |
 
 CRIU can store a process under a seccomp filter only with SYS_ADMIN and if it is under none itself; so a job that has the filter \
-resumes only on hosts with SYS_ADMIN, and others pass its snapshots over. The library reaches programs that are dynamically linked \
+needs SYS_ADMIN at its start, else it gets the library, and resumes only on hosts with SYS_ADMIN; others pass its snapshots over. The library reaches programs that are dynamically linked \
 (glibc or musl) and ask through `syscall()` or liburing's shared library; a static program, one that makes the system call itself, \
 and one that runs with other privileges than its caller (setuid) are not reached, and found by the rule `io_uring`. It lies in \
 `/run/reprieve-lib`, `/tmp/reprieve-lib` or `/var/tmp/reprieve-lib`, whichever can be written and is not mounted noexec, and travels \
@@ -189,7 +202,7 @@ A job with a finding is not protected and not ready; it runs on, and a checkpoin
 
 Each rule was seen to be CRIU's (4.2, with the privileges of [docker.md](docker.md)): `tests/checkup.rs` makes every one of these things, finds \
 it, and has a real checkpoint refused. It does the same with things that look alike and are stored, and must not be found. No finding \
-therefore means that nothing known stands in the way. Not looked for: unix sockets that are connected to a process outside of the job, \
+therefore means that nothing known stands in the way; `--rehearse on` (below) shows that nothing unknown does. Not looked for: unix sockets that are connected to a process outside of the job, \
 files that the next host will not have, and whatever is opened and closed between two looks. That a GPU is a device of the \
 refused kind is known from its driver's node ([gpu.md](gpu.md)); it was not tried with one.
 
@@ -213,8 +226,8 @@ pub struct Finding {
 pub struct Ours {
     pub user: u32,
     pub group: u32,
-    /// CAP_SYS_RESOURCE.
-    pub may_read_limits: bool,
+    /// Capabilities over processes of other users, and a way to tell their limits.
+    pub may_store_users: bool,
     /// CAP_DAC_READ_SEARCH.
     pub may_open_handles: bool,
     /// CAP_SYS_ADMIN.
@@ -324,7 +337,7 @@ fn of_process(process: &Process, ours: &Ours) -> Vec<Finding> {
         add(Reason::Namespace, process.foreign_namespaces.join(", "));
     }
     let is_foreign = process.users != [ours.user; 3] || process.groups != [ours.group; 3];
-    if is_foreign && !ours.may_read_limits {
+    if is_foreign && !ours.may_store_users {
         let [user, group] = [process.users[1], process.groups[1]];
         add(Reason::User, format!("user {user}, group {group}"));
     }
@@ -455,7 +468,7 @@ mod tests {
     const OURS: Ours = Ours {
         user: 0,
         group: 0,
-        may_read_limits: false,
+        may_store_users: false,
         may_open_handles: false,
         may_suspend_filters: false,
         may_store_ipc: false,
@@ -650,7 +663,7 @@ mod tests {
     #[test]
     fn a_privilege_takes_away_what_it_cures() {
         let able = Ours {
-            may_read_limits: true,
+            may_store_users: true,
             may_open_handles: true,
             may_suspend_filters: true,
             ..OURS

@@ -24,6 +24,9 @@ const SLACK_MS: u64 = 1_000;
 /// And this before an end for which the job works on: the way to the store may have become slower since it was measured.
 const LAST_SLACK_MS: u64 = 4_000;
 
+/// An end that is further ahead than this is no reason to take one checkpoint after the other.
+const NO_HURRY_MS: u64 = 600_000;
+
 /// What is further ahead than a year is not looked at.
 const FAR_MS: u64 = 365 * 24 * 3_600_000;
 
@@ -120,6 +123,8 @@ pub enum Reason {
     AtRisk,
     /// There is time: first make the job safe, then go on.
     SafeFirst,
+    /// The newest attempt was a moment ago, and there is much time.
+    NoHurry,
     /// It is safe and works on until the last moment that is safe.
     WorksOn,
     /// The last moment that is safe has come.
@@ -151,6 +156,7 @@ impl Reason {
             Self::Promise => "soon a checkpoint would not fit into the shortest notice",
             Self::AtRisk => "the machine is at risk",
             Self::SafeFirst => "there is time: the job is made safe first and works on",
+            Self::NoHurry => "there is much time, and the newest checkpoint was a moment ago",
             Self::WorksOn => "the job is safe and works on until the last moment that is safe",
             Self::LastSafeMoment => "the last moment that is safe has come",
             Self::AtOnce => "the end is near, or may come at any moment",
@@ -319,6 +325,11 @@ fn before_end(of: &Situation, going: Going, rules: &Rules, promise: &Promise) ->
         return plan(Act::Final, Reason::AtOnce, None);
     }
     if safe.is_none() {
+        // However often it is told of and taken back.
+        let rested = of.begun.map(|begun| begun.plus_ms(rules.least_interval_ms));
+        if let Some(rested) = rested.filter(|rested| *rested > now && left > NO_HURRY_MS) {
+            return plan(Act::Wait, Reason::NoHurry, Some(rested));
+        }
         let two = needed
             .zip(promise.ms_to_safe_again(now))
             .map(|(first, again)| slack(first) + slack(again));

@@ -15,9 +15,12 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use reprieve_core::compat;
+use reprieve_core::launch;
 use reprieve_core::manifest;
 
 use crate::engine::hook;
+use crate::host;
+use crate::preload::Library;
 use crate::supervisor::realm::Entry;
 use crate::supervisor::reaper::{Reaper, Watched};
 use crate::supervisor::stdio::AppEnds;
@@ -47,6 +50,9 @@ const BUNDLED: &str = "criu/criu";
 
 /// The dynamic loader in the directory of such a CRIU; the libraries are beside it.
 const LOADER: &str = "ld.so";
+
+/// Names libraries to the dynamic loader.
+const PRELOAD: &str = "LD_PRELOAD";
 
 /// Lines of CRIU's log that go into a message.
 const QUOTED_LINES: usize = 4;
@@ -102,18 +108,27 @@ impl Program {
         Self { path, loader }
     }
 
-    pub(crate) fn command(&self) -> Command {
+    /// `first` is a library that it loads before its own.
+    pub(crate) fn command(&self, first: Option<&Path>) -> Command {
         let Some(loader) = &self.loader else {
-            return Command::new(&self.path);
+            let mut command = Command::new(&self.path);
+            let had = std::env::var(PRELOAD).ok();
+            let all = first
+                .and_then(|first| launch::preloading(had.as_deref(), &first.to_string_lossy()));
+            command.envs(all.map(|all| (PRELOAD, all)));
+            return command;
         };
         let libraries = loader.parent().map_or(OsStr::new("/"), Path::as_os_str);
         let mut command = Command::new(loader);
         command
             .args([OsStr::new("--library-path"), libraries])
-            .args(["--inhibit-cache", "--argv0", "criu"])
-            .arg(&self.path);
+            .args(["--inhibit-cache", "--argv0", "criu"]);
+        if let Some(first) = first {
+            command.arg("--preload").arg(first);
+        }
+        command.arg(&self.path);
         // What the app's image preloads was made for another C library.
-        command.env_remove("LD_PRELOAD");
+        command.env_remove(PRELOAD);
         command
     }
 }
@@ -174,7 +189,7 @@ impl Criu {
         };
         let answer_file = directory.join("criu-version");
         let output = fs::File::create(&answer_file).map_err(start)?;
-        let mut command = program.command();
+        let mut command = program.command(None);
         command.arg("--version");
         let watched = reaper
             .spawn(|| {
@@ -216,7 +231,12 @@ impl Criu {
         reaper: &Reaper,
         order: &DumpOrder<'_>,
     ) -> Result<Watched, CriuError> {
-        let mut command = self.command("dump", order.images, order.hook);
+        let limits = match host::lacks_for_users()[..] {
+            [] => Library::limits().ok(),
+            _ => None,
+        };
+        let limits = limits.as_ref().map(|library| library.path.as_path());
+        let mut command = self.command("dump", order.images, order.hook, limits);
         command
             .args(["--tree", &order.root_pid.to_string(), "--leave-running"])
             .args(["--ghost-limit", &order.ghost_limit.to_string()])
@@ -243,7 +263,7 @@ impl Criu {
         reaper: &Reaper,
         order: &RestoreOrder<'_>,
     ) -> Result<Watched, CriuError> {
-        let mut command = self.command("restore", order.images, order.hook);
+        let mut command = self.command("restore", order.images, order.hook, None);
         command.args(["--stream", "--restore-detached", "--restore-sibling"]);
         let passed = inherited(order.stdio, order.ends);
         for (name, _, number) in &passed {
@@ -256,8 +276,14 @@ impl Criu {
         self.start(reaper, command, order.realm.as_ref(), order.images, &passed)
     }
 
-    fn command(&self, operation: &str, images: &Path, hook: &Path) -> Command {
-        let mut command = self.program.command();
+    fn command(
+        &self,
+        operation: &str,
+        images: &Path,
+        hook: &Path,
+        first: Option<&Path>,
+    ) -> Command {
+        let mut command = self.program.command(first);
         sys::hand_down_capabilities(&mut command);
         command
             .arg(operation)
@@ -404,17 +430,30 @@ mod tests {
         // A bare name is looked up in PATH, wherever this process happens to stand.
         assert_eq!(found(Some(Path::new("criu"))), plain(Path::new("criu")));
 
-        let command = shipped.command();
+        let preloaded = Path::new("/run/first.so");
+        let command = shipped.command(Some(preloaded));
         assert_eq!(command.get_program(), loader);
         let arguments: Vec<&OsStr> = command.get_args().collect();
         let libraries = parent.as_os_str();
-        let flags = ["--inhibit-cache", "--argv0", "criu"].map(OsStr::new);
+        let flags = [
+            "--inhibit-cache",
+            "--argv0",
+            "criu",
+            "--preload",
+            "/run/first.so",
+        ];
+        let flags = flags.map(OsStr::new);
         let expected: Vec<&OsStr> = [OsStr::new("--library-path"), libraries]
             .into_iter()
             .chain(flags)
             .chain([bundled.as_os_str()])
             .collect();
         assert_eq!(arguments, expected);
+
+        let command = plain(other).command(Some(preloaded));
+        let given = command.get_envs().find(|(name, _)| *name == PRELOAD);
+        let given = given.and_then(|(_, value)| value?.to_str());
+        assert!(given.is_some_and(|given| given.ends_with("/run/first.so")));
     }
 
     #[test]

@@ -18,7 +18,6 @@ use tokio::runtime::Handle;
 use tokio::time::{Instant as TokioInstant, sleep, timeout, timeout_at};
 
 use crate::catalog::{self, Catalog, CatalogError};
-use crate::cures::Library;
 use crate::engine::criu::{self, Criu, CriuError, RestoreOrder};
 use crate::engine::hook::Hooks;
 use crate::host;
@@ -26,6 +25,7 @@ use crate::journal::Journal;
 use crate::metrics::RestorePhase;
 use crate::pages::load::{self, Snapshot, Unusable};
 use crate::pages::serve::{ImageServer, ServeError};
+use crate::preload::Library;
 use crate::preserve::Preserver;
 use crate::preserve::put::{Placed, PutError};
 use crate::steps::{self, Step};
