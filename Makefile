@@ -2,7 +2,7 @@
 # infra/local/setup, which starts with saying so.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build image dist test lint soak fuzz demo bench evictions test-page test-apps test-observability test-terraform clean
+.PHONY: help setup build image dist test lint soak fuzz demo bench evictions test-page stress test-apps test-observability test-terraform clean
 
 help: ## This text
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -37,11 +37,19 @@ test: setup lint ## All that CI checks: setup, lint and every test, end to end o
 	@echo "test: unit tests, contracts and end-to-end tests"
 	@cargo test --workspace --locked
 
-soak: setup ## 200 generations of a job whose memory churns, with figures; kills at each step with a key and with S3 (some minutes)
+soak: setup ## 200 generations of a job whose memory churns, half an hour between two hosts, kills at each step with a key and with S3
 	@echo "soak: 200 generations of a job whose memory churns"
 	@SOAK_GENERATIONS=200 cargo test --locked --package reprieve --test kills many_generations -- --nocapture
+	@echo "soak: 2,000 simulated histories of owners, sweepers and an operator"
+	@SIMULATIONS=2000 cargo test --locked --package reprieve --lib simulation -- --nocapture
+	@echo "soak: half an hour between two hosts"
+	@SOAK_MINUTES=$${SOAK_MINUTES:-30} cargo test --locked --package reprieve --test kills moves_between -- --nocapture
 	@echo "soak: a kill at each step, with a key and with S3"
 	@SOAK_STEPS=all cargo test --locked --package reprieve --test kills killed_at_a_step
+
+stress: setup ## Jobs with 2,000 processes, 200,000 mappings, 10,000 descriptors, 1 GiB in pipes (minutes; docs/reliability.md)
+	@echo "stress: very much of each thing, evicted and resumed"
+	@STRESS=all cargo test --locked --package reprieve --test resources come_back -- --nocapture --test-threads 1
 
 fuzz: ## Each parser is fed anything for 20 minutes (hours in all; needs a nightly compiler; docs/development.md)
 	@infra/local/fuzz

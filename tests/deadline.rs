@@ -114,8 +114,14 @@ fn periodic_checkpoints_save_a_job_whose_machine_goes_without_a_word() {
         lines(&host, "checkpoint is durable").len() >= 3
     });
     host.destroy();
-    let second = store.host("second", COUNTER).start();
+    let metrics = ["--metrics-listen", "127.0.0.1:9464"];
+    let second = store.host_with("second", &metrics, COUNTER).start();
     resumed(&second);
+    // What nobody announced is recognised afterwards.
+    let read = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:9464/metrics').read().decode())";
+    let metrics = second.exec_ok(["python3", "-c", read]);
+    let died = "\nreprieve_died_without_notice_total 1\n";
+    assert!(metrics.contains(died), "{metrics}");
     second.destroy();
     let triggers = lines(&host, "checkpoint begins");
     assert!(triggers.iter().all(|line| line["trigger"] == "timer"));
@@ -211,11 +217,22 @@ fn what_failed_on_sigterm_is_tried_again_within_the_grace() {
 #[test]
 fn a_signal_may_ask_for_a_checkpoint_or_for_the_end() {
     let store = Store::new();
-    let options = ["--on-sighup", "checkpoint", "--on-sigusr2", "stop"];
+    let options = [
+        "--on-sighup",
+        "checkpoint",
+        "--on-sigint",
+        "checkpoint",
+        "--on-sigusr2",
+        "stop",
+    ];
     let host = store.host_with("host", &options, COUNTER).start();
     wait_for_output(&host, "line 10");
     host.signal(libc::SIGHUP);
     wait_for_log(&host, "checkpoint is durable");
+    host.signal(libc::SIGINT);
+    wait_until(LIMIT, "another checkpoint", || {
+        lines(&host, "checkpoint is durable").len() == 2
+    });
     host.signal(libc::SIGUSR2);
     assert_eq!(host.wait_exit(LIMIT), Exit::Code(75));
     assert_goes_on(&store, &host);
@@ -279,13 +296,110 @@ fn programs_of_the_users_are_run_at_their_moments_and_are_in_no_snapshot() {
     assert_eq!(told().matches("before-restore").count(), 1, "{}", told());
 }
 
+#[test]
+fn programs_of_the_users_hear_of_a_deadline_in_danger_and_of_one_that_is_missed() {
+    let store = Store::new();
+    let hooks = tempfile::tempdir().expect("a temporary directory");
+    for moment in ["in-danger", "missed"] {
+        hook(hooks.path(), moment, "cat > /hooks/$REPRIEVE_MOMENT.json");
+    }
+    let options = ["--hooks-dir", "/hooks", "--on-too-late", "run-on"];
+    let app = ["python3", "/apps/memory.py", "512"];
+    let host = store
+        .host_with("host", &options, &app)
+        .bind(hooks.path(), "/hooks")
+        .start();
+    wait_for_output(&host, "ready");
+    // By this it is known how long one takes, and by the next notice that it will not fit.
+    checkpoint_ok(&host);
+    notice(
+        &host,
+        &json!({ "v": 1, "request": "notice", "fate": "terminate", "in_ms": 2_000, "identity": "a" }),
+    );
+    let told = |moment: &str| {
+        let path = hooks.path().join(format!("{moment}.json"));
+        let mut facts = Value::Null;
+        wait_until(LIMIT, moment, || {
+            let text = fs::read_to_string(&path).unwrap_or_default();
+            facts = serde_json::from_str(&text).unwrap_or_default();
+            facts.is_object()
+        });
+        facts
+    };
+    let danger = told("in-danger");
+    assert!(
+        danger["needed_ms"].as_u64() > danger["left_ms"].as_u64() && danger["job"] == "job",
+        "{danger}"
+    );
+    let missed = told("missed");
+    assert!(missed["reason"].is_string(), "{missed}");
+    assert_eq!(lines(&host, "checkpoint begins").len(), 1);
+    // The job runs on, and can be stored later.
+    checkpoint_ok(&host);
+}
+
+#[test]
+fn the_control_socket_answers_its_own_user_and_root_only() {
+    let store = Store::new();
+    let host = store.host("host", COUNTER).start();
+    wait_for_output(&host, "line 10");
+    // As if somebody had opened the file to everybody.
+    let ask = "import os, socket, sys
+path = '/run/reprieve/control.sock'
+os.chmod('/run/reprieve', 0o755)
+os.chmod(path, 0o666)
+os.setuid(int(sys.argv[1]))
+s = socket.socket(socket.AF_UNIX)
+s.connect(path)
+try:
+    s.sendall(b'{\"v\":1,\"request\":\"checkpoint\",\"leave_running\":false,\"timeout_ms\":25000}\\n')
+    print(s.recv(65536))
+except ConnectionError:
+    print(b'')
+";
+    assert_eq!(host.exec_ok(["python3", "-c", ask, "1234"]), "b''\n");
+    wait_for_log(&host, "a caller at the control socket was turned away");
+    assert_eq!(lines(&host, "checkpoint begins").len(), 0);
+    assert!(
+        host.exec_ok(["python3", "-c", ask, "0"])
+            .contains("durable")
+    );
+    assert_eq!(host.wait_exit(LIMIT), Exit::Code(75));
+}
+
+#[test]
+fn bursts_of_signals_are_no_storm_of_checkpoints_and_end_in_one() {
+    let store = Store::new();
+    let options = ["--on-sighup", "checkpoint", "--on-sigusr1", "checkpoint"];
+    let host = store.host_with("host", &options, COUNTER).start();
+    wait_for_output(&host, "line 10");
+    let burst = "import os, sys\nfor _ in range(500):\n    for number in sys.argv[1:]:\n        os.kill(1, int(number))";
+    let hangup = libc::SIGHUP.to_string();
+    let user = libc::SIGUSR1.to_string();
+    host.exec_ok(["python3", "-c", burst, &hangup, &user]);
+    // All of them, and one more that comes after the last has begun.
+    wait_for_log(&host, "checkpoint is durable");
+    checkpoint_ok(&host);
+    let begun = lines(&host, "checkpoint begins").len();
+    assert!((2..20).contains(&begun), "{begun}");
+    let terminate = libc::SIGTERM.to_string();
+    // Its end may come before that of the burst.
+    host.exec(["python3", "-c", burst, &terminate, &hangup]);
+    assert_eq!(host.wait_exit(LIMIT), Exit::Code(75));
+    let durable = lines(&host, "checkpoint is durable");
+    let last = durable.iter().filter(|line| line["afterwards"] == "Stop");
+    assert_eq!(last.count(), 1, "{durable:?}");
+    assert_goes_on(&store, &host);
+}
+
 /// A server that writes what is posted to it to its standard output, one line each.
 const RECEIVER: &str = "
 import http.server, ssl, sys
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
         body = self.rfile.read(int(self.headers['content-length']))
-        print(self.path, body.decode(), flush=True)
+        kind = self.headers.get('x-amz-sns-message-type', '-')
+        print(self.path, kind, body.decode(), flush=True)
         self.send_response(204)
         self.end_headers()
 server = http.server.HTTPServer(('127.0.0.1', 0), Handler)
@@ -310,26 +424,38 @@ fn a_webhook_with_tls_is_told_if_its_certificate_is_known() {
     let mut next = || told.next().expect("it goes on").expect("it is text");
     let url = format!("https://127.0.0.1:{}/told", next());
     let store = Store::new();
-    let host = |name: &str, trusted: &str| {
+    let host = |name: &str, trusted: &str, format: &str| {
+        let options = ["--webhook", &url, "--webhook-format", format];
         store
-            .host_with(name, &["--webhook", &url], COUNTER)
+            .host_with(name, &options, COUNTER)
             .share_net()
             .bind(directory.path(), "/tls")
             .env("SSL_CERT_FILE", trusted)
             .start()
     };
-    let first = host("first", "/tls/cert.pem");
-    let line = next();
-    let (path, document) = line.split_once(' ').expect("both are there");
-    let document: Value = serde_json::from_str(document).expect("it is JSON");
-    assert_eq!((path, &document["moment"]), ("/told", &json!("app-ready")));
+    let first = host("first", "/tls/cert.pem", "json");
+    let mut told = |kind: &str| -> Value {
+        let line = next();
+        let document = line.strip_prefix(&format!("/told {kind} "));
+        let document = document.unwrap_or_else(|| panic!("{line}"));
+        serde_json::from_str(document).expect("it is JSON")
+    };
+    assert_eq!(told("-")["moment"], "app-ready");
     assert!(!first.stderr().text().contains("the webhook was not told"));
     first.destroy();
     // Nobody vouches for it here.
-    let second = host("second", "/etc/ssl/certs/ca-certificates.crt");
+    let second = host("second", "/etc/ssl/certs/ca-certificates.crt", "json");
     let warned = wait_for_log(&second, "the webhook was not told");
     assert!(warned.contains("ertificate"), "{warned}");
     second.destroy();
+    // As SNS would say it.
+    let third = host("third", "/tls/cert.pem", "sns");
+    let told = told("Notification");
+    assert_eq!(told["Type"], "Notification");
+    let message = told["Message"].as_str().expect("it has a message");
+    let message: Value = serde_json::from_str(message).expect("it is JSON");
+    assert_eq!(message["moment"], "app-ready");
+    third.destroy();
     receiver.kill().expect("it is ours");
     receiver.wait().expect("it was killed");
 }

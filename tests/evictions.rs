@@ -9,7 +9,7 @@
 //! Small jobs that have the same time left are evicted side by side, large ones alone. A row that cannot be measured says so,
 //! and the others go on.
 //!
-//! EVICTIONS chooses rows: `sources`, `sizes`, `work` (all three by default).
+//! EVICTIONS chooses rows: `sources`, `sizes`, `work` (all three by default), and `work:2` the second one of these alone.
 
 #[path = "bench/s3.rs"]
 #[allow(dead_code)] // shared with the benchmarks
@@ -100,37 +100,56 @@ fn row(told: Told, left: u64, mib: u32, rate: Option<u32>) -> Row {
 
 fn rows() -> Vec<Row> {
     let chosen = std::env::var("EVICTIONS").unwrap_or_else(|_| "sources,sizes,work".to_owned());
-    let is_chosen = |name: &str| chosen.split(',').any(|word| word == name);
-    let mut rows = Vec::new();
-    if is_chosen("sources") {
-        for told in [
-            Told::Sigterm,
-            Told::Ec2,
-            Told::Gcp,
-            Told::Azure,
-            Told::Control,
-        ] {
-            rows.push(row(told, 30, 64, None));
-        }
+    chosen.split(',').flat_map(chosen_rows).collect()
+}
+
+/// `NAME` or `NAME:N`, counting from 1.
+fn chosen_rows(chosen: &str) -> Vec<Row> {
+    let (name, number) = match chosen.split_once(':') {
+        Some((name, number)) => (name, Some(number.parse::<usize>().expect("a number"))),
+        None => (chosen, None),
+    };
+    let all = named_rows(name);
+    match number {
+        Some(number) => vec![all[number - 1].clone()],
+        None => all,
     }
-    if is_chosen("sizes") {
-        for left in [10, 30, 120] {
-            // The small ones first, so that they are side by side.
-            for mib in [64, 512, 2048] {
-                for rate in [None, Some(SLOW)] {
-                    rows.push(row(Told::Ec2, left, mib, rate));
+}
+
+fn named_rows(name: &str) -> Vec<Row> {
+    let mut rows = Vec::new();
+    match name {
+        "sources" => {
+            for told in [
+                Told::Sigterm,
+                Told::Ec2,
+                Told::Gcp,
+                Told::Azure,
+                Told::Control,
+            ] {
+                rows.push(row(told, 30, 64, None));
+            }
+        }
+        "sizes" => {
+            for left in [10, 30, 120] {
+                // The small ones first, so that they are side by side.
+                for mib in [64, 512, 2048] {
+                    for rate in [None, Some(SLOW)] {
+                        rows.push(row(Told::Ec2, left, mib, rate));
+                    }
                 }
             }
         }
-    }
-    if is_chosen("work") {
-        for seed in [true, false] {
-            rows.push(Row {
-                changes: 10,
-                seed,
-                ..row(Told::Ec2, 120, 2048, Some(SLOW))
-            });
+        "work" => {
+            for seed in [true, false] {
+                rows.push(Row {
+                    changes: 10,
+                    seed,
+                    ..row(Told::Ec2, 120, 2048, Some(SLOW))
+                });
+            }
         }
+        _ => panic!("there are no rows {name}"),
     }
     rows
 }

@@ -717,3 +717,120 @@ fn fastrand_byte() -> u8 {
         .iter()
         .fold(0, |sum, byte| sum ^ byte.rotate_left(u32::from(sum % 8)))
 }
+
+/// What a worker and its job hold.
+#[derive(Clone, Copy, Debug)]
+struct Held {
+    descriptors: usize,
+    threads: usize,
+    resident_kib: u64,
+    processes: usize,
+    /// Of the app.
+    its_descriptors: usize,
+    objects: usize,
+}
+
+impl Held {
+    fn by(host: &Host, store: &Store) -> Self {
+        let pid = host.pid1_host_pid();
+        let entries = |of: &str| fs::read_dir(of).expect("it is running").count();
+        let processes = host.processes();
+        let app = processes
+            .iter()
+            .find(|process| process.parent == 1 && process.pid > 300);
+        let app = format!("/proc/{}/fd", app.expect("the app runs").pid);
+        let resident = host.status_field(1, "VmRSS").expect("it is running");
+        Self {
+            descriptors: entries(&format!("/proc/{pid}/fd")),
+            threads: entries(&format!("/proc/{pid}/task")),
+            resident_kib: resident.trim_end_matches(" kB").parse().expect("a number"),
+            processes: processes.len(),
+            its_descriptors: host.exec_ok(["ls", &app]).lines().count(),
+            objects: store.objects().len(),
+        }
+    }
+
+    /// The least of each: what is only used for a moment is in none of them all the time.
+    fn least(of: &[Self]) -> Self {
+        let least = |one: fn(&Self) -> usize| of.iter().map(one).min().expect("there are some");
+        Self {
+            descriptors: least(|held| held.descriptors),
+            threads: least(|held| held.threads),
+            resident_kib: of.iter().map(|held| held.resident_kib).min().expect("some"),
+            processes: least(|held| held.processes),
+            its_descriptors: least(|held| held.its_descriptors),
+            objects: least(|held| held.objects),
+        }
+    }
+
+    fn assert_no_more_than(&self, before: &Self) {
+        let told = format!("{self:?} after {before:?}");
+        assert!(self.descriptors <= before.descriptors, "{told}");
+        assert!(self.threads <= before.threads, "{told}");
+        assert!(
+            self.resident_kib <= before.resident_kib + 8 * 1024,
+            "{told}"
+        );
+        assert!(self.processes <= before.processes, "{told}");
+        assert!(self.its_descriptors <= before.its_descriptors, "{told}");
+    }
+}
+
+/// `make soak` goes on for half an hour and prints what it measures.
+#[test]
+fn a_job_that_moves_between_two_hosts_for_long_stays_exact_and_leaks_nothing() {
+    let asked = std::env::var("SOAK_MINUTES").ok();
+    let asked: Option<u64> = asked.map(|minutes| minutes.parse().expect("a number"));
+    let (rounds, checkpoints) = asked.map_or((3, 6), |minutes| (minutes, 20));
+    let store = Store::new();
+    let app = ["python3", "/apps/memory.py", "16", "--churn", "200"];
+    let options = ["--keep-generations", "3", "--sweep-grace", "1s"];
+    let mut last = None;
+    let mut each: Vec<Held> = Vec::new();
+    for round in 0..rounds {
+        let name = if round % 2 == 0 { "one" } else { "other" };
+        let host = store.host_with(name, &options, &app).start();
+        match &last {
+            None => wait_for_output(&host, "ready"),
+            Some(before) => {
+                wait_for_log(&host, "the job is resumed");
+                assert_eq!(digest(&host, libc::SIGUSR1), *before, "round {round}");
+            }
+        }
+        let mut held = Vec::new();
+        for _ in 0..checkpoints {
+            last = Some(digest(&host, libc::SIGUSR2));
+            checkpoint_ok(&host);
+            held.push(Held::by(&host, &store));
+            if asked.is_some() {
+                // The pace of the soak, and nothing that is waited for.
+                std::thread::sleep(std::time::Duration::from_millis(2500));
+            }
+        }
+        let (first, second) = held.split_at(held.len() / 2);
+        let (first, second) = (Held::least(first), Held::least(second));
+        second.assert_no_more_than(&first);
+        println!("round {round}: {second:?}, {} bytes stored", stored(&store));
+        // From the second on, each is a resumed one.
+        if round > 1 {
+            second.assert_no_more_than(&each[1]);
+        }
+        each.push(second);
+        evict(&host);
+    }
+    let prune = ["prune", "--keep-generations", "3", "--sweep-grace", "0s"];
+    reprieve(&store, &prune);
+    let most = each.iter().map(|held| held.objects).max();
+    let left = store.objects().len();
+    println!("objects: at most {most:?} while it ran, {left} left");
+    let again: serde_json::Value = serde_json::from_str(&reprieve(
+        &store,
+        &[&prune[..], &["--dry-run", "--json"]].concat(),
+    ))
+    .expect("it is JSON");
+    assert_eq!(again["freed_bytes"], 0, "{again}");
+    assert!(
+        each.iter().all(|held| held.objects < 10 * left),
+        "{each:?} {left}"
+    );
+}

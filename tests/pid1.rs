@@ -587,6 +587,21 @@ fn the_apps_signals_are_neither_blocked_nor_ignored() {
 }
 
 #[test]
+fn the_worker_leaves_no_core_file_and_the_app_may() {
+    // Blocks of 512 bytes.
+    let script = "ulimit -S -c 4096 && exec reprieve run -- cat /proc/1/limits /proc/self/limits";
+    let host = Host::builder("core").args(["sh", "-c", script]).start();
+    assert_eq!(host.wait_exit(LIMIT), Exit::Code(0));
+    let said = host.stdout().text();
+    let limits: Vec<&str> = said
+        .lines()
+        .filter_map(|line| line.strip_prefix("Max core file size"))
+        .filter_map(|line| line.split_whitespace().next())
+        .collect();
+    assert_eq!(limits, ["1", "2097152"], "{said}");
+}
+
+#[test]
 fn the_app_starts_in_the_working_directory_that_was_asked_for() {
     for place in PLACES {
         let facts = facts(Host::builder("directory").cwd("/usr/share"), place);

@@ -603,6 +603,82 @@ fn a_queue_is_made_for_the_job_and_goes_when_the_job_is_over() {
     host.destroy();
 }
 
+/// A queue as a worker would have made it, last seen so many days ago.
+fn orphan(job: &str, days: u64) -> String {
+    let url = SERVER.make_queue(&format!("reprieve-{job}"));
+    let seen = SystemTime::now() - Duration::from_secs(days * 24 * 3_600);
+    let seen = seen
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .expect("it is later")
+        .as_millis();
+    let tags = json!({"reprieve:job": job, "reprieve:store": "s3://gone", "reprieve:seen": seen.to_string()});
+    SERVER.sqs("TagQueue", &json!({"QueueUrl": url, "Tags": tags}));
+    url
+}
+
+#[test]
+fn a_queue_that_is_deleted_is_made_again_and_those_of_jobs_that_are_gone_are_swept() {
+    let gone = orphan("gone-for-days", 8);
+    let away = orphan("away-for-days", 6);
+    let wanted = orphan("gone-but-wanted", 8);
+    let message = json!({"QueueUrl": wanted, "MessageBody": "somebody waits for the job"});
+    SERVER.sqs("SendMessage", &message);
+    let foreign = SERVER.make_queue("reprieve-of-somebody-else");
+    let store = Store::new();
+    let replies = SERVER.make_queue("deleted-replies");
+    let host = beside_aws("deleted", &store)
+        .reprieve(
+            [
+                "--store",
+                "file:///snapshots",
+                "--job",
+                "deleted",
+                "--queue",
+                "own",
+                "--reply-queue",
+                &replies,
+            ],
+            COUNTER.iter().copied(),
+        )
+        .start();
+    let made = || {
+        let log = host.stderr().lines();
+        let lines = log
+            .iter()
+            .filter(|line| line.contains("a queue was made for the job"));
+        lines
+            .map(|line| {
+                let line: Value = serde_json::from_str(line).expect("the log is JSON");
+                line["url"].as_str().expect("it names the queue").to_owned()
+            })
+            .collect::<Vec<_>>()
+    };
+    wait_until(LIMIT, "a queue", || made().len() == 1);
+    wait_for_log(&host, "a source of notices works");
+    SERVER.sqs("DeleteQueue", &json!({"QueueUrl": made()[0]}));
+    wait_until(PATIENCE, "another queue", || made().len() == 2);
+    let asked = checkpoint("1", &json!({"job": "deleted"}), "continue");
+    let request = json!({"QueueUrl": made()[1], "MessageBody": asked});
+    SERVER.sqs("SendMessage", &request);
+    let mut answers = Vec::new();
+    wait_until(PATIENCE, "an answer", || {
+        answers.extend(take_all(&replies));
+        !answers.is_empty()
+    });
+    assert!(answers[0].to_string().contains("durable"), "{answers:?}");
+    // Workers look for them half a minute after their start.
+    let queues = || {
+        let listed = SERVER.sqs("ListQueues", &json!({"QueueNamePrefix": "reprieve-"}));
+        listed["QueueUrls"].to_string()
+    };
+    wait_until(PATIENCE, "the orphan to go", || !queues().contains(&gone));
+    let left = queues();
+    for stays in [&away, &wanted, &foreign, &made()[1]] {
+        assert!(left.contains(stays.as_str()), "{stays}: {left}");
+    }
+    host.destroy();
+}
+
 /// The two calls of Auto Scaling that matter, as one instance makes them.
 struct Scaling {
     url: String,

@@ -78,7 +78,10 @@ fn assert_documented(command: &str, value: &Value) {
                         section.contains(&format!("`{name}`")),
                         "docs/json.md does not say what {name} is in the answer of {command}"
                     );
-                    ahead.push(field);
+                    // Theirs are paths and leaves, and no names of ours.
+                    if !["programs", "cpuid"].contains(&name.as_str()) {
+                        ahead.push(field);
+                    }
                 }
             }
             Value::Array(elements) => ahead.extend(elements),
@@ -322,7 +325,7 @@ fn stock_criu_restores_what_was_extracted() {
         .args([
             "sh",
             "-c",
-            &format!("sleep 1000 | {command} --log-file /tmp/log || cat /tmp/log"),
+            &format!("sleep 1000 | ({command} --log-file /tmp/log) || cat /tmp/log"),
         ])
         .start();
     let app = second.wait_for_process("python3 /apps/memory.py", LIMIT);

@@ -7,6 +7,8 @@ use aws_smithy_runtime_api::client::orchestrator::HttpRequest;
 use aws_smithy_types::body::SdkBody;
 use bytes::Bytes;
 use hyper::{Request, StatusCode};
+use reprieve_core::command::text_of;
+use reprieve_core::notice::WallMs;
 use serde_json::{Map, Value, json};
 
 /// When something of the user's is run. The name is that of the program.
@@ -88,12 +90,13 @@ pub fn variables(document: &Value) -> Vec<(String, String)> {
 }
 
 /// The document as a notification of SNS has it, for receivers that are made for those.
-pub fn as_notification(document: &Value, id: &str) -> Value {
+pub fn as_notification(document: &Value, id: &str, now: WallMs) -> Value {
     json!({
         "Type": "Notification",
         "MessageId": id,
         "Subject": document["moment"],
         "Message": document.to_string(),
+        "Timestamp": text_of(now),
     })
 }
 
@@ -158,7 +161,8 @@ mod tests {
             .into_iter()
             .collect::<Vec<_>>()
         );
-        let wrapped = as_notification(&document, "7");
+        let wrapped = as_notification(&document, "7", WallMs(1_500));
+        assert_eq!(wrapped["Timestamp"], "1970-01-01T00:00:01.500Z");
         assert_eq!(wrapped["Type"], "Notification");
         let inner: Value = serde_json::from_str(wrapped["Message"].as_str().expect("a text"))
             .expect("the document");

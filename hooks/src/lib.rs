@@ -68,6 +68,8 @@ pub struct Counts {
     pub answered: u64,
     /// Times that it asked in vain.
     pub failed: u64,
+    /// Times that it broke off and was begun again.
+    pub restarts: u64,
     /// Messages by what became of them, in the order of [`Message::ALL`].
     pub messages: [u64; Message::ALL.len()],
 }
@@ -207,6 +209,23 @@ impl Ear {
             health.counts.failed += 1;
             news
         });
+    }
+
+    /// It broke off, and is begun again.
+    pub fn breaks_off(&self, reason: String, remedy: &str) {
+        self.health.send_modify(|health| {
+            health.condition = Condition::Degraded {
+                reason,
+                remedy: remedy.to_owned(),
+            };
+            health.failures = health.failures.saturating_add(1);
+            health.counts.restarts += 1;
+        });
+    }
+
+    /// Whether there is nothing to go on for: nobody listens any more, or there is no such thing here.
+    pub fn is_over(&self) -> bool {
+        self.asked.is_closed() || matches!(self.health.borrow().condition, Condition::Absent { .. })
     }
 
     /// A message was dealt with.

@@ -1,7 +1,8 @@
 //! Memory pressure: the container comes near its memory limit, and the kernel may soon end the job.
 //!
 //! Read from the cgroup (version 2) that the worker is in. The machine counts as at risk from the moment that little is
-//! left, and no longer as soon as there is clearly more again.
+//! left, or less than usual and its processes stand still for want of it (pressure stall information), and no longer as
+//! soon as there is clearly more again.
 
 use std::fs;
 use std::io;
@@ -20,6 +21,9 @@ const EVERY: Duration = Duration::from_secs(2);
 const HIGH: u64 = 90;
 const LOW: u64 = 80;
 
+/// Of the last ten seconds, in percent, that all processes of the container waited for memory.
+const STALLED: f64 = 10.0;
+
 const ROOT: &str = "/sys/fs/cgroup";
 
 /// Listens for as long as it is let.
@@ -27,9 +31,9 @@ pub async fn listen(ear: Ear) {
     let mut watch = Watch::default();
     loop {
         match look(Path::new(ROOT)) {
-            Ok(Some((used, limit))) => {
+            Ok(Some(seen)) => {
                 ear.works(crate::time::now());
-                if let Some(says) = watch.see(used, limit) {
+                if let Some(says) = watch.see(seen) {
                     let announcement = Announcement {
                         source: ear.source(),
                         identity: format!("memory-{}", watch.times),
@@ -53,8 +57,18 @@ pub async fn listen(ear: Ear) {
     }
 }
 
-/// Bytes used without what can be given back, and the limit. None without a limit.
-fn look(root: &Path) -> io::Result<Option<(u64, u64)>> {
+/// One look.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Seen {
+    /// Bytes, without what can be given back.
+    used: u64,
+    limit: u64,
+    /// Percent of the last ten seconds; 0 where the kernel does not tell.
+    stalled: f64,
+}
+
+/// None without a limit.
+fn look(root: &Path) -> io::Result<Option<Seen>> {
     let number = |name: &str| -> io::Result<Option<u64>> {
         Ok(fs::read_to_string(root.join(name))?.trim().parse().ok())
     };
@@ -67,7 +81,22 @@ fn look(root: &Path) -> io::Result<Option<(u64, u64)>> {
         .lines()
         .find_map(|line| line.strip_prefix("inactive_file ")?.parse().ok())
         .unwrap_or(0);
-    Ok(Some((current.saturating_sub(inactive), limit)))
+    // A kernel may be without it, or have it switched off.
+    let pressure = fs::read_to_string(root.join("memory.pressure")).unwrap_or_default();
+    Ok(Some(Seen {
+        used: current.saturating_sub(inactive),
+        limit,
+        stalled: stalled(&pressure),
+    }))
+}
+
+fn stalled(pressure: &str) -> f64 {
+    let full = pressure.lines().find_map(|line| line.strip_prefix("full "));
+    let recent = full.and_then(|full| {
+        let mut fields = full.split(' ');
+        fields.find_map(|field| field.strip_prefix("avg10=")?.parse().ok())
+    });
+    recent.unwrap_or(0.0)
 }
 
 #[derive(Debug, Default)]
@@ -78,9 +107,15 @@ struct Watch {
 }
 
 impl Watch {
-    fn see(&mut self, used: u64, limit: u64) -> Option<Says> {
+    fn see(&mut self, seen: Seen) -> Option<Says> {
+        let Seen {
+            used,
+            limit,
+            stalled,
+        } = seen;
         let of_limit = |percent: u64| limit / 100 * percent;
-        if !self.near && used >= of_limit(HIGH) {
+        let is_little = used >= of_limit(HIGH) || (used >= of_limit(LOW) && stalled >= STALLED);
+        if !self.near && is_little {
             self.near = true;
             self.times += 1;
             return Some(Says::Goes {
@@ -104,11 +139,28 @@ mod tests {
     fn it_is_said_once_and_taken_back_once() {
         let mut watch = Watch::default();
         let said: Vec<bool> = [50, 89, 90, 99, 85, 80, 79, 85, 95]
-            .map(|used| watch.see(used * 1_000, 100_000).is_some())
+            .map(|used| watch.see(seen(used, 0.0)).is_some())
             .to_vec();
         let expected = [false, false, true, false, false, false, true, false, true];
         assert_eq!(said, expected);
         assert_eq!(watch.times, 2);
+    }
+
+    fn seen(percent: u64, stalled: f64) -> Seen {
+        Seen {
+            used: percent * 1_000,
+            limit: 100_000,
+            stalled,
+        }
+    }
+
+    #[test]
+    fn what_stands_still_for_want_of_memory_is_at_risk_sooner() {
+        let mut watch = Watch::default();
+        let said: Vec<bool> = [(79, 90.0), (80, 9.9), (80, 10.0), (85, 0.0), (79, 50.0)]
+            .map(|(used, stalled)| watch.see(seen(used, stalled)).is_some())
+            .to_vec();
+        assert_eq!(said, [false, false, true, false, true]);
     }
 
     #[test]
@@ -119,7 +171,17 @@ mod tests {
         write("memory.max", "1000\n");
         write("memory.current", "900\n");
         write("memory.stat", "anon 700\ninactive_file 150\n");
-        assert_eq!(look(&directory).expect("it is there"), Some((750, 1000)));
+        let mut expected = Seen {
+            used: 750,
+            limit: 1000,
+            stalled: 0.0,
+        };
+        assert_eq!(look(&directory).expect("it is there"), Some(expected));
+        let pressure = "some avg10=20.00 avg60=1.00 avg300=0.00 total=5\n\
+                        full avg10=12.34 avg60=1.00 avg300=0.00 total=4\n";
+        write("memory.pressure", pressure);
+        expected.stalled = 12.34;
+        assert_eq!(look(&directory).expect("it is there"), Some(expected));
         write("memory.max", "max\n");
         assert_eq!(look(&directory).expect("it is there"), None);
         fs::remove_dir_all(&directory).expect("it was ours");

@@ -2,7 +2,8 @@
 //!
 //! A message is taken for a while, kept hidden from others as long as somebody works on it, and deleted only after what
 //! it asked for is settled and answered. A worker that dies in between leaves it to whoever takes it next. Duplicates are
-//! answered with the first outcome. What nobody can understand goes to the dead-letter queue with the reason.
+//! answered with the first outcome. What nobody can understand goes to the dead-letter queue with the reason, and so does
+//! what this program fails at.
 //!
 //! ```text
 //!            ┌─ a command for us ──▶ supervisor ──▶ reply ──▶ delete
@@ -21,12 +22,14 @@
 //! Failures of the queue make this source degraded and are tried again, for ever, with growing pauses.
 
 use std::collections::{HashMap, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use reprieve_core::command::{self, Asks, Command, Me};
-use reprieve_core::notice::{Order, Reply, Settled, WallMs};
+use reprieve_core::notice::{Afterwards, Order, Reply, Says, Settled, WallMs};
 use serde_json::Value;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
@@ -56,6 +59,11 @@ const REMEMBERED: usize = 1000;
 const NOTICE_LIFE_MS: u64 = 10 * 60_000;
 const HOOK_LIFE_MS: u64 = 60 * 60_000;
 
+/// An event that is further ahead is not held until it comes, since it would keep others waiting: it is hidden for half
+/// of the time, or as long as SQS lets one be, and read again then.
+const NEAR_MS: u64 = 60 * 60_000;
+const HIDDEN_MOST: Duration = Duration::from_secs(11 * 60 * 60);
+
 /// Receives after which a message for somebody else is hidden for a while when it is given back. Well above what the
 /// way to its owner takes among dozens of readers, since it is hidden from the owner as well.
 const ROUNDS_AT_ONCE: u32 = 100;
@@ -73,6 +81,9 @@ const TRY_AGAIN_MOST: Duration = Duration::from_secs(30);
 
 /// Between two looks at whether the job runs.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
+
+/// Why a message at which this program fails is set aside; the log has the place.
+const A_BUG: &str = "this program fails at it, which is a bug in it; please report it";
 
 /// Whose queue it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -149,6 +160,7 @@ pub async fn listen(mail: Arc<dyn Mail>, options: Options, ear: Ear) {
         options,
         ear,
         resumed,
+        made: Mutex::default(),
         outcomes: Mutex::default(),
     });
     let places = Arc::new(Semaphore::new(AT_ONCE as usize));
@@ -169,7 +181,9 @@ pub async fn listen(mail: Arc<dyn Mail>, options: Options, ear: Ear) {
                 let mut own = 0_u32;
                 let mut others = 0_u32;
                 for message in messages {
-                    let verdict = desk.judge(&message, crate::time::now());
+                    let judged = || desk.judge(&message, crate::time::now());
+                    let verdict = catch_unwind(AssertUnwindSafe(judged))
+                        .unwrap_or_else(|_| Verdict::Bury(A_BUG.to_owned()));
                     match verdict {
                         Verdict::GiveBack => others += 1,
                         _ => own += 1,
@@ -178,7 +192,9 @@ pub async fn listen(mail: Arc<dyn Mail>, options: Options, ear: Ear) {
                     let desk = Arc::clone(&desk);
                     work.spawn(async move {
                         let _place = place;
-                        desk.treat(&message, verdict).await;
+                        if fell(Box::pin(desk.treat(&message, verdict))).await {
+                            desk.bury(&message, A_BUG).await;
+                        }
                     });
                 }
                 strangers = match (own, others) {
@@ -203,6 +219,19 @@ pub async fn listen(mail: Arc<dyn Mail>, options: Options, ear: Ear) {
     }
     // Whoever waits for an answer learns now that none comes, and hands its message back.
     while work.join_next().await.is_some() {}
+}
+
+/// Whether it panicked.
+async fn fell(work: impl Future<Output = ()>) -> bool {
+    let mut work = pin!(work);
+    std::future::poll_fn(|context| {
+        // It is not polled again after that.
+        match catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(context))) {
+            Ok(polled) => polled.map(|()| false),
+            Err(_) => std::task::Poll::Ready(true),
+        }
+    })
+    .await
 }
 
 async fn receive(desk: &Desk, places: &Semaphore) -> Result<Vec<Message>, MailError> {
@@ -288,16 +317,18 @@ enum Turn {
 
 impl Outcomes {
     fn turn(&mut self, command: &Command) -> Turn {
-        if let Some((known, outcome)) = self.known.get(&command.id) {
-            return match known == command {
-                true => Turn::Again(outcome.clone()),
-                false => Turn::Taken,
-            };
+        // What was given up before there was an outcome may be taken up again.
+        let is_given_up =
+            |outcome: &Outcome| outcome.has_changed().is_err() && outcome.borrow().is_none();
+        match self.known.get(&command.id) {
+            Some((known, _)) if known != command => return Turn::Taken,
+            Some((_, outcome)) if !is_given_up(outcome) => return Turn::Again(outcome.clone()),
+            Some(_) => {}
+            None => self.order.push_back(command.id.clone()),
         }
         let (sender, outcome) = watch::channel(None);
         self.known
             .insert(command.id.clone(), (command.clone(), outcome));
-        self.order.push_back(command.id.clone());
         if self.order.len() > REMEMBERED
             && let Some(oldest) = self.order.pop_front()
         {
@@ -313,7 +344,16 @@ struct Desk {
     options: Options,
     ear: Ear,
     resumed: Option<Resumed>,
+    /// The newest snapshot that was made here because a command asked for it.
+    made: Mutex<Option<Made>>,
     outcomes: Mutex<Outcomes>,
+}
+
+/// A snapshot of the job as it was at this time or later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Made {
+    generation: u64,
+    asked: WallMs,
 }
 
 impl Desk {
@@ -411,12 +451,19 @@ impl Desk {
                 }
             }
             Turn::First(tell) => {
+                tracing::info!(
+                    id = command.id,
+                    command = command.asks.as_str(),
+                    "a command came through the queue"
+                );
+                let asked = crate::time::now();
                 let done = match self.done_before(message, command) {
                     Some(settled) => Some(reply(settled)),
                     None => self.carry_out(message, command, reply).await,
                 };
                 match done {
                     Some(reply) => {
+                        self.learn(command, asked, &reply.settled);
                         tell.send_replace(Some(reply.clone()));
                         self.answer(message, &reply).await;
                     }
@@ -426,8 +473,26 @@ impl Desk {
         }
     }
 
+    /// Remembers what a later command may be answered with. A checkpoint that was asked for begins after that, however
+    /// busy the worker is.
+    fn learn(&self, command: &Command, asked: WallMs, settled: &Settled) {
+        let (Asks::Checkpoint { .. }, Settled::Durable { generation, .. }) =
+            (&command.asks, settled)
+        else {
+            return;
+        };
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        if made.is_none_or(|made| made.generation < *generation) {
+            *made = Some(Made {
+                generation: *generation,
+                asked,
+            });
+        }
+    }
+
     /// A command that stops the job may come again to the worker that resumes it, when its first reader had no time to
-    /// delete it. The snapshot that was taken since is what it asked for.
+    /// delete it. The snapshot that was taken since is what it asked for. So it is with a command that leaves the job
+    /// running and had to wait behind others while a snapshot was taken: thousands that come at once lead to a few.
     fn done_before(&self, message: &Message, command: &Command) -> Option<Settled> {
         let Asks::Checkpoint {
             afterwards,
@@ -438,9 +503,12 @@ impl Desk {
             return None;
         };
         let asked = command.issued_at.or(message.sent)?;
-        let resumed = self.resumed.filter(|resumed| asked < resumed.taken)?;
+        let resumed = self.resumed.filter(|resumed| asked < resumed.taken);
+        let made = *self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        let made = made.filter(|made| asked < made.asked && afterwards == Afterwards::Continue);
+        let made = made.map(|made| made.generation);
         Some(Settled::Durable {
-            generation: resumed.generation,
+            generation: made.or(resumed.map(|resumed| resumed.generation))?,
             afterwards,
         })
     }
@@ -453,11 +521,6 @@ impl Desk {
         reply: impl Fn(Settled) -> command::Reply,
     ) -> Option<command::Reply> {
         let order = order(command);
-        tracing::info!(
-            id = command.id,
-            command = command.asks.as_str(),
-            "a command came through the queue"
-        );
         let answer = self.ear.ask(order).await?;
         Some(match self.hold(message, answer).await.ok()? {
             Reply::Settled(settled) => reply(settled),
@@ -472,9 +535,17 @@ impl Desk {
         let Event {
             announcement, hook, ..
         } = event;
+        let ahead = match announcement.says {
+            Says::Goes { at: Some(at), .. } => at.0.saturating_sub(crate::time::now().0),
+            _ => 0,
+        };
         let Some(answer) = self.ear.say(announcement).await else {
             return self.hand_back(message, Duration::ZERO).await;
         };
+        if ahead > NEAR_MS && hook.is_none() {
+            let half = Duration::from_millis(ahead / 2);
+            return self.hand_back(message, half.min(HIDDEN_MOST)).await;
+        }
         let settled = match (&hook, &self.options.auto_scaling) {
             (Some(hook), Some(scaling)) => self.hold(message, scaling.hold(hook, answer)).await,
             _ => self.hold(message, answer).await,

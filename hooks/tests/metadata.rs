@@ -524,6 +524,56 @@ async fn a_fault_while_a_notice_stands_does_not_withdraw_it() {
 }
 
 #[tokio::test]
+async fn a_flood_of_notices_is_bounded_and_hides_no_real_one() {
+    let lab = Lab::start();
+    for number in 0..150 {
+        let id = format!("instance-event-{number}");
+        lab.notice(json!({ "kind": "maintenance", "in": 7_200 + number, "id": id }));
+    }
+    let mut ec2 = Listening::to_ec2(ec2_options(&lab));
+    let mut heard = BTreeSet::new();
+    for _ in 0..100 {
+        assert!(heard.insert(ec2.goes(Fate::Maintenance).await.0));
+    }
+    ec2.says_nothing(&lab).await;
+    let told = lab.notice(json!({ "kind": "spot", "in": 120 }));
+    assert_eq!(ec2.goes(Fate::Terminate).await.1, told_at(&told));
+    lab.clear("maintenance");
+    for _ in 0..100 {
+        let withdrawn = ec2.announced().await;
+        assert_eq!(withdrawn.says, Says::Withdrawn);
+        assert!(heard.remove(&withdrawn.identity), "{withdrawn:?}");
+    }
+    ec2.says_nothing(&lab).await;
+}
+
+#[tokio::test]
+async fn a_notice_can_be_given_by_hand() {
+    let lab = Lab::start();
+    let mut ec2 = Listening::to_ec2(ec2_options(&lab));
+    ec2.works().await;
+    let before = wall_now();
+    assert!(
+        lab.by_hand(&["notice", "spot", "--in", "120"])
+            .contains("terminate")
+    );
+    let (identity, at) = ec2.goes(Fate::Terminate).await;
+    let left = at.expect("it has a time").0.saturating_sub(before.0);
+    assert!((118_000..180_000).contains(&left), "{left}");
+    lab.by_hand(&["clear", "spot"]);
+    ec2.withdraws(&identity).await;
+    lab.by_hand(&["fault", "html"]);
+    ec2.degraded().await;
+    lab.by_hand(&["fault", "none"]);
+    ec2.works().await;
+}
+
+fn wall_now() -> WallMs {
+    let since = std::time::UNIX_EPOCH.elapsed().expect("it is later");
+    WallMs(u64::try_from(since.as_millis()).expect("it fits"))
+}
+
+#[tokio::test]
 async fn one_topic_that_is_out_of_order_does_not_hide_the_others() {
     let lab = Lab::start();
     lab.fault(json!({ "name": "garbage", "path": "spot" }));

@@ -64,6 +64,19 @@ impl Lab {
         self.admin("POST", "/notice", Some(cue))
     }
 
+    /// What a person would type after its name; what it prints.
+    #[track_caller]
+    pub(crate) fn by_hand(&self, arguments: &[&str]) -> String {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../infra/local/reprieve-lab");
+        let output = Command::new(script)
+            .env("REPRIEVE_LAB_ADMIN", &self.admin)
+            .args(arguments)
+            .output()
+            .expect("it was started before");
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).expect("it is text")
+    }
+
     #[track_caller]
     pub(crate) fn clear(&self, kind: &str) {
         self.admin("POST", "/clear", Some(json!({ "kind": kind })));

@@ -24,6 +24,7 @@ use crate::aws;
 use crate::catalog;
 use crate::metrics::{self, HookOutcome};
 use crate::settings::{OnHookFailure, Settings, WebhookFormat};
+use crate::sources;
 use crate::supervisor::reaper::Reaper;
 use crate::supervisor::with_causes;
 use crate::sys::{self, Exit, Terminal};
@@ -236,11 +237,19 @@ async fn post(
     document: Value,
     limit: Duration,
 ) {
-    let body = match format {
-        WebhookFormat::Json => document,
-        WebhookFormat::Sns => callout::as_notification(&document, &catalog::nonce()),
+    let id = catalog::nonce();
+    // Receivers that are made for SNS look at its headers first.
+    let (body, headers) = match format {
+        WebhookFormat::Json => (document, vec![("content-type", "application/json")]),
+        WebhookFormat::Sns => (
+            callout::as_notification(&document, &id, sources::wall_now()),
+            vec![
+                ("content-type", "text/plain; charset=UTF-8"),
+                ("x-amz-sns-message-type", "Notification"),
+                ("x-amz-sns-message-id", &id),
+            ],
+        ),
     };
-    let headers = [("content-type", "application/json")];
     let posted = callout::post(&http, &address, &headers, body.to_string().into());
     let (outcome, reason) = match timeout(limit, posted).await {
         Ok(Ok(())) => (HookOutcome::Ok, None),

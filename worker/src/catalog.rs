@@ -672,6 +672,10 @@ fn describe(owner: Option<&Owner>, epoch: u64) -> String {
 
 /// A word that nobody used before.
 pub(crate) fn nonce() -> String {
+    #[cfg(test)]
+    if let Some(nonce) = crate::simulation::nonce() {
+        return nonce;
+    }
     ulid::Ulid::generate().to_string()
 }
 

@@ -369,15 +369,19 @@ pub fn report_panics() {
 pub fn catch<T>(what: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
     // Nothing that the closure touched is used after a panic: the process ends.
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(what)).unwrap_or_else(|panic| {
-        let text = panic
-            .downcast_ref::<&str>()
-            .map(ToString::to_string)
-            .or_else(|| panic.downcast_ref::<String>().cloned());
-        let what = text.unwrap_or_else(|| "it panicked".to_owned());
-        Err(Failure::new(ExitCode::Internal, what).remedy(
-            "this is a bug in Reprieve; please report it with this message and the lines above",
-        ))
+        Err(
+            Failure::new(ExitCode::Internal, panic_text(&*panic)).remedy(
+                "this is a bug in Reprieve; please report it with this message and the lines above",
+            ),
+        )
     })
+}
+
+/// What a panic said.
+pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(ToString::to_string);
+    let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+    text.unwrap_or_else(|| "it panicked".to_owned())
 }
 
 /// Writes to stderr from a thread of its own and waits for it no longer than [`PRINT_LIMIT`].

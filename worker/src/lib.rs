@@ -35,6 +35,8 @@ pub mod queue;
 pub mod registry;
 pub mod send;
 pub mod settings;
+#[cfg(test)]
+mod simulation;
 pub mod sources;
 pub mod steps;
 pub mod store;

@@ -115,6 +115,7 @@ fn run(settings: Settings, app: AppCommand) -> Result<u8, Failure> {
     sys::keep_descriptors_private().map_err(|error| {
         before_ready("inherited descriptors cannot be closed to the app", error)
     })?;
+    sys::leave_no_core().map_err(|error| before_ready("core files cannot be turned off", error))?;
     sys::use_capabilities()
         .map_err(|error| before_ready("capabilities cannot be taken into use", error))?;
     nix::sys::prctl::set_child_subreaper(true)

@@ -60,6 +60,11 @@ named! {
 }
 
 named! {
+    /// How a rehearsal of a checkpoint ended.
+    pub enum RehearsalOutcome { Worked = "worked", Failed = "failed", GivenUp = "given_up", }
+}
+
+named! {
     /// The steps of a checkpoint.
     pub enum CheckpointPhase {
         Prepare = "prepare",
@@ -390,6 +395,25 @@ const OBSTACLES: Metric = Metric {
            Looked for every `--checkup-interval`.",
 };
 
+const REHEARSALS: Metric = Metric {
+    name: "reprieve_rehearsals_total",
+    kind: Kind::Counter,
+    unit: Unit::Count,
+    labels: &[label("outcome", RehearsalOutcome::NAMES)],
+    stability: Stability::Stable,
+    help: "Checkpoints that were thrown away, to see whether one works (`--rehearse`). given_up: a checkpoint was wanted \
+           meanwhile.",
+};
+
+const REHEARSAL_FROZEN: Metric = Metric {
+    name: "reprieve_rehearsal_frozen_seconds",
+    kind: Kind::Gauge,
+    unit: Unit::Seconds,
+    labels: &[],
+    stability: Stability::Stable,
+    help: "How long the job stood still in the latest rehearsal that worked.",
+};
+
 const REASONS: [&str; Reason::ALL.len()] = {
     let mut names = [""; Reason::ALL.len()];
     let mut at = 0;
@@ -486,6 +510,15 @@ const SOURCE_POLLS: Metric = Metric {
     ],
     stability: Stability::Unstable,
     help: "Times that each source asked what it listens to, a metadata service or the queue, and whether it was answered.",
+};
+
+const SOURCE_RESTARTS: Metric = Metric {
+    name: "reprieve_source_restarts_total",
+    kind: Kind::Counter,
+    unit: Unit::Count,
+    labels: &[label("source", &Source::NAMES)],
+    stability: Stability::Unstable,
+    help: "Times that each source broke off, by a bug in it, and was begun again.",
 };
 
 const QUEUE_MESSAGES: Metric = Metric {
@@ -708,6 +741,8 @@ pub const TABLE: &[Metric] = &[
     WORK_AT_RISK,
     CHECKPOINTABLE,
     OBSTACLES,
+    REHEARSALS,
+    REHEARSAL_FROZEN,
     DEADLINE_MARGIN,
     LEASE,
     RESTORES,
@@ -717,6 +752,7 @@ pub const TABLE: &[Metric] = &[
     SOURCE_SUCCESS,
     SOURCE_FAILURES,
     SOURCE_POLLS,
+    SOURCE_RESTARTS,
     QUEUE_MESSAGES,
     DEADLINES,
     TO_SAFE,
@@ -797,6 +833,15 @@ pub fn obstacles(found: &[Finding]) {
     }
 }
 
+pub fn rehearsal_ended(outcome: RehearsalOutcome) {
+    ::metrics::counter!(REHEARSALS.name, "outcome" => outcome.as_str()).increment(1);
+}
+
+/// The job stood still for this long in one that worked.
+pub fn rehearsal_froze(duration: Duration) {
+    ::metrics::gauge!(REHEARSAL_FROZEN.name).set(duration.as_secs_f64());
+}
+
 pub fn lease(now: Lease) {
     for state in Lease::ALL {
         let value = if *state == now { 1.0 } else { 0.0 };
@@ -857,6 +902,7 @@ pub fn source(health: &Health) {
         ::metrics::counter!(SOURCE_POLLS.name, "source" => name, "outcome" => outcome.as_str())
             .absolute(count);
     }
+    ::metrics::counter!(SOURCE_RESTARTS.name, "source" => name).absolute(counts.restarts);
     for (outcome, count) in MessageOutcome::NAMES.iter().zip(counts.messages) {
         // Only the queue has messages; the other sources must not put its numbers back to 0, and do not.
         ::metrics::counter!(QUEUE_MESSAGES.name, "outcome" => *outcome).absolute(count);
@@ -1120,6 +1166,7 @@ mod tests {
         let counts = reprieve_hooks::Counts {
             answered: 3,
             failed: 2,
+            restarts: 5,
             messages: [0, 1, 2, 3, 4],
         };
         Health {
@@ -1135,7 +1182,7 @@ mod tests {
     #[test]
     fn recordings_arrive_under_the_names_of_the_table() {
         let at = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
-        let table: [(fn(), &str); 30] = [
+        let table: [(fn(), &str); 33] = [
             (
                 || deadline(DeadlineOutcome::Missed),
                 "reprieve_deadlines_total{outcome=\"missed\"} 1",
@@ -1163,6 +1210,10 @@ mod tests {
             ),
             (
                 || source(&healthy()),
+                "reprieve_source_restarts_total{source=\"sqs\"} 5",
+            ),
+            (
+                || source(&healthy()),
                 "reprieve_queue_messages_total{outcome=\"dead_letter\"} 4",
             ),
             (
@@ -1183,6 +1234,14 @@ mod tests {
                     }])
                 },
                 "reprieve_checkpoint_obstacles{reason=\"io_uring\"} 1",
+            ),
+            (
+                || rehearsal_ended(RehearsalOutcome::GivenUp),
+                "reprieve_rehearsals_total{outcome=\"given_up\"} 1",
+            ),
+            (
+                || rehearsal_froze(Duration::from_millis(250)),
+                "reprieve_rehearsal_frozen_seconds 0.25",
             ),
             (
                 || deadline_margin(Duration::from_secs(20)),

@@ -1,7 +1,8 @@
 //! The sources of notices that settings ask for: each is made here, runs as a task of its own, and is heard here.
 //!
 //! A source never holds up the app's start and never ends the worker: the worst that can come of one is that nothing
-//! is heard of it. What is heard goes into one queue, in the order of arrival.
+//! is heard of it for a while. One that breaks off, by a bug in it, is told of and begun again. What is heard goes into
+//! one queue, in the order of arrival.
 
 mod metadata;
 
@@ -15,8 +16,9 @@ use reprieve_hooks::pressure;
 use reprieve_hooks::{Asked, Condition, Ear, Health, Heard, Listener};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
+use crate::failure;
 use crate::metrics;
 use crate::queue;
 use crate::settings::{QueueUse, Settings, Sources as Switched};
@@ -26,6 +28,18 @@ const QUEUE: usize = 64;
 
 /// Between two renewals of the metrics of health. News are told at once; this is for the time of the last success.
 const TELL_EVERY: Duration = Duration::from_secs(5);
+
+/// Before a source that broke off is begun again; twice as long each time, and never so long that a notice of half a
+/// minute is overslept.
+const BEGIN_AGAIN: Duration = Duration::from_millis(250);
+const BEGIN_AGAIN_MOST: Duration = Duration::from_secs(10);
+
+/// One that went on for as long before it broke off is begun again as quickly as the first time.
+const WENT_WELL: Duration = Duration::from_secs(60);
+
+/// For whoever reads that a source broke off.
+const A_BUG: &str =
+    "none is needed, it is begun again; it is a bug in Reprieve, please report it with the log";
 
 type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 
@@ -101,12 +115,16 @@ impl Sources {
             Switched::Auto => (row.auto)(settings),
             Switched::Only(named) => named.contains(&row.source),
         };
+        Self::of(TABLE.iter().filter(wanted), settings)
+    }
+
+    fn of(rows: impl Iterator<Item = &'static Row>, settings: &Settings) -> Self {
         let mut tasks = JoinSet::new();
         let mut talkers = JoinSet::new();
         let mut last_words = Duration::ZERO;
-        let listeners = TABLE.iter().filter(wanted).map(|row| {
+        let listeners = rows.map(|row| {
             let (ear, listener) = Ear::new(row.source);
-            let task = (row.task)(settings, ear);
+            let task = keep_going(row, settings.clone(), ear);
             match row.last_words {
                 Duration::ZERO => tasks.spawn(task),
                 _ => talkers.spawn(task),
@@ -187,6 +205,40 @@ pub fn wall_now() -> WallMs {
     WallMs(u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX))
 }
 
+/// Begins a source again each time that it breaks off. What it had announced stands, and it announces it again under the
+/// same identity.
+async fn keep_going(row: &'static Row, settings: Settings, ear: Ear) {
+    let mut times = 0_u32;
+    loop {
+        let begun = Instant::now();
+        // A task of its own, so that a panic ends nothing else; dropped with this one.
+        let mut inside = JoinSet::new();
+        let (its_settings, its_ear) = (settings.clone(), ear.clone());
+        inside.spawn(async move { (row.task)(&its_settings, its_ear).await });
+        let ended = inside.join_next().await;
+        let reason = match ended {
+            Some(Ok(())) | None if ear.is_over() => return,
+            Some(Err(error)) if error.is_panic() => {
+                let said = failure::panic_text(&*error.into_panic());
+                format!("it broke off: {said}")
+            }
+            _ => "it broke off without a word".to_owned(),
+        };
+        ear.breaks_off(reason, A_BUG);
+        if begun.elapsed() >= WENT_WELL {
+            times = 0;
+        }
+        let pause = BEGIN_AGAIN
+            .saturating_mul(1 << times.min(16))
+            .min(BEGIN_AGAIN_MOST);
+        times = times.saturating_add(1);
+        tokio::select! {
+            () = ear.gone() => return,
+            () = sleep(pause) => {}
+        }
+    }
+}
+
 async fn pass_on(mut listener: Listener, news: mpsc::Sender<News>) {
     let source = listener.health.borrow().source;
     loop {
@@ -243,6 +295,8 @@ fn tell(now: &Health, before: &Condition) {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
     use super::*;
     use reprieve_core::notice::{Announcement, Order, Reply, Says, Settled};
 
@@ -277,6 +331,91 @@ mod tests {
             .send(Reply::Settled(Settled::Noted))
             .expect("it waits");
         assert_eq!(reply.await, Ok(Reply::Settled(Settled::Noted)));
+    }
+
+    /// Times that the source of the next test was begun.
+    static BEGUN: AtomicU32 = AtomicU32::new(0);
+
+    /// Falls twice, in each way that a task can, and then does what it should.
+    static FALLS: Row = Row {
+        source: Source::Azure,
+        auto: |_| true,
+        task: |_, ear| {
+            let time = BEGUN.fetch_add(1, Ordering::SeqCst);
+            assert!(time != 0, "it fell while it was made");
+            Box::pin(async move {
+                let notice = Announcement {
+                    source: Source::Azure,
+                    identity: "1".into(),
+                    says: Says::Withdrawn,
+                };
+                assert!(ear.say(notice).await.is_some(), "somebody listens");
+                assert!(time != 1, "it fell {time} times before");
+                ear.works(WallMs(5));
+                if time == 3 {
+                    ear.gone().await;
+                }
+            })
+        },
+        last_words: Duration::from_secs(3),
+    };
+
+    #[tokio::test]
+    async fn a_source_that_breaks_off_is_told_of_and_begun_again_and_the_others_go_on() {
+        static QUIET: Row = Row {
+            source: Source::Gcp,
+            auto: |_| true,
+            task: |_, ear| {
+                ear.works(WallMs(1));
+                Box::pin(async move { ear.gone().await })
+            },
+            last_words: Duration::ZERO,
+        };
+        static ABSENT: Row = Row {
+            source: Source::MemoryPressure,
+            auto: |_| true,
+            task: |_, ear| {
+                ear.absent("there is none".to_owned());
+                Box::pin(async {})
+            },
+            last_words: Duration::ZERO,
+        };
+        let rows = [&FALLS, &QUIET, &ABSENT];
+        let mut sources = Sources::of(rows.into_iter(), &Settings::for_tests());
+        let told = |health: &Health| match &health.condition {
+            Condition::Degraded { reason, .. } => reason.clone(),
+            other => panic!("{other:?}"),
+        };
+        let mut health = sources.health[0].clone();
+        for (restarts, reason) in [
+            (1, "it broke off: it fell while it was made"),
+            (2, "it broke off: it fell 1 times before"),
+            (3, "it broke off without a word"),
+        ] {
+            let seen = health.wait_for(|health| health.counts.restarts == restarts);
+            let seen = seen.await.expect("it goes on").clone();
+            assert_eq!(told(&seen), reason);
+        }
+        let works = health.wait_for(|health| health.condition == Condition::Working);
+        works.await.expect("it goes on");
+        // What it said each time arrived.
+        for _ in 0..3 {
+            let News::Heard(heard) = sources.next().await else {
+                panic!("it was an announcement");
+            };
+            assert_eq!(heard.announcement.identity, "1");
+        }
+        let [_, quiet, absent] = &sources.health()[..] else {
+            panic!("there are three");
+        };
+        assert_eq!(
+            (&quiet.condition, quiet.counts.restarts),
+            (&Condition::Working, 0)
+        );
+        assert!(matches!(absent.condition, Condition::Absent { .. }));
+        assert_eq!(absent.counts.restarts, 0);
+        sources.end().await;
+        assert_eq!(BEGUN.load(Ordering::SeqCst), 4);
     }
 
     #[tokio::test]

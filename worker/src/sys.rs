@@ -5,8 +5,10 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 
 use nix::libc;
+use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,6 +103,19 @@ pub fn keep_descriptors_private() -> io::Result<()> {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// The limit of core files as we were started with it: soft and hard, in bytes.
+static CORE_LIMIT: OnceLock<(rlim_t, rlim_t)> = OnceLock::new();
+
+/// Leaves no core file of this process, whose memory has keys and credentials. What it starts has the limit that we had.
+///
+/// One byte, not none: the kernel hands a core to a program (`|` in core_pattern) whatever the limit is, but for that
+/// (core(5), fs/coredump.c).
+pub fn leave_no_core() -> io::Result<()> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_CORE)?;
+    CORE_LIMIT.get_or_init(|| (soft, hard));
+    Ok(setrlimit(Resource::RLIMIT_CORE, soft.min(1), hard)?)
 }
 
 /// The kernel's name of a socket's protocol, as in `TCP`, by a path that leads to it; None for what is no socket.
@@ -413,6 +428,9 @@ pub(crate) fn spawn(
 }
 
 fn prepare_child(terminal: Terminal, passed: &[(RawFd, RawFd)]) -> io::Result<()> {
+    if let Some((soft, hard)) = CORE_LIMIT.get() {
+        setrlimit(Resource::RLIMIT_CORE, *soft, *hard)?;
+    }
     let check = |result: libc::c_int| {
         if result < 0 {
             Err(io::Error::last_os_error())

@@ -39,6 +39,9 @@ const BEAT: Duration = Duration::from_secs(60 * 60);
 /// A queue without a sign of life for as long, and without messages, is an orphan.
 const ORPHANED_MS: u64 = 7 * 24 * 60 * 60_000;
 
+/// Queues of one listing; without a number SQS gives a thousand and does not say that there are more.
+const QUEUES_AT_ONCE: i32 = 1_000;
+
 /// SQS takes no longer ones.
 const NAME_LIMIT: usize = 80;
 
@@ -272,19 +275,30 @@ impl Queue {
 
     async fn sweep(&self, prefix: &str, now: WallMs) -> Result<u32, MailError> {
         let own = self.found().await?.url;
-        let listed = self.client.list_queues().queue_name_prefix(prefix).send();
-        let listed = listed
-            .await
-            .map_err(|error| self.error("ListQueues", &error))?;
         let mut removed = 0;
-        for url in listed.queue_urls.unwrap_or_default() {
-            if url != own && self.is_orphan(&url, now).await? {
-                let deleted = self.client.delete_queue().queue_url(&url).send().await;
-                deleted.map_err(|error| self.error("DeleteQueue", &error))?;
-                removed += 1;
+        let mut from = None;
+        loop {
+            let page = self
+                .client
+                .list_queues()
+                .queue_name_prefix(prefix)
+                .max_results(QUEUES_AT_ONCE)
+                .set_next_token(from)
+                .send()
+                .await
+                .map_err(|error| self.error("ListQueues", &error))?;
+            for url in page.queue_urls.unwrap_or_default() {
+                if url != own && self.is_orphan(&url, now).await? {
+                    let deleted = self.client.delete_queue().queue_url(&url).send().await;
+                    deleted.map_err(|error| self.error("DeleteQueue", &error))?;
+                    removed += 1;
+                }
+            }
+            from = page.next_token;
+            if from.is_none() {
+                return Ok(removed);
             }
         }
-        Ok(removed)
     }
 
     async fn is_orphan(&self, url: &str, now: WallMs) -> Result<bool, MailError> {

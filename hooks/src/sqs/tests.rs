@@ -23,11 +23,14 @@ struct State {
     buried: Vec<(String, String)>,
     replies: Vec<command::Reply>,
     hidden: u32,
+    /// A reply with this in it meets a bug.
+    bug: Option<&'static str>,
 }
 
 struct Held {
     id: String,
     body: String,
+    sent: WallMs,
     receives: u32,
     /// The receipt of whoever has it.
     taken: Option<String>,
@@ -48,6 +51,7 @@ impl Memory {
         state.messages.push(Held {
             id,
             body,
+            sent: crate::time::now(),
             receives: 0,
             taken: None,
         });
@@ -73,7 +77,7 @@ impl Memory {
                 changed.await;
             }
         };
-        let limit = Duration::from_secs(20);
+        let limit = Duration::from_secs(120);
         assert!(
             tokio::time::timeout(limit, wait).await.is_ok(),
             "in vain: {what}"
@@ -113,7 +117,7 @@ impl Mail for Memory {
                             body: held.body.clone(),
                             receipt: taken.to_string(),
                             receives: held.receives,
-                            sent: Some(crate::time::now()),
+                            sent: Some(held.sent),
                         }
                     })
                     .collect();
@@ -161,6 +165,8 @@ impl Mail for Memory {
     }
 
     async fn reply(&self, text: &str) -> Result<(), MailError> {
+        let bug = self.change(|state| state.bug);
+        assert!(bug.is_none_or(|bug| !text.contains(bug)), "a bug");
         let reply = serde_json::from_str(text).expect("replies are JSON");
         self.change(|state| state.replies.push(reply));
         Ok(())
@@ -334,7 +340,11 @@ async fn a_command_whose_worker_ends_goes_to_the_next_at_once() {
 #[tokio::test]
 async fn workers_of_a_shared_queue_give_back_what_is_for_others() {
     let jobs = ["a", "b", "c"];
-    let bodies = (0..90).map(|number| checkpoint(&number.to_string(), jobs[number % 3]));
+    // Each of its own, unlike checkpoints, which may be shared.
+    let stop = |id: usize, job: &str| {
+        json!({"v": 1, "id": id.to_string(), "command": "stop", "target": {"job": job}}).to_string()
+    };
+    let bodies = (0..90).map(|number| stop(number, jobs[number % 3]));
     let mail = Memory::with(bodies);
     let mut workers = Vec::new();
     for job in jobs {
@@ -525,6 +535,174 @@ async fn events_of_this_machine_are_announced_others_and_old_ones_are_not() {
     assert!(listener.heard.try_recv().is_err());
     drop(listener);
     task.await.expect("it ends");
+}
+
+#[tokio::test]
+async fn what_this_program_fails_at_is_set_aside_and_the_rest_goes_on() {
+    let mail = Memory::with(["1", "bad", "2"].map(|id| checkpoint(id, "a")));
+    mail.change(|state| state.bug = Some("bad"));
+    let (worker, mut told) = Worker::obedient(&mail, options("a", Sharing::Own));
+    mail.until_empty().await;
+    mail.change(|state| {
+        let [(body, reason)] = &state.buried[..] else {
+            panic!("{:?}", state.buried);
+        };
+        assert_eq!(
+            (body.as_str(), reason.as_str()),
+            (&*checkpoint("bad", "a"), A_BUG)
+        );
+        state.bug = None;
+    });
+    // Sent again, it is not for ever what was given up.
+    mail.put(checkpoint("bad", "a"));
+    mail.until_empty().await;
+    worker.end().await;
+    while told.recv().await.is_some() {}
+    mail.change(|state| {
+        let ids: Vec<_> = state
+            .replies
+            .iter()
+            .map(|reply| reply.id.as_str())
+            .collect();
+        assert_eq!(ids.len(), 3, "{ids:?}");
+        assert_eq!(ids[2], "bad");
+    });
+}
+
+#[tokio::test]
+async fn a_message_that_others_see_in_the_middle_is_carried_out_once() {
+    let mail = Memory::with([checkpoint("1", "a")]);
+    let (tell, mut told) = mpsc::unbounded_channel();
+    let mut options = options("a", Sharing::Own);
+    options.lease = Duration::from_millis(30);
+    let worker = Worker::start(&mail, options, move |_, reply| drop(tell.send(reply)));
+    let reply = told.recv().await.expect("it is asked");
+    // The time for which it was hidden is over, for instance because the host stood still; whoever reads gets it.
+    mail.change(|state| state.messages[0].taken = None);
+    mail.until("it is taken again", |state| state.messages[0].receives == 2)
+        .await;
+    mail.until("it is kept hidden", |state| state.hidden >= 2)
+        .await;
+    reply
+        .send(Reply::Settled(durable(7)))
+        .expect("it is waited for");
+    mail.until_empty().await;
+    worker.end().await;
+    assert!(told.recv().await.is_none(), "it was carried out once");
+    mail.change(|state| {
+        let repeated: Vec<_> = state.replies.iter().map(|reply| reply.repeated).collect();
+        assert_eq!(repeated.iter().filter(|again| !**again).count(), 1);
+        assert!(
+            state
+                .replies
+                .iter()
+                .all(|reply| reply.settled == durable(7))
+        );
+    });
+}
+
+#[tokio::test]
+async fn what_is_far_ahead_keeps_nobody_waiting() {
+    let health = |number: u32| {
+        json!({"source": "aws.health", "detail-type": "AWS Health Event", "id": number.to_string(),
+               "time": reprieve_core::command::text_of(crate::time::now()),
+               "detail": {"service": "EC2", "eventTypeCategory": "scheduledChange",
+                          "eventTypeCode": "AWS_EC2_SYSTEM_MAINTENANCE_EVENT", "eventArn": format!("arn:{number}"),
+                          "statusCode": "upcoming", "startTime": "Fri, 05 Jun 2099 15:10:09 GMT",
+                          "affectedEntities": [{"entityValue": "i-0abc"}]}})
+        .to_string()
+    };
+    let mail = Memory::with((0..3 * AT_ONCE).map(health));
+    mail.put(checkpoint("1", "a"));
+    let (ear, mut listener) = Ear::new(Source::Sqs);
+    let own = options("a", Sharing::Own);
+    let task = tokio::spawn(listen(Arc::clone(&mail) as _, own, ear));
+    let asked = listener.asked.recv().await.expect("it asks");
+    asked.reply.send(running()).expect("it is waited for");
+    // None of them is settled before its time.
+    let mut announced = Vec::new();
+    let mut asked = None;
+    let heard = async {
+        while asked.is_none() || announced.len() < 3 * AT_ONCE as usize {
+            tokio::select! {
+                Some(heard) = listener.heard.recv() => announced.push(heard),
+                Some(order) = listener.asked.recv() => asked = Some(order),
+            }
+        }
+    };
+    let limit = Duration::from_secs(120);
+    let all = tokio::time::timeout(limit, heard).await;
+    all.expect("all of it is heard");
+    let asked = asked.expect("it was asked for");
+    assert!(matches!(asked.order, Order::Checkpoint { .. }));
+    let durable = Reply::Settled(durable(1));
+    asked.reply.send(durable).expect("it is waited for");
+    mail.until("the events are left, hidden", |state| {
+        state.messages.len() == 3 * AT_ONCE as usize && state.hidden == 3 * AT_ONCE
+    })
+    .await;
+    assert!(
+        announced
+            .iter()
+            .all(|heard| matches!(heard.announcement.says, Says::Goes { at: Some(_), .. }))
+    );
+    drop(listener);
+    task.await.expect("it ends");
+}
+
+#[tokio::test]
+async fn ten_thousand_messages_at_once_are_dealt_with_and_hide_no_warning() {
+    let now = reprieve_core::command::text_of(crate::time::now());
+    let spot = |instance: &str| {
+        json!({"source": "aws.ec2", "detail-type": "EC2 Spot Instance Interruption Warning", "time": now,
+               "detail": {"instance-id": instance, "instance-action": "terminate"}})
+        .to_string()
+    };
+    let hostile = [
+        "\u{0}\u{1b}[2J\u{202e}".to_owned(),
+        "[".repeat(20_000),
+        r#"{"v":1,"id":"../../etc","command":"checkpoint","target":{"job":"a"},"afterwards":"rm -rf /"}"#.to_owned(),
+        r#"{"v":1,"id":"x","command":"status","target":{"job":"$(reboot)"}}"#.to_owned(),
+        format!(r#"{{"v":1e999,"id":"{}"}}"#, "x".repeat(20_000)),
+    ];
+    let bodies = (0..10_000_usize).map(|number| match number % 10 {
+        0..4 => checkpoint(&number.to_string(), "a"),
+        // The one before, once more.
+        4 => checkpoint(&(number - 1).to_string(), "a"),
+        5 => json!({"v": 1, "id": number.to_string(), "command": "status", "target": {"job": "a"}})
+            .to_string(),
+        6 => hostile[number / 10 % hostile.len()].clone(),
+        7 => spot("i-somebody-else"),
+        8 => checkpoint(&number.to_string(), "other"),
+        _ if number == 9_999 => spot("i-0abc"),
+        _ => json!({"Event": "autoscaling:TEST_NOTIFICATION"}).to_string(),
+    });
+    let mail = Memory::with(bodies);
+    // What is sent at the same moment as it is asked for may be later.
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    let (tell, mut told) = mpsc::unbounded_channel();
+    let mut generation = 0;
+    let worker = Worker::start(&mail, options("a", Sharing::Own), move |order, reply| {
+        generation += 1;
+        drop(tell.send(order));
+        drop(reply.send(Reply::Settled(durable(generation))));
+    });
+    mail.until_empty().await;
+    let counts = worker.health.borrow().counts;
+    worker.end().await;
+    let mut checkpoints = 0;
+    while told.recv().await.is_some() {
+        checkpoints += 1;
+    }
+    assert!((1..=AT_ONCE).contains(&checkpoints), "{checkpoints}");
+    // Commands, events, not needed, given back, buried.
+    assert_eq!(counts.messages, [6_000, 1, 1_999, 0, 2_000]);
+    mail.change(|state| {
+        assert_eq!(state.replies.len(), 6_000);
+        let repeated = state.replies.iter().filter(|reply| reply.repeated);
+        assert_eq!(repeated.count(), 1_000);
+        assert_eq!(state.buried.len(), 2_000);
+    });
 }
 
 #[test]

@@ -678,7 +678,10 @@ impl Lifecycle {
         } = planner::decide(&self.situation(now), &self.policy.rules, &self.promise);
         let known =
             |before: Decision| (before.act, before.reason) == (decision.act, decision.reason);
-        let telling = !matches!(decision.reason, Reason::Nothing | Reason::Pause);
+        let telling = !matches!(
+            decision.reason,
+            Reason::Nothing | Reason::Pause | Reason::NoHurry
+        );
         if telling && !self.decided.is_some_and(known) {
             effects.push(Effect::Decided(decision));
         }
@@ -1277,6 +1280,76 @@ mod tests {
         let effects = life.handle(spared, T0.plus_ms(100));
         let final_one = |effect: &Effect| matches!(effect, Effect::Begin { notice, .. } if notice.afterwards == Afterwards::Stop);
         assert!(effects.iter().any(final_one), "{effects:?}");
+    }
+
+    #[test]
+    fn a_flood_of_notices_that_come_and_go_is_no_storm_of_checkpoints() {
+        let day = 24 * 3_600_000;
+        let kinds = [(Fate::AtRisk, None), (Fate::Maintenance, Some(day))];
+        for (fate, in_ms) in kinds {
+            let mut life = running(POLICY);
+            let (mut begun, mut number) = (0, 0);
+            for second in 0..600 {
+                let now = T0.plus_ms(second * 1_000);
+                let mut wall = |identity: &str, says: Says| {
+                    number += 1;
+                    life.handle(
+                        Event::Announced {
+                            id: RequestId(number),
+                            announcement: Announcement {
+                                source: Source::Ec2Metadata,
+                                identity: identity.to_owned(),
+                                says,
+                            },
+                            wall_now: WallMs(now.0),
+                        },
+                        now,
+                    )
+                };
+                let at = in_ms.map(|in_ms| WallMs(now.0 + in_ms));
+                let mut effects = Vec::new();
+                for one in 0..20 {
+                    let identity = format!("{second}-{one}");
+                    effects.extend(wall(&identity, Says::Goes { fate, at }));
+                    effects.extend(wall(&identity, Says::Withdrawn));
+                }
+                effects.extend(wall(&format!("{second}"), Says::Goes { fate, at }));
+                effects.extend(life.handle(Event::Woken, now.plus_ms(1)));
+                if begins(&effects) > 0 {
+                    begun += 1;
+                    life.handle(DURABLE, now.plus_ms(100));
+                }
+                life.handle(
+                    Event::Announced {
+                        id: RequestId(1_000_000 + second),
+                        announcement: Announcement {
+                            source: Source::Ec2Metadata,
+                            identity: format!("{second}"),
+                            says: Says::Withdrawn,
+                        },
+                        wall_now: WallMs(now.0),
+                    },
+                    now.plus_ms(200),
+                );
+            }
+            let most = 600_000 / POLICY.rules.least_interval_ms + 1;
+            assert!((1..=most).contains(&begun), "{fate:?}: {begun}");
+            // A real one in the middle of it is not kept waiting.
+            let now = T0.plus_ms(600_000);
+            let real = Event::Announced {
+                id: RequestId(0),
+                announcement: Announcement {
+                    source: Source::Ec2Metadata,
+                    identity: "spot".to_owned(),
+                    says: Says::Goes {
+                        fate: Fate::Terminate,
+                        at: Some(WallMs(now.0 + 120_000)),
+                    },
+                },
+                wall_now: WallMs(now.0),
+            };
+            assert_eq!(begins(&life.handle(real, now)), 1, "{fate:?}");
+        }
     }
 
     #[test]

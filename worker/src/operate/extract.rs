@@ -18,6 +18,7 @@ use crate::pages::PAGE;
 use crate::pages::index::{self, Memory, MemoryKind};
 use crate::pages::known;
 use crate::pages::load::{self, Blocks, Snapshot, Unusable};
+use crate::supervisor::checkpoint::LIBRARY;
 
 /// Where the streams of a restored app come from in the command that is shown: numbers of one digit, since some shells
 /// take no others.
@@ -297,12 +298,24 @@ fn extracted(job: &Job, snapshot: &Snapshot, directory: &Path, files: Vec<Writte
         .map(|(name, number)| format!(" --inherit-fd 'fd[{number}]:{name}'"));
     let inherited: String = inherited.collect();
     let redirected = ["7<&0", "8>&1", "9>&2"][..external_streams.len()].join(" ");
+    // Whoever wrote the manifest decides on the path, and whoever reads the answer may paste it.
+    let is_plain = |path: &&String| {
+        let plain = |c: char| c.is_ascii_alphanumeric() || "/._-".contains(c);
+        path.starts_with('/') && path.chars().all(plain)
+    };
+    let library = match app.library.as_ref().filter(is_plain) {
+        Some(path) => format!(
+            "install -D -m 644 {}/{LIBRARY} {path} && ",
+            directory.display()
+        ),
+        None => String::new(),
+    };
     Extracted {
         schema: SCHEMA,
         job: job.name.clone(),
         generation: snapshot.manifest.generation,
         restore: format!(
-            "criu restore --images-dir {} --unprivileged --tcp-close --file-locks{inherited} {redirected}",
+            "{library}criu restore --images-dir {} --unprivileged --tcp-close --file-locks{inherited} {redirected}",
             directory.display()
         ),
         directory: directory.to_owned(),
