@@ -2,7 +2,7 @@
 # infra/local/setup, which starts with saying so.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build image dist test lint soak fuzz demo bench evictions test-page test-apps test-observability test-terraform clean
+.PHONY: help setup build image dist test lint soak fuzz demo bench evictions test-page stress test-apps test-observability test-terraform clean
 
 help: ## This text
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -46,6 +46,10 @@ soak: setup ## 200 generations of a job whose memory churns, half an hour betwee
 	@SOAK_MINUTES=$${SOAK_MINUTES:-30} cargo test --locked --package reprieve --test kills moves_between -- --nocapture
 	@echo "soak: a kill at each step, with a key and with S3"
 	@SOAK_STEPS=all cargo test --locked --package reprieve --test kills killed_at_a_step
+
+stress: setup ## Jobs with 2,000 processes, 200,000 mappings, 10,000 descriptors, 1 GiB in pipes (minutes; docs/reliability.md)
+	@echo "stress: very much of each thing, evicted and resumed"
+	@STRESS=all cargo test --locked --package reprieve --test resources come_back -- --nocapture --test-threads 1
 
 fuzz: ## Each parser is fed anything for 20 minutes (hours in all; needs a nightly compiler; docs/development.md)
 	@infra/local/fuzz

@@ -7,7 +7,10 @@ mod harness;
 mod job;
 
 use harness::{Host, LIMIT, wait_until};
-use job::{Store, checkpoint, checkpoint_ok, evict, resumed, wait_for_log, wait_for_output};
+use job::{
+    COUNTER, Store, assert_counts, checkpoint, checkpoint_ok, evict, resumed, wait_for_log,
+    wait_for_output,
+};
 use serde_json::Value;
 
 /// Larger than `--ghost-limit` below.
@@ -304,4 +307,133 @@ fn what_goes_away_is_gone_and_the_doctor_sees_the_same() {
     wait_for_log(&host, "what stood in the way of a checkpoint is gone");
     wait_until(LIMIT, "protection", || status(&host)["protected"] == true);
     checkpoint_ok(&host);
+}
+
+const REHEARSE: [&str; 4] = ["--rehearse", "on", "--rehearse-after", "0s"];
+
+#[test]
+fn a_rehearsal_says_that_a_checkpoint_works_and_keeps_nothing() {
+    let store = Store::new();
+    let host = store.host_with("host", &REHEARSE, COUNTER).start();
+    let told = wait_for_log(&host, "a checkpoint of this job works");
+    let told: Value = serde_json::from_str(&told).expect("the log is JSON");
+    let status = status(&host);
+    let rehearsal = &status["rehearsal"];
+    assert_eq!(rehearsal["outcome"], "worked", "{status}");
+    assert_eq!(rehearsal["frozen_ms"], told["frozen_ms"], "{status}");
+    assert!(
+        rehearsal["memory_bytes"].as_u64() > Some(1 << 20),
+        "{status}"
+    );
+    assert_eq!(status["protected"], true, "{status}");
+    assert_eq!(status["last_generation"], Value::Null, "{status}");
+    let text = host.exec_ok(["reprieve", "status"]);
+    let line = text.lines().find(|line| line.starts_with("rehearsal "));
+    assert!(
+        line.is_some_and(|line| line.contains("worked; the job stood still for")),
+        "{text}"
+    );
+    let kept: Vec<_> = store.objects();
+    assert!(
+        !kept
+            .iter()
+            .any(|path| path.to_string_lossy().contains("/manifests/")),
+        "{kept:?}"
+    );
+    wait_for_output(&host, "line 200");
+    host.signal(libc::SIGTERM);
+    assert_eq!(host.wait_exit(LIMIT), harness::Exit::Code(75));
+    let before = host.stdout().text();
+    host.destroy();
+    let next = store.host_with("next", &REHEARSE, COUNTER).start();
+    resumed(&next);
+    // The other host, and the resumed app, may be such that it does not work there.
+    wait_for_log(&next, "a checkpoint of this job works");
+    wait_for_output(&next, "line 400");
+    evict(&next);
+    assert_counts(&(before + &next.stdout().text()), None);
+}
+
+/// Connected to somebody outside of the container, which no look at `/proc` tells.
+const CONNECTED: &str = "import itertools, socket, time\n\
+    s = socket.socket(socket.AF_UNIX)\n\
+    s.connect('/outside/socket')\n\
+    for number in itertools.count(1):\n    print('line', number, flush=True)\n    time.sleep(0.01)\n";
+
+#[test]
+fn a_rehearsal_that_fails_is_told_long_before_an_eviction() {
+    let store = Store::new();
+    let outside = tempfile::tempdir().expect("a temporary directory can be made");
+    let listener = std::os::unix::net::UnixListener::bind(outside.path().join("socket"))
+        .expect("the path is short");
+    let app = ["python3", "-c", CONNECTED];
+    let host = store
+        .host_with("host", &REHEARSE, &app)
+        .bind(outside.path(), "/outside")
+        .start();
+    let peer = listener.accept().expect("the app connects");
+    let told = wait_for_log(&host, "a checkpoint of this job would fail");
+    let told: Value = serde_json::from_str(&told).expect("the log is JSON");
+    let reason = told["reason"].as_str().expect("there is one");
+    assert!(reason.contains("External socket is used"), "{told}");
+    let now = status(&host);
+    assert_eq!(now["rehearsal"]["outcome"], "failed", "{now}");
+    assert_eq!(now["rehearsal"]["reason"], told["reason"], "{now}");
+    assert_eq!(now["obstacles_total"], 0, "{now}");
+    assert_eq!(now["protected"], false, "{now}");
+    assert_eq!(now["unprotected_because"], "failed", "{now}");
+    let ran = checkpoint(&host);
+    assert_ne!(ran.code, 0);
+    assert!(
+        ran.stderr.contains("External socket is used"),
+        "{}",
+        ran.stderr
+    );
+    wait_for_output(&host, "line 200");
+    let text = host.stdout().text();
+    let (whole, _) = text.rsplit_once('\n').expect("there are lines");
+    assert_counts(whole, None);
+    drop((peer, listener));
+}
+
+#[test]
+fn a_checkpoint_does_not_wait_for_a_rehearsal() {
+    let store = Store::new();
+    let hooks = tempfile::tempdir().expect("a temporary directory can be made");
+    let program = hooks.path().join("before-freeze");
+    std::fs::write(
+        &program,
+        "#!/bin/sh\ngrep -q '\"trigger\":\"rehearsal\"' || exit 0\ntouch /tmp/rehearses\nexec sleep 1000\n",
+    )
+    .expect("the directory is ours");
+    let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(&program, executable).expect("the file is ours");
+    let options = [
+        &REHEARSE[..],
+        &["--hooks-dir", "/hooks", "--hook-timeout", "5m"],
+    ]
+    .concat();
+    let host = store
+        .host_with("host", &options, COUNTER)
+        .bind(hooks.path(), "/hooks")
+        .start();
+    wait_for_log(&host, "a checkpoint is rehearsed");
+    wait_until(LIMIT, "the program's beginning", || {
+        host.exec(["test", "-e", "/tmp/rehearses"]).code == 0
+    });
+    checkpoint_ok(&host);
+    wait_for_log(&host, "the rehearsal of one is given up");
+    assert_eq!(status(&host)["rehearsal"]["outcome"], "given_up");
+    host.signal(libc::SIGTERM);
+    assert_eq!(host.wait_exit(LIMIT), harness::Exit::Code(75));
+    host.destroy();
+
+    // At any other moment of it, likewise.
+    let store = Store::new();
+    let app = ["python3", "/apps/memory.py", "256", "5"];
+    let host = store.host_with("host", &REHEARSE, &app).start();
+    wait_for_log(&host, "a checkpoint is rehearsed");
+    evict(&host);
+    let next = store.host_with("next", &[], &app).start();
+    resumed(&next);
 }

@@ -22,6 +22,11 @@ fn with_qemu(host: Builder) -> Builder {
 /// The newest snapshot as this processor sees it; `native`: the real one.
 #[track_caller]
 fn seen_from(host: &Host, processor: &str) -> Value {
+    asked_from(host, processor)["snapshots"][0].clone()
+}
+
+#[track_caller]
+fn asked_from(host: &Host, processor: &str) -> Value {
     let program = [
         "/usr/local/bin/qemu",
         "-cpu",
@@ -42,8 +47,7 @@ fn seen_from(host: &Host, processor: &str) -> Value {
         "job",
     ];
     let said = host.exec_ok(program.iter().chain(&asked).copied());
-    let said: Value = serde_json::from_str(&said).expect("it is JSON");
-    said["snapshots"][0].clone()
+    serde_json::from_str(&said).expect("it is JSON")
 }
 
 #[track_caller]
@@ -126,6 +130,72 @@ fn a_lesser_processor_says_what_it_lacks_and_a_baseline_is_needed_alone() {
     wait_for_log(&next, "the job is resumed");
     checkpoint_ok(&next);
     assert_eq!(seen_from(&next, "native")["cpu_level"], "x86-64-v2");
+}
+
+#[test]
+fn a_file_of_a_fleet_holds_a_job_to_what_its_machines_have() {
+    let store = Store::new();
+    let host = with_qemu(store.host("asked", &APP)).start();
+    wait_for_output(&host, "ready");
+    checkpoint_ok(&host);
+    // What a lesser processor has, as CPUID tells there.
+    let lesser = asked_from(&host, "Nehalem")["this_host"]["cpu_features"].clone();
+    let has: Vec<&str> = lesser
+        .as_array()
+        .map(|all| all.iter().filter_map(Value::as_str).collect())
+        .expect("they are listed");
+    let fleet = tempfile::tempdir().expect("a temporary directory can be made");
+    let text = format!("# two kinds\nnew: x86-64-v3\nold: {}\n", has.join(" "));
+    std::fs::write(fleet.path().join("fleet"), text).expect("it is ours");
+    let held = Store::new();
+    let order = |name: &str, path: &str| {
+        let options = ["--cpu-baseline", path];
+        with_qemu(held.host_with(name, &options, &APP)).bind_read_only(fleet.path(), "/fleet")
+    };
+    let host = order("held", "/fleet/fleet").start();
+    wait_for_log(&host, "some machines of the fleet lack");
+    wait_for_output(&host, "ready");
+    checkpoint_ok(&host);
+    let snapshot = seen_from(&host, "Nehalem");
+    assert_eq!(snapshot["cpu_level"], "x86-64-v2");
+    let lacks = lacking(&reasons(&snapshot));
+    let beside = ["adx", "aes", "pclmulqdq", "rdrand", "rdseed"];
+    assert!(
+        lacks.iter().all(|lack| beside.contains(&lack.as_str())),
+        "{lacks:?}"
+    );
+    host.destroy();
+    let other = Store::new();
+    let missing = other
+        .host_with("missing", &["--cpu-baseline", "/fleet/none"], &APP)
+        .start();
+    assert_eq!(missing.wait_exit(LIMIT), harness::Exit::Code(174));
+    let said = missing.stderr().text();
+    assert!(
+        said.contains("the CPU baseline in /fleet/none cannot be used"),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_host_without_the_profile_that_a_snapshot_needs_says_so() {
+    let store = Store::new();
+    let full = store
+        .host("full", &["python3", "/apps/sysv.py"])
+        .add_capability("CAP_SYS_ADMIN")
+        .add_capability("CAP_SYS_TIME")
+        .start();
+    wait_for_output(&full, "line 5");
+    checkpoint_ok(&full);
+    assert_eq!(reasons(&seen_from(&full, "native")), [""; 0]);
+    let minimal = Host::builder("minimal")
+        .bind(store.path(), "/snapshots")
+        .start();
+    let said = reasons(&seen_from(&minimal, "native"));
+    assert!(
+        said.iter().any(|one| one.contains("need the full profile")),
+        "{said:?}"
+    );
 }
 
 #[test]

@@ -41,6 +41,42 @@ fn dist(directory: &Path) {
     fs::remove_file(binary).expect("it is ours");
 }
 
+/// It names what Cargo.lock pins, by checksum, and no place of this machine.
+fn bill_of_materials(made: &Path) {
+    let name = format!(
+        "reprieve-{}-x86_64-linux.cdx.json",
+        env!("CARGO_PKG_VERSION")
+    );
+    let text = fs::read_to_string(made.join(name)).expect("it was made");
+    assert!(
+        !text.contains(&project_path("").display().to_string()),
+        "{text}"
+    );
+    let bill: serde_json::Value = serde_json::from_str(&text).expect("it is JSON");
+    let components = bill["components"].as_array().expect("they are listed");
+    let lock = fs::read_to_string(project_path("Cargo.lock")).expect("it is there");
+    let mut pinned = 0;
+    for component in components {
+        let word = |field: &str| component[field].as_str().expect("it has one").to_owned();
+        let entry = format!(
+            "name = \"{}\"\nversion = \"{}\"\n",
+            word("name"),
+            word("version")
+        );
+        let (_, rest) = lock
+            .split_once(&entry)
+            .unwrap_or_else(|| panic!("{component}"));
+        let Some(checksum) = component["hashes"][0]["content"].as_str() else {
+            assert!(word("name").starts_with("reprieve"), "{component}");
+            continue;
+        };
+        let (of_this, _) = rest.split_once("[[package]]").unwrap_or((rest, ""));
+        assert!(of_this.contains(checksum), "{component}");
+        pinned += 1;
+    }
+    assert!(pinned > 100, "{pinned}");
+}
+
 #[test]
 fn the_tarball_and_the_package_install_and_run() {
     let made = tempfile::tempdir().expect("a temporary directory can be made");
@@ -48,7 +84,8 @@ fn the_tarball_and_the_package_install_and_run() {
     let mut check = Command::new("sha256sum");
     check.args(["--check", "--strict", "SHA256SUMS"]);
     let checked = succeed(check.current_dir(made.path()));
-    assert_eq!(checked.matches(": OK").count(), 2, "{checked}");
+    assert_eq!(checked.matches(": OK").count(), 3, "{checked}");
+    bill_of_materials(made.path());
 
     let docker = Docker::engine();
     let version = env!("CARGO_PKG_VERSION");

@@ -192,7 +192,7 @@ pub async fn listen(mail: Arc<dyn Mail>, options: Options, ear: Ear) {
                     let desk = Arc::clone(&desk);
                     work.spawn(async move {
                         let _place = place;
-                        if fell(desk.treat(&message, verdict)).await {
+                        if fell(Box::pin(desk.treat(&message, verdict))).await {
                             desk.bury(&message, A_BUG).await;
                         }
                     });

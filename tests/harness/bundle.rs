@@ -1,6 +1,6 @@
 //! What a host is made of, written as the OCI configuration that runc reads: what Docker gives by default, without a
-//! seccomp filter and with the capabilities that the worker asks for. Resource limits are left out, since setting them
-//! needs CAP_SYS_RESOURCE, which test machines often lack.
+//! seccomp filter and with the capabilities that the worker asks for. Limits of processes (rlimits) are left out, since setting
+//! them needs CAP_SYS_RESOURCE, which test machines often lack.
 
 use std::path::{Path, PathBuf};
 
@@ -84,6 +84,11 @@ pub(super) struct Bundle {
     pub(super) own_network: bool,
     pub(super) no_new_privileges: bool,
     pub(super) seccomp: bool,
+    pub(super) read_only_root: bool,
+    /// `/run`, `/tmp` and `/dev/shm` are what the root has there.
+    pub(super) no_tmpfs: bool,
+    /// Limits, as runc's configuration has them.
+    pub(super) resources: serde_json::Map<String, Value>,
     /// Character devices, by major and minor number, on top of Docker's.
     pub(super) devices: Vec<(u32, u32)>,
 }
@@ -99,7 +104,7 @@ impl Bundle {
         let mut config = json!({
             "ociVersion": "1.0.2",
             "hostname": self.hostname,
-            "root": { "path": root },
+            "root": { "path": root, "readonly": self.read_only_root },
             "process": {
                 "terminal": self.terminal.is_some(),
                 "user": { "uid": self.user.0, "gid": self.user.1 },
@@ -127,6 +132,9 @@ impl Bundle {
                 "resources": { "devices": self.device_rules() },
             },
         });
+        for (name, limits) in &self.resources {
+            config["linux"]["resources"][name] = limits.clone();
+        }
         if let Some((rows, columns)) = self.terminal {
             config["process"]["consoleSize"] = json!({ "height": rows, "width": columns });
         }
@@ -193,10 +201,14 @@ impl Bundle {
                 "destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup",
                 "options": ["nosuid", "noexec", "nodev", "relatime", "ro"],
             }),
-            tmpfs("/dev/shm", &["nosuid", "noexec", "nodev", "mode=1777"]),
-            tmpfs("/run", &["nosuid", "nodev", "mode=755"]),
-            tmpfs("/tmp", &["nosuid", "nodev", "mode=1777"]),
         ];
+        if !self.no_tmpfs {
+            mounts.extend([
+                tmpfs("/dev/shm", &["nosuid", "noexec", "nodev", "mode=1777"]),
+                tmpfs("/run", &["nosuid", "nodev", "mode=755"]),
+                tmpfs("/tmp", &["nosuid", "nodev", "mode=1777"]),
+            ]);
+        }
         mounts.extend(self.binds.iter().map(|bind| {
             let access = match bind.access {
                 Access::ReadOnly => "ro",

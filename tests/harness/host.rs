@@ -162,6 +162,23 @@ impl Builder {
         self
     }
 
+    pub(crate) fn read_only_root(mut self) -> Self {
+        self.bundle.read_only_root = true;
+        self
+    }
+
+    /// `/run`, `/tmp` and `/dev/shm` are directories of the root.
+    pub(crate) fn without_tmpfs(mut self) -> Self {
+        self.bundle.no_tmpfs = true;
+        self
+    }
+
+    /// A limit of the container's cgroup, as runc's configuration has it: `memory`, `{"limit": 1048576}`.
+    pub(crate) fn limit(mut self, what: &str, limits: serde_json::Value) -> Self {
+        self.bundle.resources.insert(what.to_owned(), limits);
+        self
+    }
+
     /// Puts the container under a (harmless) seccomp filter, as container engines do by default.
     pub(crate) fn seccomp(mut self) -> Self {
         self.bundle.seccomp = true;
@@ -481,6 +498,9 @@ impl Host {
             own_network: true,
             no_new_privileges: false,
             seccomp: false,
+            read_only_root: false,
+            no_tmpfs: false,
+            resources: serde_json::Map::new(),
             devices: Vec::new(),
         };
         Builder {

@@ -48,6 +48,8 @@ pub(crate) struct Request {
     pub(crate) path: String,
     /// The id of the key it is signed with.
     pub(crate) signed_by: Option<String>,
+    /// What it asks of AWS, as policies call it: `sqs:ReceiveMessage`.
+    pub(crate) action: Option<String>,
     /// How many requests had come when its answer was known.
     pub(crate) answered_at: Option<usize>,
     pub(crate) fault: Option<Fault>,
@@ -301,12 +303,24 @@ fn serve(shared: &Shared, mut client: TcpStream, server: &str) -> io::Result<()>
         return Ok(());
     };
     let head = String::from_utf8_lossy(&taken[..end]).into_owned();
+    if is_form(&head) {
+        // It names its action there.
+        let whole = (end + content_length(&head)).min(HEAD_LIMIT);
+        let mut piece = [0; 4096];
+        while taken.len() < whole {
+            match client.read(&mut piece)? {
+                0 => return Ok(()),
+                count => taken.extend_from_slice(&piece[..count]),
+            }
+        }
+    }
     let mut words = head.split(' ');
     let mut word = || words.next().unwrap_or_default().to_owned();
     let request = Request {
         method: word(),
         path: word(),
         signed_by: signer(&head),
+        action: action(&head, &String::from_utf8_lossy(&taken[end..])),
         answered_at: None,
         fault: None,
         status: None,
@@ -406,11 +420,58 @@ fn signer(head: &str) -> Option<String> {
     Some(id.to_owned())
 }
 
+fn field<'a>(head: &'a str, wanted: &str) -> Option<&'a str> {
+    let fields = head.lines().filter_map(|line| line.split_once(':'));
+    let mut found = fields.filter(|(name, _)| name.eq_ignore_ascii_case(wanted));
+    found.next().map(|(_, value)| value.trim())
+}
+
 fn content_length(head: &str) -> usize {
-    head.lines()
-        .filter_map(|line| line.split_once(':'))
-        .find(|(name, _)| name.eq_ignore_ascii_case("content-length"))
-        .map_or(0, |(_, length)| length.trim().parse().expect("a number"))
+    field(head, "content-length").map_or(0, |length| length.parse().expect("a number"))
+}
+
+fn is_form(head: &str) -> bool {
+    field(head, "content-type").is_some_and(|kind| kind.contains("x-www-form-urlencoded"))
+}
+
+/// AWS has three ways to say what is wanted: the method and path, a header, a field of a form.
+fn action(head: &str, body: &str) -> Option<String> {
+    let (_, scope) = head.split_once("Credential=")?;
+    let service = scope.split(',').next()?.split('/').nth(3)?;
+    if service == "s3" {
+        return Some(action_of_s3(head));
+    }
+    let named = match field(head, "x-amz-target") {
+        Some(target) => target.rsplit('.').next()?,
+        None => body
+            .split('&')
+            .find_map(|field| field.strip_prefix("Action="))?,
+    };
+    // A batch is allowed by what it is a batch of.
+    let name = named.strip_suffix("Batch").unwrap_or(named);
+    Some(format!("{service}:{name}"))
+}
+
+fn action_of_s3(head: &str) -> String {
+    let mut words = head.split(' ');
+    let (method, path) = (
+        words.next().unwrap_or_default(),
+        words.next().unwrap_or_default(),
+    );
+    let (path, query) = path.split_once('?').unwrap_or((path, ""));
+    let has_key = path.trim_matches('/').contains('/');
+    let known = match (method, has_key) {
+        ("GET" | "HEAD", false) if query.is_empty() || query.contains("list-type=2") => {
+            "ListBucket"
+        }
+        ("GET" | "HEAD", true) if !query.contains("uploadId") => "GetObject",
+        ("PUT" | "POST", true) => "PutObject",
+        ("DELETE", true) if query.contains("uploadId") => "AbortMultipartUpload",
+        ("DELETE", true) => "DeleteObject",
+        ("POST", false) if query.starts_with("delete") => "DeleteObject",
+        _ => return format!("s3:{method} {path}?{query}"),
+    };
+    format!("s3:{known}")
 }
 
 fn reset(client: &TcpStream) -> io::Result<()> {

@@ -4,13 +4,15 @@
 //! had: they travel with the snapshot, since another build of this program may have others.
 
 use std::ffi::OsString;
+use std::fs;
 
 use reprieve_core::cpu::{self, Level};
 use reprieve_core::launch::{self, Denial};
 
+use crate::failure::{ExitCode, Failure};
 use crate::host;
 use crate::preload::Library;
-use crate::settings::{IoUring, PerfData, Settings};
+use crate::settings::{CpuBaseline, IoUring, PerfData, Settings};
 
 /// What stays with the app's processes as long as they live, on whatever host.
 #[derive(Clone, Debug, Default)]
@@ -32,7 +34,10 @@ pub(crate) struct Cures {
 
 impl Cures {
     /// By what settings want and what this container allows. What cannot be had is said, and the app starts without.
-    pub(crate) fn prepare(settings: &Settings) -> Self {
+    ///
+    /// # Errors
+    /// When the file of a baseline says nothing that can be used.
+    pub(crate) fn prepare(settings: &Settings) -> Result<Self, Failure> {
         let mut cures = Self::default();
         let had = |name: &str| std::env::var(name).ok();
         if settings.jvm_perf_data == PerfData::Off {
@@ -51,7 +56,7 @@ impl Cures {
                 cures.preload(had("LD_PRELOAD").as_deref());
             }
         }
-        if let Some(level) = Level::from_text(settings.cpu_baseline.as_str()) {
+        if let Some(level) = baseline(&settings.cpu_baseline)? {
             for (name, value, between) in cpu::held_to(level) {
                 let before = cures.environment.iter().find(|(known, _)| *known == name);
                 let before = before.map(|(_, value)| value.clone()).or_else(|| had(name));
@@ -70,7 +75,7 @@ impl Cures {
             },
             "what the app is given so that it can be checkpointed (docs/checkup.md)"
         );
-        cures
+        Ok(cures)
     }
 
     fn set(&mut self, name: &'static str, value: Option<String>) {
@@ -96,4 +101,26 @@ impl Cures {
         let all = self.environment.iter();
         all.map(|(name, value)| (OsString::from(name), OsString::from(value)))
     }
+}
+
+fn baseline(wanted: &CpuBaseline) -> Result<Option<Level>, Failure> {
+    let path = match wanted {
+        CpuBaseline::Off => return Ok(None),
+        CpuBaseline::Level(level) => return Ok(Some(*level)),
+        CpuBaseline::File(path) => path,
+    };
+    let text = fs::read_to_string(path).map_err(|error| error.to_string());
+    let fleet = text.and_then(|text| cpu::fleet(&text)).map_err(|reason| {
+        let what = format!("the CPU baseline in {} cannot be used", path.display());
+        Failure::new(ExitCode::SettingsInvalid, what)
+            .detail(reason)
+            .remedy("write a line for each kind of machine as docs/hosts.md says, or name a level")
+    })?;
+    if !fleet.lacking.is_empty() {
+        tracing::warn!(
+            lacking = fleet.lacking.join(", "),
+            "some machines of the fleet lack what a baseline does not hold back; snapshots from a host that has it need it"
+        );
+    }
+    Ok(Some(fleet.level))
 }

@@ -5,6 +5,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{SysconfVar, geteuid, gethostname, sysconf};
@@ -89,7 +90,22 @@ const CHECKPOINT_RESTORE: u32 = 40;
 pub(crate) fn obstacles() -> Vec<String> {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let ptrace_scope = fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope").unwrap_or_default();
-    find_obstacles(&status, &ptrace_scope, page_size())
+    let mut found = find_obstacles(&status, &ptrace_scope, page_size());
+    found.extend(too_few_descriptors());
+    found
+}
+
+/// What is handed to CRIU has descriptors around 200 there, and CRIU has some of its own.
+const DESCRIPTORS: u64 = 256;
+
+fn too_few_descriptors() -> Option<String> {
+    let (may, _) = getrlimit(Resource::RLIMIT_NOFILE).ok()?;
+    (may < DESCRIPTORS).then(|| {
+        format!(
+            "a process may have {may} descriptors open, and CRIU needs {DESCRIPTORS}; raise the limit (ulimit -n, \
+             --ulimit nofile=1024)"
+        )
+    })
 }
 
 fn find_obstacles(status: &str, ptrace_scope: &str, page_size: u64) -> Vec<String> {
@@ -139,6 +155,14 @@ pub(crate) fn lacks_for_full() -> Vec<&'static str> {
         geteuid().is_root(),
         Path::new("/proc/self/ns/time").exists(),
     )
+}
+
+/// The profile that a job would have here, as far as this process's rights say.
+pub(crate) fn profile() -> Profile {
+    match lacks_for_full().is_empty() {
+        true => Profile::Full,
+        false => Profile::Minimal,
+    }
 }
 
 fn find_lacks(capabilities: u64, is_root: bool, has_time: bool) -> Vec<&'static str> {

@@ -60,6 +60,11 @@ named! {
 }
 
 named! {
+    /// How a rehearsal of a checkpoint ended.
+    pub enum RehearsalOutcome { Worked = "worked", Failed = "failed", GivenUp = "given_up", }
+}
+
+named! {
     /// The steps of a checkpoint.
     pub enum CheckpointPhase {
         Prepare = "prepare",
@@ -390,6 +395,25 @@ const OBSTACLES: Metric = Metric {
            Looked for every `--checkup-interval`.",
 };
 
+const REHEARSALS: Metric = Metric {
+    name: "reprieve_rehearsals_total",
+    kind: Kind::Counter,
+    unit: Unit::Count,
+    labels: &[label("outcome", RehearsalOutcome::NAMES)],
+    stability: Stability::Stable,
+    help: "Checkpoints that were thrown away, to see whether one works (`--rehearse`). given_up: a checkpoint was wanted \
+           meanwhile.",
+};
+
+const REHEARSAL_FROZEN: Metric = Metric {
+    name: "reprieve_rehearsal_frozen_seconds",
+    kind: Kind::Gauge,
+    unit: Unit::Seconds,
+    labels: &[],
+    stability: Stability::Stable,
+    help: "How long the job stood still in the latest rehearsal that worked.",
+};
+
 const REASONS: [&str; Reason::ALL.len()] = {
     let mut names = [""; Reason::ALL.len()];
     let mut at = 0;
@@ -717,6 +741,8 @@ pub const TABLE: &[Metric] = &[
     WORK_AT_RISK,
     CHECKPOINTABLE,
     OBSTACLES,
+    REHEARSALS,
+    REHEARSAL_FROZEN,
     DEADLINE_MARGIN,
     LEASE,
     RESTORES,
@@ -805,6 +831,15 @@ pub fn obstacles(found: &[Finding]) {
         // Exact up to 2^53 of them.
         ::metrics::gauge!(OBSTACLES.name, "reason" => reason.as_str()).set(count as f64);
     }
+}
+
+pub fn rehearsal_ended(outcome: RehearsalOutcome) {
+    ::metrics::counter!(REHEARSALS.name, "outcome" => outcome.as_str()).increment(1);
+}
+
+/// The job stood still for this long in one that worked.
+pub fn rehearsal_froze(duration: Duration) {
+    ::metrics::gauge!(REHEARSAL_FROZEN.name).set(duration.as_secs_f64());
 }
 
 pub fn lease(now: Lease) {
@@ -1147,7 +1182,7 @@ mod tests {
     #[test]
     fn recordings_arrive_under_the_names_of_the_table() {
         let at = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
-        let table: [(fn(), &str); 31] = [
+        let table: [(fn(), &str); 33] = [
             (
                 || deadline(DeadlineOutcome::Missed),
                 "reprieve_deadlines_total{outcome=\"missed\"} 1",
@@ -1199,6 +1234,14 @@ mod tests {
                     }])
                 },
                 "reprieve_checkpoint_obstacles{reason=\"io_uring\"} 1",
+            ),
+            (
+                || rehearsal_ended(RehearsalOutcome::GivenUp),
+                "reprieve_rehearsals_total{outcome=\"given_up\"} 1",
+            ),
+            (
+                || rehearsal_froze(Duration::from_millis(250)),
+                "reprieve_rehearsal_frozen_seconds 0.25",
             ),
             (
                 || deadline_margin(Duration::from_secs(20)),

@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use config::{Config, ConfigError, File, FileFormat, Map, Value, ValueKind};
+use reprieve_core::cpu::Level;
 use reprieve_core::notice::Source;
 use reprieve_core::preserve::{Pattern, Privileged, Rules};
 use reprieve_core::retention::Policy;
@@ -89,6 +90,8 @@ pub enum Kind {
     Sources,
     /// `never`, `auto`, or a duration.
     Period,
+    /// `off`, a level, or a file.
+    CpuBaseline,
     /// Lower and upper limit.
     Duration(Duration, Duration),
     /// Lower and upper limit in bytes.
@@ -520,10 +523,11 @@ pub const TABLE: &[Setting] = &[
     Setting {
         name: "cpu-baseline",
         section: EVICTION,
-        kind: Kind::Choice(CpuBaseline::NAMES),
+        kind: Kind::CpuBaseline,
         default: Some("off"),
         unset: "",
-        meaning: "The level of x86-64 that an app which is started from scratch is held to, so that its snapshots resume on every \
+        meaning: "The level of x86-64 that an app which is started from scratch is held to, or a file that says what the machines of a \
+                  fleet have (docs/hosts.md), so that its snapshots resume on every \
                   host that has it: the C library, OpenBLAS, MKL, NumPy and JVMs are told by variables of the environment \
                   (docs/hosts.md says what that reaches). With `off`, a snapshot needs every instruction set of the host \
                   that it was taken on.",
@@ -572,6 +576,22 @@ pub const TABLE: &[Setting] = &[
         unset: "",
         meaning: "The pause before each look at the job's processes for what a checkpoint would fail at (docs/checkup.md). \
                   There is a look at the start and after each checkpoint as well.",
+    },
+    Setting {
+        name: "rehearse",
+        section: EVICTION,
+        kind: Kind::Choice(Rehearse::NAMES),
+        default: Some("off"),
+        unset: "",
+        meaning: "Whether a checkpoint is rehearsed once: the running job is really dumped, nothing of it is kept, and the job runs on. Whether it worked and how long the job stood still is in the log, in `status` and in the metrics (docs/checkup.md).",
+    },
+    Setting {
+        name: "rehearse-after",
+        section: EVICTION,
+        kind: Kind::Duration(Duration::ZERO, DAY),
+        default: Some("1m"),
+        unset: "",
+        meaning: "How long the app runs before the rehearsal. It is put off for as long again while a checkpoint is under way or the machine's end is announced, and left out if a checkpoint of the running app has worked by then.",
     },
     Setting {
         name: "signal-target",
@@ -1083,9 +1103,25 @@ named! {
     pub enum IoUring { Deny = "deny", Filter = "filter", Allow = "allow", }
 }
 
-named! {
-    /// The level of x86-64 that the app is held to.
-    pub enum CpuBaseline { Off = "off", V2 = "x86-64-v2", V3 = "x86-64-v3", V4 = "x86-64-v4", }
+/// What the app is held to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CpuBaseline {
+    Off,
+    Level(Level),
+    /// What this file says that all machines of a fleet have.
+    File(PathBuf),
+}
+
+impl CpuBaseline {
+    fn from_text(text: &str) -> Option<Self> {
+        match text {
+            "off" => Some(Self::Off),
+            path if path.starts_with('/') => Some(Self::File(path.into())),
+            level => Level::from_text(level)
+                .filter(|level| *level > Level::V1)
+                .map(Self::Level),
+        }
+    }
 }
 
 named! {
@@ -1216,6 +1252,11 @@ named! {
 }
 
 named! {
+    /// Whether a checkpoint is tried out.
+    pub enum Rehearse { Off = "off", On = "on", }
+}
+
+named! {
     /// Who gets the signals that are passed on.
     pub enum SignalTarget { Group = "group", Child = "child", }
 }
@@ -1327,6 +1368,8 @@ pub struct Settings {
     pub image_digest: Option<String>,
     pub preserve: Rules,
     pub checkup_interval: Duration,
+    pub rehearse: Rehearse,
+    pub rehearse_after: Duration,
     pub signal_target: SignalTarget,
     pub on_sigint: OnSignal,
     pub on_sighup: OnSignal,
@@ -1735,10 +1778,12 @@ impl Settings {
             }),
             io_uring: merged.need("io-uring", Checked::choice(IoUring::from_name)),
             jvm_perf_data: merged.need("jvm-perf-data", Checked::choice(PerfData::from_name)),
-            cpu_baseline: merged.need("cpu-baseline", Checked::choice(CpuBaseline::from_name)),
+            cpu_baseline: merged.need("cpu-baseline", Checked::choice(CpuBaseline::from_text)),
             image_digest: merged.get("image-digest", Checked::text),
             preserve: preserve_rules(merged),
             checkup_interval: merged.need("checkup-interval", Checked::duration),
+            rehearse: merged.need("rehearse", Checked::choice(Rehearse::from_name)),
+            rehearse_after: merged.need("rehearse-after", Checked::duration),
             signal_target: merged.need("signal-target", Checked::choice(SignalTarget::from_name)),
             on_sigint: merged.need("on-sigint", Checked::choice(OnSignal::from_name)),
             on_sighup: merged.need("on-sighup", Checked::choice(OnSignal::from_name)),
@@ -2637,6 +2682,13 @@ fn check(kind: Kind, text: &str) -> Result<Checked, Problem> {
             Some(_) => Ok(Checked::Text(text.into())),
             None => Err(Problem::new(kind, "is no period")),
         },
+        Kind::CpuBaseline => match CpuBaseline::from_text(text) {
+            Some(_) => Ok(Checked::Text(text.into())),
+            None => Err(Problem::new(
+                kind,
+                "is neither a level nor an absolute path",
+            )),
+        },
         Kind::Sources => match Sources::from_names(text) {
             Some(_) => Ok(Checked::Text(text.into())),
             None => Err(Problem::new(kind, "names a source that there is not")),
@@ -2883,6 +2935,9 @@ pub(crate) fn expected(kind: Kind) -> String {
             format!("1 to {JOB_NAME_LIMIT} of A-Z a-z 0-9 . _ -, not starting with a dot")
         }
         Kind::Choice(names) => format!("one of {}", names.join(", ")),
+        Kind::CpuBaseline => {
+            "off, x86-64-v2, x86-64-v3, x86-64-v4, or the absolute path of a file".into()
+        }
         Kind::Period => "never, auto, or a duration with its unit like 10m, from 1s to 24h".into(),
         Kind::Sources => {
             let names: Vec<String> = Sources::names().map(|(name, _)| name).collect();
@@ -3297,6 +3352,8 @@ mod tests {
                 image_digest: None,
                 preserve: Rules::default(),
                 checkup_interval: Duration::from_secs(60),
+                rehearse: Rehearse::Off,
+                rehearse_after: Duration::from_secs(60),
                 signal_target: SignalTarget::Group,
                 on_sigint: OnSignal::Forward,
                 on_sighup: OnSignal::Forward,
@@ -3407,6 +3464,8 @@ mod tests {
         ("preserve-exclude", "*.tmp:/cache"),
         ("preserve-privileged", "keep"),
         ("checkup-interval", "10s"),
+        ("rehearse", "on"),
+        ("rehearse-after", "5s"),
         ("signal-target", "child"),
         ("platform", "ecs"),
         ("on-sigint", "stop"),
@@ -3556,7 +3615,7 @@ mod tests {
             ghost_limit_bytes: 0,
             io_uring: IoUring::Allow,
             jvm_perf_data: PerfData::Keep,
-            cpu_baseline: CpuBaseline::V3,
+            cpu_baseline: CpuBaseline::Level(Level::V3),
             image_digest: Some("sha256:1".into()),
             preserve: Rules {
                 auto: true,
@@ -3568,6 +3627,8 @@ mod tests {
                 privileged: Privileged::Keep,
             },
             checkup_interval: Duration::from_secs(10),
+            rehearse: Rehearse::On,
+            rehearse_after: Duration::from_secs(5),
             signal_target: SignalTarget::Child,
             on_sigint: OnSignal::Stop,
             on_sighup: OnSignal::Checkpoint,

@@ -154,6 +154,19 @@ pub fn document() -> String {
 }
 
 const CURES: &str = "
+## A rehearsal
+
+With `--rehearse on`, and after `--rehearse-after` (1 minute) of the app's life, the running job is really dumped once: frozen, read by CRIU, \
+its streams cut and its preserved files read, as in a checkpoint. Nothing of it is kept, the store is not asked for anything, and the job runs on. \
+The log says `a checkpoint of this job works: its rehearsal did`, with the time that the job stood still, or `a checkpoint of this job would fail: its \
+rehearsal did; the job runs on`, with CRIU's reason; `reprieve status` has it as `rehearsal`, the [metrics](metrics.md) as `reprieve_rehearsals_total` \
+and `reprieve_rehearsal_frozen_seconds`. After one that failed the job is not protected and not ready until a checkpoint works.
+
+The freeze is that of a first checkpoint whose store takes everything at once: a slow store makes a real one longer, memory that was stored \
+ahead makes it shorter. The programs for `before-freeze` and `after-thaw` run as in a checkpoint, with the trigger `rehearsal`. A checkpoint that is wanted meanwhile \
+has the rehearsal given up and begins once CRIU has let the job go. While a checkpoint is under way, or an end of the machine is announced, it \
+is put off; once a checkpoint of the running app has worked, it is left out.
+
 ## What is cured when the app starts
 
 An app that is started from scratch, with a store, is given what takes the commonest obstacles away; the log says what \
@@ -189,7 +202,7 @@ A job with a finding is not protected and not ready; it runs on, and a checkpoin
 
 Each rule was seen to be CRIU's (4.2, with the privileges of [docker.md](docker.md)): `tests/checkup.rs` makes every one of these things, finds \
 it, and has a real checkpoint refused. It does the same with things that look alike and are stored, and must not be found. No finding \
-therefore means that nothing known stands in the way. Not looked for: unix sockets that are connected to a process outside of the job, \
+therefore means that nothing known stands in the way; `--rehearse on` (below) shows that nothing unknown does. Not looked for: unix sockets that are connected to a process outside of the job, \
 files that the next host will not have, and whatever is opened and closed between two looks. That a GPU is a device of the \
 refused kind is known from its driver's node ([gpu.md](gpu.md)); it was not tried with one.
 

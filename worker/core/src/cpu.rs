@@ -182,6 +182,55 @@ impl Level {
     }
 }
 
+/// What the machines of a fleet have in common.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fleet {
+    pub level: Level,
+    /// What some of them lack, and no baseline holds back: a snapshot demands it if its own host has it.
+    pub lacking: Vec<&'static str>,
+}
+
+/// Reads a fleet from a text with a line for each kind of machine: its name and a colon if wanted, and a level or instruction
+/// sets as `/proc/cpuinfo` names them. `#` begins a comment.
+///
+/// # Errors
+/// What is wrong, with the number of the line.
+pub fn fleet(text: &str) -> Result<Fleet, String> {
+    let mut common: Option<Fleet> = None;
+    for (number, line) in (1..).zip(text.lines()) {
+        let line = line.split('#').next().unwrap_or_default();
+        let has = line.split_once(':').map_or(line, |(_, has)| has);
+        let words: Vec<String> = has.split_whitespace().map(str::to_owned).collect();
+        if words.is_empty() {
+            match line.trim() {
+                "" => continue,
+                name => return Err(format!("line {number}: nothing is said of {name}")),
+            }
+        }
+        let named = match words.as_slice() {
+            [word] => Level::from_text(word),
+            _ => None,
+        };
+        let level = named.or_else(|| Level::of(&words));
+        let level = level.filter(|level| *level > Level::V1).ok_or_else(|| {
+            format!("line {number}: this is neither a level from x86-64-v2 on nor the instruction sets of one")
+        })?;
+        let common = common.get_or_insert(Fleet {
+            level,
+            lacking: Vec::new(),
+        });
+        common.level = common.level.min(level);
+        if named.is_none() {
+            let lacks = |name: &&str| !words.iter().any(|word| word == name);
+            common.lacking.extend(UNREACHED.into_iter().filter(lacks));
+        }
+    }
+    let mut common = common.ok_or("no machine is named")?;
+    common.lacking.sort_unstable();
+    common.lacking.dedup();
+    Ok(common)
+}
+
 /// What is held back, as each of those who are told calls it.
 struct Told {
     /// glibc's manual, "Hardware Capability Tunables"; names that a version does not know it ignores.
@@ -257,6 +306,31 @@ pub fn held_to(level: Level) -> Vec<(&'static str, String, Option<&'static str>)
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_fleet_is_what_all_of_its_machines_have() {
+        let v2 = "mmx sse sse2 cx16 lahf_lm popcnt sse4_1 sse4_2 ssse3";
+        let v3 = format!("{v2} abm avx avx2 bmi1 bmi2 f16c fma movbe xsave");
+        let text = format!(
+            "# the fleet of the night\nm7i.large: x86-64-v4\n\nflags : {v3} aes # an old one\nx86-64-v3\n"
+        );
+        let read = fleet(&text).expect("it is well formed");
+        assert_eq!(read.level, Level::V3);
+        assert_eq!(read.lacking, ["adx", "pclmulqdq", "rdrand", "rdseed"]);
+        assert_eq!(fleet(v2).map(|fleet| fleet.level), Ok(Level::V2));
+        assert_eq!(fleet("x86-64-v2").map(|fleet| fleet.lacking), Ok(vec![]));
+        for (text, wrong) in [
+            ("", "no machine is named"),
+            ("# nothing\n", "no machine is named"),
+            ("a: x86-64-v3\nb:\n", "line 2: nothing is said of b"),
+            ("x86-64-v5", "line 1: this is neither a level"),
+            ("x86-64-v1", "line 1: this is neither a level"),
+            ("a: mmx sse sse2", "line 1: this is neither a level"),
+        ] {
+            let said = fleet(text).expect_err(text);
+            assert!(said.starts_with(wrong), "{text}: {said}");
+        }
+    }
 
     fn features(level: Level) -> Vec<String> {
         let below = OVER.iter().filter(|(one, _)| *one <= level);

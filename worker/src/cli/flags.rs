@@ -145,6 +145,7 @@ fn value_name(kind: Kind) -> &'static str {
         Kind::Choice(_) => "CHOICE",
         Kind::Sources => "NAMES",
         Kind::Period => "PERIOD",
+        Kind::CpuBaseline => "LEVEL|PATH",
         Kind::Duration(..) => "DURATION",
         Kind::Size(..) => "SIZE",
         Kind::Count(..) | Kind::ExitCode => "NUMBER",

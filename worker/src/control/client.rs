@@ -16,8 +16,8 @@ use nix::sys::socket::{
 use nix::sys::time::TimeVal;
 
 use crate::control::protocol::{
-    Answer, Checkpoint, Durable, LINE_LIMIT, Outcome, ProtocolError, Request, SourceHealth, Status,
-    StatusQuery, Until, Wait, Waited,
+    Answer, Checkpoint, Durable, LINE_LIMIT, Outcome, ProtocolError, Rehearsal, Request,
+    SourceHealth, Status, StatusQuery, Until, Wait, Waited,
 };
 use crate::failure::{ExitCode, Failure};
 
@@ -434,6 +434,12 @@ fn describe_status(status: &Status) -> String {
         .obstacles_total
         .saturating_sub(status.obstacles.len());
     rows.extend((more > 0).then(|| ("in the way", format!("and {more} more"))));
+    rows.extend(
+        status
+            .rehearsal
+            .as_ref()
+            .map(|rehearsal| ("rehearsal", describe_rehearsal(rehearsal))),
+    );
     rows.extend(status.plan.clone().map(|plan| ("plan", plan)));
     rows.extend(
         status
@@ -456,6 +462,21 @@ fn describe_status(status: &Status) -> String {
     rows.iter()
         .map(|(name, value)| format!("{name:<14} {value}\n"))
         .collect()
+}
+
+fn describe_rehearsal(rehearsal: &Rehearsal) -> String {
+    match (rehearsal.frozen_ms, &rehearsal.reason) {
+        (Some(frozen), _) => format!("worked; the job stood still for {}", milliseconds(frozen)),
+        (None, Some(reason)) => {
+            let more = rehearsal.remedy.iter().map(|remedy| format!("; {remedy}"));
+            format!(
+                "{}: {reason}{}",
+                rehearsal.outcome,
+                more.collect::<String>()
+            )
+        }
+        (None, None) => rehearsal.outcome.replace('_', " "),
+    }
 }
 
 fn describe_source(health: &SourceHealth) -> String {
@@ -622,6 +643,15 @@ mod tests {
                 remedy: "do without".into(),
             }],
             obstacles_total: 3,
+            rehearsal: Some(Rehearsal {
+                outcome: "worked".into(),
+                frozen_ms: Some(61),
+                wall_ms: Some(90),
+                memory_bytes: Some(4096),
+                files_bytes: Some(0),
+                reason: None,
+                remedy: None,
+            }),
             uptime_ms: 3_600_000,
         }))
     }
@@ -679,6 +709,7 @@ mod tests {
              source         sqs is degraded, last seen to work 1m 1s ago, 4 failures in a row; it does not answer; see its log\n\
              in the way     301 (node), descriptor 7 (anon_inode:[io_uring]): CRIU cannot store an io_uring; do without\n\
              in the way     and 2 more\n\
+             rehearsal      worked; the job stood still for 61ms\n\
              plan           nothing is to be expected\n\
              deadline       in 1m 30s\n\
              safe within    700ms\n\

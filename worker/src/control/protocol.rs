@@ -224,7 +224,26 @@ pub struct Status {
     /// How many there are.
     #[serde(default)]
     pub obstacles_total: usize,
+    /// The rehearsal of a checkpoint; none before one has ended.
+    #[serde(default)]
+    pub rehearsal: Option<Rehearsal>,
     pub uptime_ms: u64,
+}
+
+/// How a checkpoint that was thrown away went.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rehearsal {
+    /// The name of the metric's label.
+    pub outcome: String,
+    /// How long the job stood still, and how long it took in all; none unless it worked.
+    pub frozen_ms: Option<u64>,
+    pub wall_ms: Option<u64>,
+    /// What a first checkpoint would have read.
+    pub memory_bytes: Option<u64>,
+    pub files_bytes: Option<u64>,
+    /// Why it failed, and what to do.
+    pub reason: Option<String>,
+    pub remedy: Option<String>,
 }
 
 /// Something that CRIU cannot store.
@@ -495,6 +514,7 @@ mod tests {
             unprotected_because: None,
             obstacles: Vec::new(),
             obstacles_total: 0,
+            rehearsal: None,
             uptime_ms: 1,
         }
     }
@@ -584,7 +604,7 @@ mod tests {
             ),
             (
                 Answer::Status(Box::new(status())),
-                r#"{"v":1,"answer":"status","version":"0.1.0","state":"running","job":"nightly","instance":null,"machine":null,"store":null,"last_generation":3,"last_snapshot_age_ms":61000,"app_pid":17,"checkpoints_durable":2,"checkpoints_failed":1,"last_failure":"the store is full","resumed_from":null,"owner_epoch":null,"sources":[{"source":"sqs","condition":"working","reason":null,"remedy":null,"last_success_age_ms":2,"failures":0,"restarts":0}],"plan":null,"decision":null,"storing":null,"deadline_ms":null,"to_safe_ms":700,"protected":true,"unprotected_because":null,"obstacles":[],"obstacles_total":0,"uptime_ms":1}"#,
+                r#"{"v":1,"answer":"status","version":"0.1.0","state":"running","job":"nightly","instance":null,"machine":null,"store":null,"last_generation":3,"last_snapshot_age_ms":61000,"app_pid":17,"checkpoints_durable":2,"checkpoints_failed":1,"last_failure":"the store is full","resumed_from":null,"owner_epoch":null,"sources":[{"source":"sqs","condition":"working","reason":null,"remedy":null,"last_success_age_ms":2,"failures":0,"restarts":0}],"plan":null,"decision":null,"storing":null,"deadline_ms":null,"to_safe_ms":700,"protected":true,"unprotected_because":null,"obstacles":[],"obstacles_total":0,"rehearsal":null,"uptime_ms":1}"#,
             ),
         ];
         for (answer, line) in answers {

@@ -154,7 +154,8 @@ fn needed(host: &HostFacts) -> Option<String> {
 }
 
 fn unfit(manifest: &Manifest, host: &HostFacts) -> Vec<String> {
-    let found = compat::unfit(manifest, host, programs::identity);
+    let mut found = compat::unfit(manifest, host, programs::identity);
+    found.extend(compat::lacks_profile(&manifest.app, host));
     found.iter().map(ToString::to_string).collect()
 }
 

@@ -31,7 +31,7 @@ use std::time::Duration;
 
 pub use anatomy::Values;
 use reprieve_core::head::{Generation, Head};
-use reprieve_core::manifest::{self, Manifest, Part};
+use reprieve_core::manifest::{self, HostFacts, Manifest, Part};
 use reprieve_core::report;
 use reprieve_core::selection::{Candidate, Contents};
 use serde::Serialize;
@@ -249,7 +249,10 @@ impl Request {
             Action::List(hosts) => {
                 let host = (hosts == Hosts::This).then(|| {
                     let criu = crate::doctor::criu_version(None).unwrap_or_default();
-                    crate::host::facts(&criu)
+                    HostFacts {
+                        profile: crate::host::profile(),
+                        ..crate::host::facts(&criu)
+                    }
                 });
                 print(out, format, &list::list(&job, host).await?)
             }

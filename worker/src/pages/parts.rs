@@ -148,6 +148,23 @@ pub(crate) fn start(
     )
 }
 
+/// The same for blocks that nobody wants to keep.
+pub(crate) fn throw_away(
+    spare: Buffers,
+) -> (
+    mpsc::Sender<Numbered>,
+    JoinHandle<Result<Stored, StoreError>>,
+) {
+    let (sender, mut blocks) = mpsc::channel::<Numbered>(QUEUE);
+    let task = tokio::spawn(async move {
+        while let Some(block) = blocks.recv().await {
+            spare.give(block.packed.bytes);
+        }
+        Ok(Stored::default())
+    });
+    (sender, task)
+}
+
 async fn place(
     destination: Destination,
     tuning: Arc<Tuning>,

@@ -183,7 +183,7 @@ pub(crate) async fn boot(
     match resumed {
         Some(resumed) => Ok(running(resumed, protection)),
         None => {
-            let cures = Cures::prepare(&settings);
+            let cures = Cures::prepare(&settings)?;
             start(&reaper, &gate, &argv, &cures, protection, realm).await
         }
     }

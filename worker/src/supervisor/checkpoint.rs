@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use nix::unistd::{Pid, getsid};
 use reprieve_core::cpu::Level;
 use reprieve_core::document;
-use reprieve_core::effort::{LOOKING, Storing, leaves_out_comparing};
+use reprieve_core::effort::{self, LOOKING, Storing, leaves_out_comparing};
 use reprieve_core::head::Head;
 use reprieve_core::manifest::{AppFacts, Clocks, HostFacts, Manifest, Profile, Sizes};
 use reprieve_core::notice::{Afterwards, Notice};
@@ -141,8 +141,8 @@ pub(crate) struct Subject {
     pub root_pid: i32,
     pub argv: Vec<String>,
     pub stdio: Arc<Stdio>,
-    /// Why it is dumped; kept with the snapshot.
-    pub decision: Decision,
+    /// Why it is dumped; kept with the snapshot. None in a rehearsal.
+    pub decision: Option<Decision>,
     /// Told when the app goes on.
     pub thawed: Arc<Notify>,
     pub course: Arc<Course>,
@@ -163,6 +163,23 @@ pub struct Report {
     pub wall: Duration,
     /// Of the deadline, at the commit.
     pub left: Duration,
+}
+
+/// How a rehearsal went that worked.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rehearsed {
+    pub frozen: Duration,
+    pub wall: Duration,
+    /// Bytes of memory, and of files that would travel.
+    pub memory: u64,
+    pub files: u64,
+}
+
+/// What becomes of what an attempt reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kept {
+    Stored,
+    ThrownAway,
 }
 
 /// Why there is no new snapshot. The app goes on, except when another worker owns the job.
@@ -288,6 +305,7 @@ struct Attempt<'a> {
     /// The head that the snapshot is added to.
     head: Head,
     seal: Option<Seal>,
+    kept: Kept,
     comparing: Comparing,
     tuning: Option<Arc<Tuning>>,
     /// Mapped before the freeze; which is taken then is found by CRIU.
@@ -351,38 +369,67 @@ impl Checkpointer {
         notice: Notice,
         limits: watch::Receiver<Limits>,
     ) -> Result<Report, CheckpointError> {
-        let name = catalog::nonce();
-        let seal = self.seal(&name)?;
-        let images = self.work.join(format!("dump-{name}"));
-        std::fs::create_dir(&images)?;
-        let mut attempt = Attempt {
-            of: self,
-            subject,
-            name,
-            images: images.clone(),
-            limits,
-            begun: Instant::now(),
-            head: self.ownership.last_head(),
-            seal,
-            comparing: Comparing::Done,
-            tuning: None,
-            programs: BTreeMap::new(),
-            clocks: None,
-            needs: Profile::Minimal,
-        };
+        let mut attempt = self.attempt(subject, limits, Kept::Stored)?;
         let result = attempt.run(notice).await;
         if let Some(tuning) = &attempt.tuning {
             *self.usual.lock().expect("no holder of this lock panics") = tuning.learned();
             self.carried(|way| way.carried(tuning.all_carried()));
         }
         self.seeds.release();
+        self.tidy_up(&attempt.images, result.is_err());
+        result
+    }
+
+    /// Takes one that is thrown away. The store is not asked for anything.
+    pub(crate) async fn rehearse(
+        &self,
+        subject: &Subject,
+        limits: watch::Receiver<Limits>,
+    ) -> Result<Rehearsed, CheckpointError> {
+        let mut attempt = self.attempt(subject, limits, Kept::ThrownAway)?;
+        let result = attempt.rehearse().await;
+        self.tidy_up(&attempt.images, result.is_err());
+        result
+    }
+
+    fn attempt<'a>(
+        &'a self,
+        subject: &'a Subject,
+        limits: watch::Receiver<Limits>,
+        kept: Kept,
+    ) -> Result<Attempt<'a>, CheckpointError> {
+        let name = catalog::nonce();
+        let seal = match kept {
+            Kept::Stored => self.seal(&name)?,
+            Kept::ThrownAway => None,
+        };
+        let images = self.work.join(format!("dump-{name}"));
+        std::fs::create_dir(&images)?;
+        Ok(Attempt {
+            of: self,
+            subject,
+            name,
+            images,
+            limits,
+            begun: Instant::now(),
+            head: self.ownership.last_head(),
+            seal,
+            kept,
+            comparing: Comparing::Done,
+            tuning: None,
+            programs: BTreeMap::new(),
+            clocks: None,
+            needs: Profile::Minimal,
+        })
+    }
+
+    fn tidy_up(&self, images: &Path, failed: bool) {
         sys::give_memory_back();
-        let log = keep_log(&self.work, &images, result.is_err());
+        let log = keep_log(&self.work, images, failed);
         *self
             .complaint
             .lock()
             .expect("no holder of this lock panics") = log;
-        result
     }
 
     /// What CRIU said in the latest attempt, if that failed; once.
@@ -583,6 +630,43 @@ impl Attempt<'_> {
         }
     }
 
+    /// All that happens while a job is frozen, and nothing that comes after.
+    async fn rehearse(&mut self) -> Result<Rehearsed, CheckpointError> {
+        self.of.refuse_orphans(self.subject)?;
+        let known = Arc::new(Known::nothing(self.of.page_key()?));
+        let Frozen {
+            asked,
+            criu,
+            mut transfer,
+            since,
+        } = self.freeze(&known).await?;
+        let still = self.stand_still(&mut transfer).await;
+        let frozen = let_go(self.subject, &mut Some(asked), since).await;
+        let Transfer { server, blocks, .. } = transfer;
+        let captured = match &still {
+            Ok(_) => {
+                drop(blocks);
+                Some(blocking(move || server.finish()).await)
+            }
+            Err(_) => {
+                server.hang_up();
+                None
+            }
+        };
+        wait_for(criu).await;
+        let still = still?;
+        let pages = captured
+            .transpose()?
+            .transpose()?
+            .map_or(0, |all| all.pages);
+        Ok(Rehearsed {
+            frozen,
+            wall: self.begun.elapsed(),
+            memory: pages * crate::pages::PAGE as u64,
+            files: still.files.map_or(0, |taken| taken.sizes.bytes),
+        })
+    }
+
     fn destination(&self) -> Destination {
         let limits = self.limits.clone();
         Destination {
@@ -604,11 +688,13 @@ impl Attempt<'_> {
         let limits = self.limits.clone();
         let deadline = move || limits.borrow().stored_by;
         let Checkpointer {
-            compression,
-            workers,
-            in_flight,
-            ..
+            workers, in_flight, ..
         } = *self.of;
+        let compression = match self.kept {
+            Kept::Stored => self.of.compression,
+            // What nobody keeps need not be small.
+            Kept::ThrownAway => Wanted::Always(effort::Level::Raw),
+        };
         let usual = Usual {
             way: *self.of.way.borrow(),
             comparing: self.comparing,
@@ -684,17 +770,14 @@ impl Attempt<'_> {
     /// Dumps until CRIU asks whether to go on, with the app frozen.
     async fn freeze(&mut self, known: &Arc<Known>) -> Result<Frozen, CheckpointError> {
         let tuning = Arc::new(self.tuning());
-        self.tuning = Some(Arc::clone(&tuning));
-        *self
-            .of
-            .storing
-            .lock()
-            .expect("no holder of this lock panics") = Some(Arc::clone(&tuning));
-        if let Some(storing) = tuning.storing() {
-            self.of.journal.checkpoint_is_stored(&storing);
-        }
         let spare = Buffers::default();
-        let (sender, writer) = parts::start(self.destination(), Arc::clone(&tuning), spare.clone());
+        let (sender, writer) = match self.kept {
+            Kept::Stored => {
+                self.tell_storing(&tuning);
+                parts::start(self.destination(), Arc::clone(&tuning), spare.clone())
+            }
+            Kept::ThrownAway => parts::throw_away(spare.clone()),
+        };
         let mut writer = Writer(writer);
         let blocks = Blocks::new(sender, spare, tuning, self.key(), known.blocks.len());
         let mut server = PageServer::start(&blocks, known, self.of.workers)?;
@@ -770,6 +853,18 @@ impl Attempt<'_> {
         drop(blocks);
         let reason = thaw(criu, server).await;
         Err(prefer(failure, reason))
+    }
+
+    fn tell_storing(&mut self, tuning: &Arc<Tuning>) {
+        self.tuning = Some(Arc::clone(tuning));
+        *self
+            .of
+            .storing
+            .lock()
+            .expect("no holder of this lock panics") = Some(Arc::clone(tuning));
+        if let Some(storing) = tuning.storing() {
+            self.of.journal.checkpoint_is_stored(&storing);
+        }
     }
 
     fn app_clocks(&self) -> Clocks {
@@ -920,7 +1015,11 @@ impl Attempt<'_> {
         tree: &[Process],
         transfer: &mut Transfer,
     ) -> Result<Taken, CheckpointError> {
-        let step = self.of.journal.checkpoint_step(CheckpointPhase::Preserve);
+        let step = match self.kept {
+            Kept::Stored => Some(self.of.journal.checkpoint_step(CheckpointPhase::Preserve)),
+            // The journal has checkpoints.
+            Kept::ThrownAway => None,
+        };
         let pids: Vec<i32> = tree.iter().map(|process| process.pid).collect();
         let base = self.of.base().map(|base| base.manifest);
         let (known, blocks) = (Arc::clone(&transfer.known), transfer.blocks.clone());
@@ -935,7 +1034,9 @@ impl Attempt<'_> {
             }
         };
         drop(stopped);
-        step.done();
+        if let Some(step) = step {
+            step.done();
+        }
         match taken {
             // Who takes the blocks has the reason.
             Err(TakeError::Pack(CaptureError::Closed)) => {
@@ -1091,7 +1192,7 @@ impl Attempt<'_> {
             taken_at_ms: host::wall_ms(),
             trigger: notice.trigger,
             afterwards: self.subject.course.now(),
-            decision: Some(self.subject.decision),
+            decision: self.subject.decision,
             storing: self.tuning.as_ref().and_then(|tuning| tuning.storing()),
             commands: self.subject.commands.clone(),
             app: AppFacts {
@@ -1168,7 +1269,10 @@ async fn let_go(subject: &Subject, asked: &mut Option<Asked>, since: Instant) ->
 }
 
 /// Waits until a limit that may come closer, or go further away, has passed.
-async fn expired(limits: &mut watch::Receiver<Limits>, which: impl Fn(&Limits) -> TokioInstant) {
+pub(crate) async fn expired(
+    limits: &mut watch::Receiver<Limits>,
+    which: impl Fn(&Limits) -> TokioInstant,
+) {
     loop {
         let limit = which(&limits.borrow_and_update());
         tokio::select! {

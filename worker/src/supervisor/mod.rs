@@ -18,6 +18,7 @@ pub(crate) mod proc;
 mod pump;
 pub mod realm;
 pub mod reaper;
+mod rehearsal;
 mod reports;
 mod restore;
 mod seeding;
@@ -56,18 +57,20 @@ pub use checkpoint::{CheckpointError, Report};
 use crate::callouts::{Callouts, Moment as CallMoment};
 use crate::catalog::{self, CatalogError};
 use crate::control::protocol::{
-    Durable, OBSTACLES, Obstacle, Outcome, SourceHealth, Status, Until, Waited,
+    self, Durable, OBSTACLES, Obstacle, Outcome, SourceHealth, Status, Until, Waited,
 };
 use crate::failure::{ExitCode, Failure};
 use crate::host;
 use crate::journal::Journal;
 use crate::machine::{self, Introduced};
-use crate::metrics::{self, CheckpointOutcome, Checkpointable, DeadlineOutcome, Lease, NoticeKind};
+use crate::metrics::{
+    self, CheckpointOutcome, Checkpointable, DeadlineOutcome, Lease, NoticeKind, RehearsalOutcome,
+};
 use crate::operate;
 use crate::pages::seed::Budgets;
 use crate::queue::Told;
 use crate::settings::{
-    self, OnCheckpointFailure, OnSignal, Period, QueueUse, Seed, Settings, SignalTarget,
+    self, OnCheckpointFailure, OnSignal, Period, QueueUse, Rehearse, Seed, Settings, SignalTarget,
 };
 use crate::sources::{self, News, Sources};
 use crate::steps::{self, Step};
@@ -78,6 +81,7 @@ use crate::supervisor::housekeeping::Housekeeping;
 use crate::supervisor::ownership::Ownership;
 use crate::supervisor::presence::Presence;
 use crate::supervisor::reaper::Reaper;
+use crate::supervisor::rehearsal::Rehearsal;
 use crate::supervisor::reports::{Reports, Shelf, Unresumed};
 use crate::supervisor::seeding::{Plan, Seeding};
 use crate::supervisor::stdio::Stdio;
@@ -104,6 +108,9 @@ const TAG_LIMIT: Duration = Duration::from_secs(10);
 
 /// Callers that wait for a state, at most: others must find a place at the control socket.
 const WATCHERS: usize = 16;
+
+/// Before it is looked again whether a checkpoint can be rehearsed, at least.
+const LEAST_PAUSE: Duration = Duration::from_secs(1);
 
 /// A program before the freeze gets this part of the time for storing at most: one of so many.
 const HOOK_SHARE: u64 = 4;
@@ -203,6 +210,10 @@ pub struct Supervisor {
     seeding: Option<Seeding>,
     checkups: Option<Checkups>,
     under_way: Option<UnderWay>,
+    /// When to rehearse a checkpoint, the one under way, and how the last one went.
+    rehearse_at: Option<Instant>,
+    rehearsing: Option<Rehearsal>,
+    rehearsed: Option<protocol::Rehearsal>,
     /// Set with the protection.
     way: Option<watch::Receiver<Way>>,
     /// Set when the run begins.
@@ -245,6 +256,9 @@ enum Happened {
     Asked(Request),
     News(News),
     Looked(Vec<Finding>),
+    /// A rehearsal is due.
+    ToRehearse,
+    Rehearsed(rehearsal::Result),
     Introduced(Option<Introduced>),
     /// The moment for which the lifecycle wanted to be woken.
     Woken,
@@ -352,6 +366,9 @@ impl Supervisor {
             seeding: None,
             checkups: None,
             under_way: None,
+            rehearse_at: None,
+            rehearsing: None,
+            rehearsed: None,
             way: None,
             sources: None,
             callouts,
@@ -454,6 +471,14 @@ impl Supervisor {
                     self.looked(findings);
                     Vec::new()
                 }
+                Happened::ToRehearse => {
+                    self.rehearse();
+                    Vec::new()
+                }
+                Happened::Rehearsed(result) => {
+                    self.rehearsal_ended(&result);
+                    Vec::new()
+                }
                 Happened::Introduced(introduced) => {
                     if let Some(Introduced { instance, machine }) = introduced {
                         self.presence.tell(|worker| {
@@ -506,6 +531,8 @@ impl Supervisor {
             news = news(&mut self.sources) => Happened::News(news),
             way = carried(&mut self.way) => Happened::Carried(way),
             findings = looked(&mut self.checkups) => Happened::Looked(findings),
+            result = rehearsed(&mut self.rehearsing) => Happened::Rehearsed(result),
+            () = woken(self.rehearse_at) => Happened::ToRehearse,
             introduced = introduced(&mut self.introduction) => Happened::Introduced(introduced),
             () = woken(self.life.wake().map(|wake| self.clock.instant(wake))) => Happened::Woken,
         }
@@ -698,6 +725,8 @@ impl Supervisor {
                 self.settings.checkup_interval,
             )
         });
+        let rehearses = protection.is_some() && self.settings.rehearse == Rehearse::On;
+        self.rehearse_at = rehearses.then(|| Instant::now() + self.settings.rehearse_after);
         // The size may have changed since the streams were made.
         stdio.resize();
         self.app = Some(App {
@@ -1009,6 +1038,7 @@ impl Supervisor {
                 .map(Obstacle::of)
                 .collect(),
             obstacles_total: self.findings.len(),
+            rehearsal: self.rehearsed.clone(),
             uptime_ms: millis(self.clock.start.elapsed()),
         }
     }
@@ -1233,27 +1263,18 @@ impl Supervisor {
         let (Some(app), Some(protection)) = (&self.app, &self.protection) else {
             unreachable!("checkpoints are wanted only while the app runs, and with a store")
         };
-        let subject = Subject {
-            root_pid: app.pid,
-            argv: self
-                .argv
-                .iter()
-                .map(|part| part.to_string_lossy().into_owned())
-                .collect(),
-            stdio: Arc::clone(&app.stdio),
-            decision,
-            thawed: Arc::default(),
-            course: Arc::new(Course::new(notice.afterwards)),
-            commands: self.commands_waiting(),
-            keeps_all: self
-                .waiting
-                .values()
-                .any(|waiter| matches!(waiter, Waiter::Rollback { .. })),
-        };
+        let subject = self.subject(app, Some(decision), notice.afterwards);
         let thawed = Arc::clone(&subject.thawed);
         let course = Arc::clone(&subject.course);
         let (limits, watched) = watch::channel(self.limits(budget));
         let checkpointer = Arc::clone(&protection.checkpointer);
+        let rehearsal = self.rehearsing.take();
+        if rehearsal.is_some() {
+            metrics::rehearsal_ended(RehearsalOutcome::GivenUp);
+            self.rehearsed = Some(rehearsal::told(RehearsalOutcome::GivenUp, None));
+            self.rehearse_at = Some(Instant::now() + self.settings.rehearse_after);
+            tracing::info!("a checkpoint is wanted; the rehearsal of one is given up");
+        }
         if let Some(housekeeping) = &mut self.housekeeping {
             housekeeping.stop();
         }
@@ -1294,6 +1315,9 @@ impl Supervisor {
             after.call(CallMoment::AfterThaw, &facts_after, None).await;
         });
         let task = tokio::spawn(async move {
+            if let Some(rehearsal) = rehearsal {
+                rehearsal.give_up().await;
+            }
             if let Err(reason) = callouts.before_freeze(&facts, limit).await {
                 return Err(CheckpointError::Hook(reason));
             }
@@ -1308,6 +1332,105 @@ impl Supervisor {
             course,
             task,
         });
+    }
+
+    fn subject(&self, app: &App, decision: Option<Decision>, afterwards: Afterwards) -> Subject {
+        Subject {
+            root_pid: app.pid,
+            argv: self
+                .argv
+                .iter()
+                .map(|part| part.to_string_lossy().into_owned())
+                .collect(),
+            stdio: Arc::clone(&app.stdio),
+            decision,
+            thawed: Arc::default(),
+            course: Arc::new(Course::new(afterwards)),
+            commands: self.commands_waiting(),
+            keeps_all: self
+                .waiting
+                .values()
+                .any(|waiter| matches!(waiter, Waiter::Rollback { .. })),
+        }
+    }
+
+    /// If it is not superfluous by now, and nothing that matters more is near.
+    fn rehearse(&mut self) {
+        self.rehearse_at = None;
+        let (Some(app), Some(protection)) = (&self.app, &self.protection) else {
+            return;
+        };
+        if self.durable > 0 || self.life.phase() == Phase::Over {
+            return;
+        }
+        if self.life.phase() != Phase::Running || self.life.going().is_some() {
+            self.rehearse_at = Some(Instant::now() + self.settings.rehearse_after.max(LEAST_PAUSE));
+            return;
+        }
+        tracing::info!("a checkpoint is rehearsed; nothing of it is kept");
+        if let Some(checkups) = &mut self.checkups {
+            checkups.stop();
+        }
+        let limit = self.settings.checkpoint_timeout;
+        let facts = self.facts(json!({
+            "trigger": "rehearsal",
+            "afterwards": Afterwards::Continue,
+            "left_ms": millis(limit),
+        }));
+        self.rehearsing = Some(Rehearsal::begin(
+            Arc::clone(&protection.checkpointer),
+            self.subject(app, None, Afterwards::Continue),
+            Arc::clone(&self.callouts),
+            facts,
+            limit,
+        ));
+    }
+
+    fn rehearsal_ended(&mut self, result: &rehearsal::Result) {
+        self.rehearsing = None;
+        let outcome = match result {
+            Ok(worked) => {
+                metrics::rehearsal_froze(worked.frozen);
+                tracing::info!(
+                    frozen_ms = millis(worked.frozen),
+                    wall_ms = millis(worked.wall),
+                    memory_bytes = worked.memory,
+                    files_bytes = worked.files,
+                    "a checkpoint of this job works: its rehearsal did"
+                );
+                self.obstacle = None;
+                RehearsalOutcome::Worked
+            }
+            // Then there is nothing to be stored either.
+            Err(CheckpointError::AppEnded) => RehearsalOutcome::GivenUp,
+            Err(error) => {
+                let (reason, remedy) = (with_causes(error), error.remedy());
+                tracing::warn!(
+                    reason,
+                    remedy,
+                    "a checkpoint of this job would fail: its rehearsal did; the job runs on"
+                );
+                self.obstacle = Some(match error {
+                    CheckpointError::Orphans(_) => Checkpointable::Orphans,
+                    _ => Checkpointable::Failed,
+                });
+                let log = self
+                    .protection
+                    .as_ref()
+                    .and_then(|protection| protection.checkpointer.complaint());
+                let problem = format!("the rehearsal of a checkpoint failed: {reason}");
+                let history = self.journal.to_json();
+                self.reports
+                    .note(Cause::Failed, Some(problem), history, log);
+                RehearsalOutcome::Failed
+            }
+        };
+        metrics::rehearsal_ended(outcome);
+        self.rehearsed = Some(rehearsal::told(outcome, Some(result)));
+        self.send_reports();
+        if let (Phase::Running, Some(checkups)) = (self.life.phase(), &mut self.checkups) {
+            checkups.look();
+        }
     }
 
     /// The commands that wait for a checkpoint; those that only begin to wait during one are not among them.
@@ -1583,6 +1706,10 @@ impl Supervisor {
         self.housekeeping = None;
         self.seeding = None;
         self.checkups = None;
+        if let Some(rehearsal) = self.rehearsing.take() {
+            self.last_words.push(tokio::spawn(rehearsal.give_up()));
+            self.await_last_words(signals).await;
+        }
         let sources = self.sources.take();
         let code = match finish {
             Finish::AppEnded => self.finish_ended(signals).await,
@@ -1866,6 +1993,13 @@ async fn introduced(
     let introduced = asking.await;
     *introduction = None;
     introduced.ok().flatten()
+}
+
+async fn rehearsed(rehearsing: &mut Option<Rehearsal>) -> rehearsal::Result {
+    match rehearsing {
+        Some(rehearsal) => rehearsal.ended().await,
+        None => std::future::pending().await,
+    }
 }
 
 async fn looked(checkups: &mut Option<Checkups>) -> Vec<Finding> {
