@@ -74,6 +74,8 @@ test-faults: setup ## A store that misbehaves in 30 ways, at three deadlines (te
 test-apps: setup ## Real apps, evicted and resumed; the table goes into docs/apps.md (a quarter of an hour; APPS=redis,node for some)
 	@echo "test-apps: real apps under work, each on hosts with other addresses and clocks"
 	@APPS=$${APPS:-all} cargo test --locked --package reprieve --test apps -- --nocapture
+	@echo "test-apps: programs in Node and Java that are told of freezes and resumes"
+	@cargo test --locked --package reprieve --test contrib_apps
 
 test-page: setup ## The status page in a headless Chromium; screenshots in target/status-page
 	@echo "test-page: the status page during real evictions"

@@ -1,92 +1,18 @@
-//! The samples in hooks/contrib: apps that are told of freezes and resumes, and are waited for.
+//! The samples in hooks/contrib that need nothing but Python or a shell. Those for Node and Java: contrib_apps.rs.
 
 mod harness;
 mod job;
+mod told;
 
-use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
-use std::process::Command;
-
-use harness::{Host, LIMIT, project_path, wait_until};
-use job::{Store, checkpoint_ok, evict, wait_for_output};
-
-/// `tell-app` under its three names, and the samples.
-fn hooks(directory: &Path) {
-    let copy = |from: &str, to: &str| {
-        let path = directory.join(to);
-        fs::copy(project_path("hooks/contrib").join(from), &path).expect("it is there");
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("it is ours");
-    };
-    for moment in ["before-freeze", "after-thaw", "after-resume"] {
-        copy("tell-app", moment);
-    }
-    copy("told.py", "told.py");
-    copy("told.sh", "told.sh");
-}
-
-/// Whether it says so, in a line of its own.
-fn said(host: &Host, line: &str) -> bool {
-    host.stdout().lines().iter().any(|one| one == line)
-}
-
-fn is_told_and_waited_for(app: &[&str]) {
-    let store = Store::new();
-    let directory = tempfile::tempdir().expect("a temporary directory");
-    hooks(directory.path());
-    let start = |name: &str, job: &str| {
-        let place = ["--store", "file:///snapshots", "--job", job];
-        let rest = [
-            "--term-grace",
-            "60s",
-            "--hooks-dir",
-            "/hooks",
-            "--sources",
-            "none",
-        ];
-        Host::builder(name)
-            .bind(store.path(), "/snapshots")
-            .reprieve(place.iter().chain(&rest).copied(), app.iter().copied())
-            .bind(directory.path(), "/hooks")
-            .env("TELL_APP_DIR", "/run/told")
-            .start()
-    };
-    let first = start("first", "job");
-    wait_for_output(&first, "ready");
-    checkpoint_ok(&first);
-    // It had its time, though it takes some; otherwise this would come later, or never.
-    wait_until(LIMIT, "it is told of the thaw", || said(&first, "thawed"));
-    assert_eq!(first.stdout().lines()[..3], ["ready", "quiet", "thawed"]);
-    evict(&first);
-    assert_eq!(
-        first.stdout().lines().last().map(String::as_str),
-        Some("quiet")
-    );
-    let second = start("second", "job");
-    let resumed = "resumed generation 2 on second as the same job";
-    wait_until(LIMIT, resumed, || said(&second, resumed));
-    // It is waited for on this host as well.
-    checkpoint_ok(&second);
-    wait_until(LIMIT, "it is told of the thaw", || said(&second, "thawed"));
-    assert_eq!(second.stdout().lines(), [resumed, "quiet", "thawed"]);
-    evict(&second);
-    let cloned = Command::new(env!("CARGO_BIN_EXE_reprieve"))
-        .args(["clone", "job/4", "--job", "other", "--store"])
-        .arg(format!("file://{}", store.path().display()))
-        .output()
-        .expect("the binary was built");
-    assert!(cloned.status.success(), "{cloned:?}");
-    let third = start("third", "other");
-    let resumed = "on third as a clone";
-    wait_until(LIMIT, resumed, || third.stdout().text().contains(resumed));
-}
+use harness::Rootfs;
+use told::is_told_and_waited_for;
 
 #[test]
 fn a_program_in_python_is_told_and_waited_for() {
-    is_told_and_waited_for(&["python3", "/hooks/told.py"]);
+    is_told_and_waited_for(Rootfs::Debian, None, &["python3", "/hooks/told.py"]);
 }
 
 #[test]
 fn a_program_in_shell_is_told_and_waited_for() {
-    is_told_and_waited_for(&["sh", "/hooks/told.sh"]);
+    is_told_and_waited_for(Rootfs::Debian, None, &["sh", "/hooks/told.sh"]);
 }

@@ -36,6 +36,7 @@ fn a_container_as_documented_is_well_and_its_job_is_not_disturbed() {
     for check in [
         "container",
         "kernel",
+        "cgroup",
         "processes",
         "memory",
         "security module",
@@ -51,7 +52,7 @@ fn a_container_as_documented_is_well_and_its_job_is_not_disturbed() {
     }
     let rehearsal = finding(&answer, "rehearsal")["found"].as_str();
     assert!(
-        rehearsal.is_some_and(|found| found.contains("resumed")),
+        rehearsal.is_some_and(|found| found.contains("answers there")),
         "{answer}"
     );
     let text = host.exec_ok([

@@ -289,6 +289,25 @@ fn the_last_metrics_survive_the_eviction() {
     assert_eq!(line["reprieve_checkpoints_total.signal.durable"], 1.0);
 }
 
+#[test]
+fn a_push_gateway_that_never_answers_holds_up_no_end() {
+    // The kernel takes the connection; nobody reads.
+    let gateway = TcpListener::bind("127.0.0.1:0").expect("there are ports");
+    let url = format!("http://{}", gateway.local_addr().expect("it is bound"));
+    let store = Store::new();
+    let options = ["--sources", "none", "--push-gateway", &url];
+    let host = store.host_with("evicted", &options, COUNTER);
+    let host = host.share_net().start();
+    wait_for_output(&host, "line 5");
+    host.signal(libc::SIGTERM);
+    assert_eq!(host.wait_exit(LIMIT), Exit::Code(75));
+    let line = wait_for_log(&host, "the last metrics could not be pushed");
+    assert!(
+        line.contains("it took longer than 2s") || line.contains("not reached"),
+        "{line}"
+    );
+}
+
 /// Notes each state that the page shows, and whether it counted down.
 const WATCH: &str = "window.seen = []; window.counted = [];
     new MutationObserver(() => {
@@ -323,6 +342,8 @@ fn people_see_an_eviction_in_a_browser() {
         ("notices", "from control"),
         ("restores", "None"),
         ("counts", "1"),
+        ("to-safe-note", "hardly ever more"),
+        ("memory-note", "when last looked at"),
     ] {
         let shown = browser.js(&format!("document.getElementById('{part}').textContent"));
         let shown = shown.as_str().expect("it is text");
@@ -342,8 +363,11 @@ fn people_see_an_eviction_in_a_browser() {
     );
     browser.wait_for_js("document.getElementById('announce').textContent.includes('running')");
     browser.js("document.activeElement.blur()");
+    let ground = "getComputedStyle(document.body).backgroundColor";
+    let light = browser.js(ground);
     browser.screenshot(&pictures.join("running-light.png"));
     browser.look_like(390, 844, "dark");
+    assert_ne!(browser.js(ground), light, "dark is as light");
     assert_eq!(
         browser.js("document.documentElement.scrollWidth <= window.innerWidth"),
         true,
@@ -369,6 +393,17 @@ fn people_see_an_eviction_in_a_browser() {
     );
     browser
         .wait_for_js("document.getElementById('checkpoints').textContent.includes('generation 2')");
+    // Each phase of the final checkpoint has its bar, and the decision its reason.
+    for phase in ["dump", "drain", "upload", "commit"] {
+        let bar = format!("#checkpoints li:first-child .bars .{phase}");
+        assert_eq!(
+            browser.js(&format!("document.querySelectorAll('{bar}').length")),
+            1,
+            "{phase}"
+        );
+    }
+    browser
+        .wait_for_js("document.querySelector('#decisions li:not(.none)')?.textContent.length > 10");
     browser.screenshot(&pictures.join("over-dark.png"));
     browser.screenshot(&pictures.join("over-dark.webp"));
     assert_eq!(host.wait_exit(LIMIT), Exit::Code(75));

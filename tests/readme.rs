@@ -11,7 +11,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use harness::{Exit, Host, LIMIT, project_path};
+use harness::{Exit, Host, LIMIT, Lookalike, project_path};
 use reprieve::cli::{self, Invocation};
 use reprieve::control::protocol;
 use reprieve::failure::ExitCode;
@@ -137,6 +137,132 @@ fn the_readmes_commands_run_as_written() {
     second.stderr().wait_for_line("a resume", LIMIT, |line| {
         line.contains("the job is resumed")
     });
+}
+
+/// What leads a program to a look-alike of AWS instead of AWS.
+fn beside(server: &Lookalike) -> [(&'static str, &str); 6] {
+    [
+        ("AWS_ENDPOINT_URL", &server.url),
+        ("REPRIEVE_S3_ENDPOINT", &server.url),
+        ("AWS_REGION", "us-east-1"),
+        ("AWS_ACCESS_KEY_ID", "AKIDFORTESTS"),
+        ("AWS_SECRET_ACCESS_KEY", "a-secret-that-stays-one"),
+        ("AWS_EC2_METADATA_DISABLED", "true"),
+    ]
+}
+
+/// Runs a documented line on this machine, which must succeed, and returns what it says.
+#[track_caller]
+fn run_from(directory: &Path, variables: &[(&str, &str)], line: &[String]) -> String {
+    let ran = Command::new(env!("CARGO_BIN_EXE_reprieve"))
+        .args(&line[1..])
+        .envs(variables.iter().copied())
+        .current_dir(directory)
+        .output()
+        .expect("the binary was built");
+    let said = [ran.stdout, ran.stderr].concat();
+    let said = String::from_utf8_lossy(&said).into_owned();
+    assert!(ran.status.success(), "{line:?}: {said}");
+    said
+}
+
+#[test]
+fn the_commands_through_a_queue_run_as_written() {
+    let block = blocks(&document("docs/commands.md"), "run with a look-alike").remove(0);
+    let [checkpoint, status] = &commands(&block)[..] else {
+        panic!("{block}")
+    };
+    let value = |flag: &str| {
+        let pairs: Vec<&[String]> = [&checkpoint[..], &status[..]]
+            .into_iter()
+            .flat_map(|line| line.windows(2))
+            .collect();
+        let pair = pairs.into_iter().find(|pair| pair[0] == flag);
+        pair.unwrap_or_else(|| panic!("{flag} is not in {block}"))[1].clone()
+    };
+    let server = Lookalike::start();
+    server.make_bucket("my-bucket");
+    let there = Lookalike::at(&server.url, "eu-central-1");
+    for flag in ["--queue-url", "--reply-queue"] {
+        let url = value(flag);
+        let (_, name) = url.rsplit_once('/').expect("it has a name");
+        there.make_queue(name);
+    }
+    let mut settings = vec!["--sources".to_owned(), "sqs".to_owned()];
+    settings.extend(["--queue", "shared", "--term-grace", "60s"].map(str::to_owned));
+    for flag in ["--store", "--job", "--queue-url", "--reply-queue"] {
+        settings.extend([flag.to_owned(), value(flag)]);
+    }
+    let variables = beside(&server);
+    let host = Host::builder(&value("--worker")).share_net();
+    let host = variables
+        .iter()
+        .fold(host, |host, (name, value)| host.env(*name, *value))
+        .reprieve(settings, ["python3", "/apps/ticker.py"].map(str::to_owned))
+        .start();
+    host.stdout().wait_for_line("a line", LIMIT, |_| true);
+    host.stderr().wait_for_line("the queue", LIMIT, |line| {
+        line.contains("a source of notices works")
+    });
+    let here = Path::new("/");
+    run_from(here, &variables, checkpoint);
+    host.stderr().wait_for_line("the snapshot", LIMIT, |line| {
+        line.contains("checkpoint is durable")
+    });
+    let said = run_from(here, &variables, status);
+    assert!(said.contains("running"), "{said}");
+    let listed = ["reprieve", "snapshots", "--store", &value("--store")].map(str::to_owned);
+    let listed = [&listed[..], &["--job".to_owned(), value("--job")]].concat();
+    harness::wait_until(LIMIT, "the tag", || {
+        run_from(here, &variables, &listed).contains(&value("--tag"))
+    });
+}
+
+/// The first `run` with a bucket, and every command about it: all have the same store and job.
+#[test]
+fn the_commands_about_a_bucket_run_as_written() {
+    const MARK: &str = "run with a look-alike of S3";
+    let readme = document("README.md");
+    let run = commands(&blocks(&readme, "checked: these are valid")[0]).remove(0);
+    let [doctor, operator] = &blocks(&readme, MARK)[..] else {
+        panic!("the README has another number of blocks about a bucket")
+    };
+    let server = Lookalike::start();
+    server.make_bucket("my-bucket");
+    let variables = beside(&server);
+    let host = Host::builder("host").share_net();
+    let host = host.bind_read_only(project_path("tests/apps/ticker.py"), "/train.py");
+    let host = variables
+        .iter()
+        .fold(host, |host, (name, value)| host.env(*name, *value))
+        .env("REPRIEVE_SOURCES", "none")
+        .args(run)
+        .start();
+    host.stdout().wait_for_line("a line", LIMIT, |_| true);
+    for line in commands(doctor) {
+        let ran = host.exec(&line);
+        assert_eq!(ran.code, 0, "{line:?}: {}{}", ran.stdout, ran.stderr);
+    }
+    // The documents speak of the twelfth snapshot.
+    for _ in 0..12 {
+        let ran = host.exec(["reprieve", "checkpoint", "--leave-running"]);
+        assert_eq!(ran.code, 0, "{}{}", ran.stdout, ran.stderr);
+    }
+    let elsewhere = tempfile::tempdir().expect("a temporary directory can be made");
+    let runs = |line: &[String]| run_from(elsewhere.path(), &variables, line);
+    let mut told = String::new();
+    for line in commands(operator) {
+        told += &runs(&line);
+    }
+    assert!(elsewhere.path().join("images/inventory.img").exists());
+    for wanted in ["before-the-merge", "python3", "what-if", "running"] {
+        assert!(told.contains(wanted), "{wanted:?} is not in {told}");
+    }
+    host.signal(libc::SIGTERM);
+    assert_eq!(host.wait_exit(LIMIT), Exit::Code(75));
+    for line in commands(&blocks(&document("docs/reports.md"), MARK)[0]) {
+        runs(&line);
+    }
 }
 
 #[test]
@@ -492,6 +618,33 @@ fn literals<'a>(code: &'a str, before: &str) -> Vec<&'a str> {
     found.collect()
 }
 
+/// The last string literal among the arguments of each call that begins with `before`: the message of a log line.
+fn last_literals<'a>(code: &'a str, before: &str) -> Vec<&'a str> {
+    let last_of = |rest: &'a str| {
+        let (mut depth, mut begin, mut last) = (1, None, None);
+        let mut escaped = false;
+        for (at, c) in rest.char_indices() {
+            match (c, begin) {
+                _ if escaped => escaped = false,
+                ('\\', Some(_)) => escaped = true,
+                ('"', None) => begin = Some(at + 1),
+                ('"', Some(from)) => {
+                    last = Some(&rest[from..at]);
+                    begin = None;
+                }
+                ('(', None) => depth += 1,
+                (')', None) => depth -= 1,
+                _ => {}
+            }
+            if depth == 0 {
+                break;
+            }
+        }
+        last
+    };
+    code.split(before).skip(1).filter_map(last_of).collect()
+}
+
 /// Messages that no user can meet, each with its reason.
 const UNLISTED: &[(&str, &str)] = &[
     ("error: ", "taken off the complaints of the command line"),
@@ -502,6 +655,10 @@ const UNLISTED: &[(&str, &str)] = &[
     (
         "the other side speaks version",
         "answers of the control protocol",
+    ),
+    (
+        "no control socket: ",
+        "listed by its beginning: what follows has backticks",
     ),
     (
         "its page hashes do not fit its index",
@@ -522,6 +679,11 @@ fn every_message_has_its_line_in_troubleshooting() {
     for before in ["Failure::new(", "before(", "before_ready("] {
         messages.extend(literals(&code, before));
     }
+    let logged = ["warn!(", "error!(", "dangers.push(", "tell_of_failure("]
+        .map(|before| last_literals(&code, before))
+        .concat();
+    assert!(logged.len() > 80, "only {} were found", logged.len());
+    messages.extend(logged);
     assert!(messages.len() > 60, "only {} were found", messages.len());
     let missing: Vec<&str> = messages
         .into_iter()

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use harness::{Exit, Host, LIMIT, wait_until};
+use harness::{Exit, Host, LIMIT, Output, wait_until};
 use job::{
     COUNTER, Store, assert_counts, checkpoint_ok, evict, numbers, wait_for_log, wait_for_output,
 };
@@ -1049,4 +1049,42 @@ fn colours_and_bars_are_for_terminals() {
         "{verified:?}"
     );
     assert_eq!(reprieve(&store, &["verify"]).stderr, "");
+}
+
+/// A command on a terminal, ended with the value.
+struct Watched(std::process::Child);
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        // After its end this does nothing.
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+#[test]
+fn a_watched_store_is_looked_at_again_and_again() {
+    let store = Store::new();
+    let host = store.host("host", COUNTER).start();
+    wait_for_output(&host, "line 3");
+    let command = format!(
+        "{} ps --watch --store file://{}",
+        env!("CARGO_BIN_EXE_reprieve"),
+        store.path().display()
+    );
+    let mut watched = Watched(
+        Command::new("script")
+            .args(["--quiet", "--flush", "--command", &command, "/dev/null"])
+            .env("TERM", "xterm")
+            .stdin(std::process::Stdio::null())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .expect("script is there"),
+    );
+    let told = Output::capture(watched.0.stdout.take().expect("it is a pipe"));
+    let job =
+        |state: &'static str| move |line: &str| line.starts_with("job ") && line.contains(state);
+    told.wait_for_line("the running job", LIMIT, job("running"));
+    evict(&host);
+    told.wait_for_line("the stopped job", LIMIT, job("stopped"));
 }

@@ -8,7 +8,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -69,6 +69,12 @@ const NEW_SOCKETS: (u64, u64) = (6, 16);
 /// CRIU's small images and our sockets fit well into this, in bytes.
 const WORK_SPACE: u64 = 64 << 20;
 
+/// Where the container's limits are: those of version 2 themselves, or a directory for each kind of version 1.
+const CGROUP: &str = "/sys/fs/cgroup";
+
+/// From here on a limit of version 1 stands for none: it says so with the largest number of pages.
+const NO_LIMIT: u64 = 1 << 62;
+
 /// What a snapshot needs besides the job's memory, in bytes: docs/limits.md.
 const MEMORY_NEEDED: u64 = 64 << 20;
 
@@ -77,6 +83,9 @@ const PROCESSES_NEEDED: u64 = 32;
 
 /// Between the store's clock and ours; S3 refuses requests of 15 minutes.
 const SKEW_LIMIT: Duration = Duration::from_secs(60);
+
+/// What the rehearsal's child says to whoever calls.
+const CHILD_ANSWER: &str = "here";
 
 /// Between two lines of the rehearsal's child.
 const CHILD_PACE: Duration = Duration::from_millis(20);
@@ -158,8 +167,10 @@ impl Request {
         let mut findings = container();
         findings.push(profile(settings.profile));
         findings.push(users());
-        findings.push(pid_budget());
-        findings.push(memory());
+        let limits = Limits::read(Path::new(CGROUP));
+        findings.push(cgroup(&limits));
+        findings.push(pid_budget(&limits.processes));
+        findings.push(memory(&limits.memory));
         findings.push(security_module());
         findings.push(criu(settings.criu.as_deref()));
         let work = host::work_directory(settings.work_dir.as_deref());
@@ -439,15 +450,80 @@ fn answer(mut child: Child, limit: Duration) -> String {
     text
 }
 
-fn number(path: &str) -> Option<u64> {
+fn number(path: impl AsRef<Path>) -> Option<u64> {
     fs::read_to_string(path).ok()?.trim().parse().ok()
 }
 
-fn pid_budget() -> Finding {
+/// A limit of the container, if there is one, and what is used of it.
+#[derive(Debug, PartialEq, Eq)]
+struct Limit {
+    most: Option<u64>,
+    used: u64,
+}
+
+/// The container's limits, as its cgroup says them.
+#[derive(Debug, PartialEq, Eq)]
+struct Limits {
+    /// None: it is not seen, and so are its limits.
+    version: Option<u8>,
+    processes: Limit,
+    memory: Limit,
+}
+
+impl Limits {
+    fn read(root: &Path) -> Self {
+        let is_there = |name: &str| root.join(name).exists();
+        let version = match is_there("cgroup.controllers") {
+            true => Some(2),
+            false if is_there("memory") || is_there("pids") => Some(1),
+            false => None,
+        };
+        let limit = |most: &str, used: &str| Limit {
+            most: number(root.join(most)).filter(|most| *most < NO_LIMIT),
+            used: number(root.join(used)).unwrap_or(0),
+        };
+        let (processes, memory) = match version {
+            Some(1) => (
+                limit("pids/pids.max", "pids/pids.current"),
+                limit(
+                    "memory/memory.limit_in_bytes",
+                    "memory/memory.usage_in_bytes",
+                ),
+            ),
+            _ => (
+                limit("pids.max", "pids.current"),
+                limit("memory.max", "memory.current"),
+            ),
+        };
+        Self {
+            version,
+            processes,
+            memory,
+        }
+    }
+}
+
+/// Whether the container's limits can be known.
+fn cgroup(limits: &Limits) -> Finding {
+    const CHECK: &str = "cgroup";
+    match limits.version {
+        Some(2) => Finding::ok(CHECK, format!("version 2 at {CGROUP}")),
+        Some(version) => Finding::ok(
+            CHECK,
+            format!("version {version} at {CGROUP}: memory pressure is not told by it"),
+        ),
+        None => Finding::warning(
+            CHECK,
+            format!("none at {CGROUP}, so the container's limits are not known"),
+            "mount it there, read-only, as Docker and Kubernetes do",
+        ),
+    }
+}
+
+fn pid_budget(limit: &Limit) -> Finding {
     let most = number("/proc/sys/kernel/pid_max").unwrap_or(32_768);
-    let limit = number("/sys/fs/cgroup/pids.max");
-    let used = number("/sys/fs/cgroup/pids.current").unwrap_or(0);
-    match limit {
+    let used = limit.used;
+    match limit.most {
         Some(limit) if limit.saturating_sub(used) < PROCESSES_NEEDED => Finding::fatal(
             "processes",
             format!("the container may have {limit} and has {used}"),
@@ -457,20 +533,22 @@ fn pid_budget() -> Finding {
             "processes",
             format!("{used} of {limit} that the container may have"),
         ),
-        None => Finding::ok("processes", format!("no limit below the kernel's {most}")),
+        None => Finding::ok(
+            "processes",
+            format!("no limit is known below the kernel's {most}"),
+        ),
     }
 }
 
-fn memory() -> Finding {
-    let Some(limit) = number("/sys/fs/cgroup/memory.max") else {
-        return Finding::ok("memory", "the container has no limit");
+fn memory(limit: &Limit) -> Finding {
+    let Some(most) = limit.most else {
+        return Finding::ok("memory", "no limit of the container is known");
     };
-    let used = number("/sys/fs/cgroup/memory.current").unwrap_or(0);
-    let free = limit.saturating_sub(used);
+    let free = most.saturating_sub(limit.used);
     let found = format!(
         "{} MiB free of {} MiB that the container may have",
         free >> 20,
-        limit >> 20
+        most >> 20
     );
     match free < MEMORY_NEEDED {
         true => Finding::warning(
@@ -784,17 +862,27 @@ async fn clock(store: &dyn Store, key: &str, deadline: tokio::time::Instant) -> 
     }
 }
 
-/// The child of a rehearsal: a process with a listening socket that counts. Ends with its parent's pipe.
+/// The child of a rehearsal: a process with a listening socket that says its port and counts. Ends with its parent's pipe.
 pub fn rehearsal_child() -> u8 {
-    let listener = TcpListener::bind(("127.0.0.1", 0));
     let mut out = std::io::stdout();
-    for count in 1_u64.. {
-        let line = match &listener {
-            Ok(_) => format!("{count}\n"),
-            Err(error) => format!("no listening socket: {error}\n"),
-        };
-        if out
-            .write_all(line.as_bytes())
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
+    let bound = listener.and_then(|listener| Ok((listener.local_addr()?.port(), listener)));
+    let (port, listener) = match bound {
+        Ok(bound) => bound,
+        Err(error) => {
+            // Whoever asked has gone if it is not read.
+            drop(writeln!(out, "no listening socket: {error}"));
+            return 0;
+        }
+    };
+    std::thread::spawn(move || {
+        for mut caller in listener.incoming().flatten() {
+            // A caller that has gone needs no answer.
+            drop(caller.write_all(CHILD_ANSWER.as_bytes()));
+        }
+    });
+    for number in std::iter::once(u64::from(port)).chain(1..) {
+        if writeln!(out, "{number}")
             .and_then(|()| out.flush())
             .is_err()
         {
@@ -803,6 +891,24 @@ pub fn rehearsal_child() -> u8 {
         std::thread::sleep(CHILD_PACE);
     }
     0
+}
+
+/// Whether the child's listening socket is heard and answers.
+fn call(port: u64) -> Result<(), String> {
+    let called = || {
+        let port = u16::try_from(port).map_err(std::io::Error::other)?;
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let mut stream = TcpStream::connect_timeout(&address, STEP_LIMIT)?;
+        stream.set_read_timeout(Some(STEP_LIMIT))?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok::<_, std::io::Error>(answer)
+    };
+    match called() {
+        Ok(answer) if answer == CHILD_ANSWER => Ok(()),
+        Ok(answer) => Err(format!("its listening socket answers {answer:?}")),
+        Err(error) => Err(format!("its listening socket does not answer: {error}")),
+    }
 }
 
 /// Removes what the rehearsal made, however it ends.
@@ -838,7 +944,7 @@ fn rehearse(work: &Path, criu: Option<&Path>, profile: ProfileChoice) -> Finding
         Ok((checkpoint, resume)) => Finding::ok(
             "rehearsal",
             format!(
-                "a child with a listening socket was checkpointed in {} ms and resumed in {} ms",
+                "a child with a listening socket was checkpointed in {} ms and resumed in {} ms, and answers there",
                 checkpoint.as_millis(),
                 resume.as_millis()
             ),
@@ -861,6 +967,8 @@ fn rehearsed(
         made.map_err(|error| format!("no directory for it: {error}"))?;
     }
     let mut first = Stage::open(scratch, criu, profile, "first")?;
+    let port = first.count(Instant::now() + STEP_LIMIT)?;
+    call(port)?;
     let heard = first.count(Instant::now() + STEP_LIMIT)?;
     let begun = Instant::now();
     let last = first.leave(heard)?;
@@ -872,6 +980,7 @@ fn rehearsed(
     if next != last + 1 {
         return Err(format!("it went on with {next} after {last}"));
     }
+    call(port).map_err(|why| format!("after the resume {why}"))?;
     second.leave(next)?;
     Ok((checkpoint, resume))
 }
@@ -1019,6 +1128,52 @@ mod tests {
             assert!(found.found.contains(said), "{found:?}");
             assert_eq!(found.remedy.is_some(), level > Level::Ok, "{found:?}");
         }
+    }
+
+    /// A directory as a container sees it.
+    fn limits(files: &[(&str, &str)]) -> Limits {
+        let root = tempfile::tempdir().expect("a temporary directory can be made");
+        for (name, text) in files {
+            let path = root.path().join(name);
+            fs::create_dir_all(path.parent().expect("it has one")).expect("it is ours");
+            fs::write(path, text).expect("it is ours");
+        }
+        Limits::read(root.path())
+    }
+
+    #[test]
+    fn limits_are_read_from_either_version_of_cgroups() {
+        let two = limits(&[
+            ("cgroup.controllers", "memory pids\n"),
+            ("pids.max", "40\n"),
+            ("pids.current", "9\n"),
+            ("memory.max", "max\n"),
+            ("memory.current", "4096\n"),
+        ]);
+        assert_eq!(two.version, Some(2));
+        assert_eq!((two.processes.most, two.memory.most), (Some(40), None));
+        // There is too little for a checkpoint, and no limit is no fault.
+        assert_eq!(pid_budget(&two.processes).level, Level::Fatal);
+        assert_eq!(memory(&two.memory).level, Level::Ok);
+        let one = limits(&[
+            ("pids/pids.max", "max\n"),
+            ("pids/pids.current", "9\n"),
+            ("memory/memory.limit_in_bytes", "104857600\n"),
+            ("memory/memory.usage_in_bytes", "94371840\n"),
+        ]);
+        assert_eq!((one.version, one.processes.most), (Some(1), None));
+        let found = memory(&one.memory);
+        assert_eq!(found.level, Level::Warning, "{found:?}");
+        assert!(
+            found.found.starts_with("10 MiB free of 100 MiB"),
+            "{found:?}"
+        );
+        assert_eq!(cgroup(&one).level, Level::Ok);
+        let unlimited = limits(&[("memory/memory.limit_in_bytes", "9223372036854771712\n")]);
+        assert_eq!((unlimited.version, unlimited.memory.most), (Some(1), None));
+        let none = limits(&[]);
+        assert_eq!(none.version, None);
+        assert_eq!(cgroup(&none).level, Level::Warning);
     }
 
     #[test]
