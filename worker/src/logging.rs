@@ -5,9 +5,9 @@
 //! the log once it flows again: losing a line is better than a worker that stands still at its deadline. [`Logging`]
 //! waits for the queue at the end, no longer than it is told.
 //!
-//! Human lines are for a terminal; JSON lines have `time`, `level`, `message`, `target`, what the worker is about
-//! ([`Surroundings`]: `job`, `generation`, `phase`, `trace_id`), and the fields of the event and of the spans around it at
-//! the top level, the inner one counting.
+//! Human lines are for a terminal; JSON lines have `time`, `level`, `message`, `target`, and the fields of the event and of the
+//! spans around it at the top level, the inner one counting. Both have what the worker is about ([`Surroundings`]: `job`,
+//! `generation`, `phase`, `trace_id`): human lines at their end, without what is not known and what the event says itself.
 
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
@@ -51,7 +51,7 @@ pub enum LoggingError {
     AlreadySetUp(#[source] tracing_subscriber::util::TryInitError),
 }
 
-/// What the worker is about, for each line of JSON. Clones are the same.
+/// What the worker is about, for each line. Clones are the same.
 #[derive(Clone, Debug, Default)]
 pub struct Surroundings(Arc<Mutex<Now>>);
 
@@ -133,7 +133,9 @@ impl Logging {
             Queue::start(io::stderr(), QUEUE_LINES, QUEUE_BYTES).map_err(LoggingError::Thread)?;
         let registry = tracing_subscriber::registry().with(filter);
         match form(settings.format, is_terminal) {
-            Form::Human => registry.with(human(queue.clone(), is_terminal)).try_init(),
+            Form::Human => registry
+                .with(human(queue.clone(), surroundings, is_terminal))
+                .try_init(),
             Form::Json => registry
                 .with(JsonLayer {
                     queue: queue.clone(),
@@ -172,14 +174,18 @@ fn form(format: LogFormat, is_terminal: bool) -> Form {
     }
 }
 
-fn human<S>(queue: Queue, colours: bool) -> impl Layer<S>
+fn human<S>(queue: Queue, surroundings: Surroundings, colours: bool) -> impl Layer<S>
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
 {
     tracing_subscriber::fmt::layer()
         .with_ansi(colours)
         .with_target(false)
-        .with_writer(queue)
+        .with_writer(HumanLines {
+            queue,
+            surroundings,
+            colours,
+        })
 }
 
 enum Message {
@@ -279,7 +285,13 @@ fn write_lines(
     }
 }
 
-impl<'a> MakeWriter<'a> for Queue {
+struct HumanLines {
+    queue: Queue,
+    surroundings: Surroundings,
+    colours: bool,
+}
+
+impl<'a> MakeWriter<'a> for HumanLines {
     type Writer = LineWriter<'a>;
 
     fn make_writer(&'a self) -> Self::Writer {
@@ -287,12 +299,38 @@ impl<'a> MakeWriter<'a> for Queue {
     }
 }
 
+impl HumanLines {
+    /// Behind the event's own fields, and darker than they are.
+    fn with_surroundings(&self, line: &str) -> String {
+        let mut whole = line.trim_end_matches('\n').to_owned();
+        let [begin, end] = match self.colours {
+            true => ["\u{1b}[2m", "\u{1b}[0m"],
+            false => [""; 2],
+        };
+        for (name, value) in self.surroundings.fields() {
+            let value = match value {
+                Value::Null => continue,
+                Value::String(text) => text,
+                other => other.to_string(),
+            };
+            // With colours there is something between a name and its value.
+            let is_said = ["=", "\u{1b}"].map(|next| line.contains(&format!("{name}{next}")));
+            if is_said == [false; 2] {
+                whole.push_str(&format!(" {begin}{name}={value}{end}"));
+            }
+        }
+        whole + "\n"
+    }
+}
+
 /// Takes one event's text, which arrives in one piece.
-struct LineWriter<'a>(&'a Queue);
+struct LineWriter<'a>(&'a HumanLines);
 
 impl Write for LineWriter<'_> {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        self.0.push(line);
+        let text = String::from_utf8_lossy(line);
+        let whole = self.0.with_surroundings(&text);
+        self.0.queue.push(whole.as_bytes());
         Ok(line.len())
     }
 
@@ -529,16 +567,25 @@ mod tests {
     fn human_lines_have_level_message_and_fields() {
         let sink = Sink::default();
         let queue = Queue::start(sink.clone(), 16, QUEUE_BYTES).expect("a thread");
-        let subscriber = tracing_subscriber::registry().with(human(queue.clone(), false));
+        let surroundings = Surroundings::default();
+        surroundings.job("nightly");
+        surroundings.state("running", Some(6));
+        let layer = human(queue.clone(), surroundings, false);
+        let subscriber = tracing_subscriber::registry().with(layer);
         tracing::subscriber::with_default(subscriber, || {
-            tracing::info!(generation = 7u64, "durable")
+            tracing::info!(generation = 7u64, "durable");
+            tracing::info!("on");
         });
         assert_eq!(queue.flush(PATIENCE), Flushed::Whole);
-        assert!(
-            sink.text().ends_with(" INFO durable generation=7\n"),
-            "{}",
-            sink.text()
-        );
+        let text = sink.text();
+        let lines: Vec<&str> = text.lines().collect();
+        for (line, end) in lines.iter().zip([
+            " INFO durable generation=7 job=nightly phase=running",
+            " INFO on generation=6 job=nightly phase=running",
+        ]) {
+            assert!(line.ends_with(end), "{text}");
+        }
+        assert_eq!(lines.len(), 2, "{text}");
     }
 
     /// A writer that tells when it was reached and then waits for the gate.

@@ -542,7 +542,7 @@ const DEADLINES: Metric = Metric {
 };
 
 const TO_SAFE: Metric = Metric {
-    name: "reprieve_to_safe_seconds",
+    name: "reprieve_seconds_to_safe",
     kind: Kind::Gauge,
     unit: Unit::Seconds,
     labels: &[],
@@ -1132,7 +1132,7 @@ mod tests {
             );
             assert_eq!(
                 metric.unit == Unit::Seconds,
-                name.ends_with("_seconds"),
+                name.ends_with("_seconds") || name.contains("_seconds_"),
                 "{name}"
             );
             assert_eq!(
@@ -1189,7 +1189,7 @@ mod tests {
             ),
             (
                 || to_safe(Some(Duration::from_secs(3))),
-                "reprieve_to_safe_seconds 3",
+                "reprieve_seconds_to_safe 3",
             ),
             (died_without_notice, "reprieve_died_without_notice_total 1"),
             (

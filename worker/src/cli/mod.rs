@@ -412,6 +412,7 @@ mod tests {
                 concat!("reprieve ", env!("CARGO_PKG_VERSION"), "\n"),
             ),
             ("version", "control protocol 1"),
+            ("version --json", "\"control_protocol\":1,"),
         ] {
             match parsed(line) {
                 Ok(Invocation::Print(text)) => assert!(text.contains(part), "{line}: {text}"),
