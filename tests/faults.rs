@@ -570,7 +570,10 @@ fn evict(case: &Case, seconds: u64) -> Went {
         &first,
         &json!({ "v": 1, "request": "notice", "fate": "terminate", "in_ms": seconds * 1000, "identity": "a" }),
     );
-    let heard = line_after(&first, mark, |line| line.contains(NOTICE)).expect("it was noted");
+    let heard = first
+        .stderr()
+        .wait_for_line_after(mark, "the notice", LIMIT, |line| line.contains(NOTICE));
+    let heard = serde_json::from_str(&heard).expect("the log is JSON");
     let end = at(&heard) + Duration::from_secs(seconds);
     let missed = || line_after(&first, mark, |line| line.contains(MISSED));
     let limit = Duration::from_secs(seconds) + LIMIT;

@@ -763,10 +763,11 @@ impl Held {
         }
     }
 
+    /// What leaks at each checkpoint is more than two after half of them; a sweep that goes on all the time is not.
     fn assert_no_more_than(&self, before: &Self) {
         let told = format!("{self:?} after {before:?}");
-        assert!(self.descriptors <= before.descriptors, "{told}");
-        assert!(self.threads <= before.threads, "{told}");
+        assert!(self.descriptors <= before.descriptors + 2, "{told}");
+        assert!(self.threads <= before.threads + 2, "{told}");
         assert!(
             self.resident_kib <= before.resident_kib + 8 * 1024,
             "{told}"

@@ -189,7 +189,7 @@ END",
     },
     App {
         name: "SQLite 3 from Python, 5 writers",
-        seen: "write-ahead log on the volume; all acknowledged commits, `PRAGMA integrity_check`",
+        seen: "rollback journal on the volume; all acknowledged commits, `PRAGMA integrity_check`",
         quick: true,
         setup: "",
         launches: &[Launch {

@@ -41,9 +41,8 @@ class Sqlite(socketserver.StreamRequestHandler):
 
     @staticmethod
     def connect():
-        database = sqlite3.connect("/data/job.db", timeout=20, isolation_level=None)
-        database.execute("PRAGMA journal_mode = wal")
-        return database
+        # With a write-ahead log a resume would lose a lock that other processes go by (docs/limits.md).
+        return sqlite3.connect("/data/job.db", timeout=20, isolation_level=None)
 
     @classmethod
     def begin(cls):
