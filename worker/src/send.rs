@@ -14,6 +14,7 @@ use reprieve_hooks::sqs::post::Post;
 use reprieve_hooks::sqs::queue::name_of;
 use serde::Serialize;
 use tokio::time::Instant;
+use url::Url;
 
 use crate::aws;
 use crate::control::client::Format;
@@ -60,9 +61,7 @@ struct Sent {
 impl Request {
     /// Sends it, waits if that is wanted, and says on `out` what came of it.
     pub async fn carry_out(self, out: &mut impl Write) -> Result<(), Failure> {
-        let shared = aws::shared(region(self.settings.queue_url.as_ref())).await;
-        let post = Post::new(&shared);
-        let queue = self.queue(&post).await?;
+        let (post, queue) = self.queue().await?;
         let now = sources::wall_now();
         let within = u64::try_from(self.timeout.as_millis()).unwrap_or(u64::MAX);
         let by = WallMs(now.0.saturating_add(within));
@@ -127,10 +126,11 @@ impl Request {
         )
     }
 
-    /// The queue that whoever is meant reads.
-    async fn queue(&self, post: &Post) -> Result<String, Failure> {
+    /// The queue that whoever is meant reads, and the way there: its URL says in which region.
+    async fn queue(&self) -> Result<(Post, String), Failure> {
+        let post = async |url: Option<&Url>| Post::new(&aws::shared(region(url)).await);
         if let Some(url) = &self.settings.queue_url {
-            return Ok(url.to_string());
+            return Ok((post(Some(url)).await, url.to_string()));
         }
         let address = &self.settings.store.address;
         let store = place::open(&self.settings.store).await?;
@@ -142,7 +142,7 @@ impl Request {
         // Its owner, if several run or wait for the job.
         meant.sort_by_key(|worker| worker.epoch);
         if let Some(url) = meant.iter().rev().find_map(|worker| worker.queue.clone()) {
-            return Ok(url);
+            return Ok((post(Url::parse(&url).ok().as_ref()).await, url));
         }
         let job = meant.last().map(|worker| worker.job.clone());
         let job = job.unwrap_or_else(|| self.settings.job.clone());
@@ -151,8 +151,11 @@ impl Request {
             return Err(Failure::new(ExitCode::NotDone, what)
                 .remedy("`reprieve ps` says who is there; or give --job or --queue-url"));
         }
-        let own = post.queue(&name_of(PREFIX, &job)).await;
-        own.map_err(|error| refused(&format!("no queue of job {job} is known"), error))
+        let post = post(None).await;
+        match post.queue(&name_of(PREFIX, &job)).await {
+            Ok(own) => Ok((post, own)),
+            Err(error) => Err(refused(&format!("no queue of job {job} is known"), error)),
+        }
     }
 
     fn means(&self, worker: &Worker) -> bool {
