@@ -53,6 +53,7 @@ pub(crate) struct Ahead {
     room: Room,
     /// For the one block that is fetched without room.
     last_resort: Arc<Semaphore>,
+    alone: Option<u32>,
     needed: Vec<u32>,
     /// The first of `needed` that was not asked for yet.
     at: usize,
@@ -110,6 +111,7 @@ impl Ahead {
             deadline,
             room,
             last_resort: Arc::new(Semaphore::new(1)),
+            alone: None,
             needed,
             at: 0,
             looked: 0,
@@ -129,8 +131,11 @@ impl Ahead {
         };
         self.look_ahead();
         if !self.held.contains_key(&number) {
-            self.forget_used();
-            let room = self.find_room(number).await;
+            self.forget_alone();
+            let room = match self.make_room(number) {
+                Some(room) => room,
+                None => self.find_room(number).await,
+            };
             self.start(&VecDeque::from([number]), room);
         }
         if let Some(Held::Coming(fetch)) = self.held.get(&number) {
@@ -167,20 +172,38 @@ impl Ahead {
         }
     }
 
+    /// Room for this block, if need be that of used ones that are not needed again soon.
+    fn make_room(&mut self, number: u32) -> Option<OwnedSemaphorePermit> {
+        let soon = self.at..self.needed.len().min(self.at + NEAR);
+        loop {
+            let wanted = self.takes(number);
+            if let Ok(room) = Arc::clone(&self.room.memory).try_acquire_many_owned(wanted) {
+                return Some(room);
+            }
+            let soon = &self.needed[soon.clone()];
+            let idle = self.used.iter().position(|used| !soon.contains(used))?;
+            let idle = self.used.remove(idle).expect("it was found there");
+            self.held.remove(&idle);
+        }
+    }
+
     /// Waits for room for this block alone, or for the one before to be gone.
-    async fn find_room(&self, number: u32) -> OwnedSemaphorePermit {
+    async fn find_room(&mut self, number: u32) -> OwnedSemaphorePermit {
         let room = Arc::clone(&self.room.memory).acquire_many_owned(self.takes(number));
         let alone = Arc::clone(&self.last_resort).acquire_owned();
-        let found = tokio::select! {
+        let (found, is_alone) = tokio::select! {
             biased;
-            room = room => room,
-            alone = alone => alone,
+            room = room => (room, false),
+            alone = alone => (alone, true),
         };
+        self.alone = is_alone.then_some(number);
         found.expect("neither is ever closed")
     }
 
-    fn forget_used(&mut self) {
-        for number in self.used.drain(..) {
+    /// The block without room makes way for the next one; the others may be needed again.
+    fn forget_alone(&mut self) {
+        if let Some(number) = self.alone.take() {
+            self.used.retain(|used| *used != number);
             self.held.remove(&number);
         }
     }
@@ -406,6 +429,25 @@ mod tests {
             gets(&store),
             3,
             "what is more than that is read when it is needed"
+        );
+    }
+
+    #[tokio::test]
+    async fn blocks_that_are_needed_in_turn_are_fetched_once_however_little_room_there_is_ahead() {
+        let (_directory, store, snapshot) = snapshot().await;
+        // Room for six, and more than that is looked at ahead.
+        let room = Room::new(6 * 2 * BLOCK as u64);
+        let turns = (0..BLOCKS - 2).flat_map(|number| [number, number + 1, number, number + 1]);
+        let needed: Vec<u32> = turns.collect();
+        let mut blocks = Ahead::new(snapshot, needed.clone(), room, soon());
+        for &number in &needed {
+            let block = blocks.next().await.expect("sound").expect("a block");
+            assert_eq!(block, contents(number));
+        }
+        let requests = gets(&store);
+        assert!(
+            requests <= BLOCKS as usize,
+            "{requests} for {BLOCKS} blocks"
         );
     }
 
