@@ -291,6 +291,12 @@ fn an_eviction_without_a_store_lets_the_job_run_on_until_one_with_it() {
         let took = took(&told, &failed);
         assert!(took <= Duration::from_secs(3), "{fault:?}: {took:?}");
         assert_runs_on(&host);
+        // Or the next one would join it.
+        wait_for_log_after(
+            &host,
+            mark,
+            "no checkpoint was taken; the newest older snapshot stays as it is",
+        );
         bucket.proxy.pass();
     }
     evict(&host);
@@ -514,6 +520,12 @@ fn a_commit_whose_fate_is_unknown_does_not_fence_its_own_worker() {
     assert!(failed.contains("not known whether"), "{failed}");
     assert_runs_on(&first);
     assert_eq!(bucket.generations(), [3, 2, 1], "the server did it");
+    // Or the next one would join it.
+    wait_for_log_after(
+        &first,
+        mark,
+        "no checkpoint was taken; the newest older snapshot stays as it is",
+    );
     bucket.proxy.pass();
     evict(&first);
     assert_eq!(bucket.generations(), [4, 3, 2]);

@@ -190,7 +190,7 @@ END",
     App {
         name: "SQLite 3 from Python, 5 writers",
         seen: "rollback journal on the volume; all acknowledged commits, `PRAGMA integrity_check`",
-        quick: true,
+        quick: false,
         setup: "",
         launches: &[Launch {
             how: "as usual",
@@ -550,22 +550,6 @@ END"#,
         work: Work::Ends {
             far_enough: Progress::Lines(50),
         },
-    },
-    App {
-        name: "4 GiB of memory",
-        seen: "counters of 2 clients, nearly every block on each host",
-        quick: false,
-        setup: "",
-        launches: &[Launch {
-            how: "as usual",
-            command: "exec python3 /apps/real/service.py memory 7000 4096",
-            ..PLAIN
-        }],
-        work: Work::Serves(Service {
-            lanes: 2,
-            counts: 20,
-            ..SERVICE
-        }),
     },
 ];
 
