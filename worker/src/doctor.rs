@@ -561,9 +561,12 @@ fn memory(limit: &Limit) -> Finding {
 }
 
 fn security_module() -> Finding {
-    let label = fs::read_to_string("/proc/self/attr/current").unwrap_or_default();
-    let label = label.trim_matches(['\0', '\n', ' ']);
-    match label {
+    confined_as(&fs::read_to_string("/proc/self/attr/current").unwrap_or_default())
+}
+
+/// By the label that the kernel's security module gives us.
+fn confined_as(label: &str) -> Finding {
+    match label.trim_matches(['\0', '\n', ' ']) {
         "" | "unconfined" | "kernel" => Finding::ok("security module", "none confines us"),
         label => Finding::warning(
             "security module",
@@ -846,8 +849,13 @@ async fn clock(store: &dyn Store, key: &str, deadline: tokio::time::Instant) -> 
             "see the store",
         );
     };
+    clocks(before, after, entry.modified_ms)
+}
+
+/// An object that was written between two moments of our clock, and when by the store's; in milliseconds.
+fn clocks(before: u64, after: u64, modified: u64) -> Finding {
     let limit = u64::try_from(SKEW_LIMIT.as_millis()).unwrap_or(u64::MAX);
-    let skew = match entry.modified_ms {
+    let skew = match modified {
         // Stores round to seconds.
         modified if modified + 1000 < before => before - modified,
         modified => modified.saturating_sub(after),
@@ -1127,6 +1135,41 @@ mod tests {
             assert_eq!(found.level, level, "{found:?}");
             assert!(found.found.contains(said), "{found:?}");
             assert_eq!(found.remedy.is_some(), level > Level::Ok, "{found:?}");
+        }
+    }
+
+    #[test]
+    fn a_clock_is_judged_by_the_stores() {
+        const NOW: u64 = 1_700_000_000_000;
+        for (modified, level) in [
+            (NOW, Level::Ok),
+            // Rounded down to a second.
+            (NOW - 900, Level::Ok),
+            (NOW - 50_000, Level::Ok),
+            (NOW + 50_000, Level::Ok),
+            (NOW - 100_000, Level::Warning),
+            (NOW + 100_000, Level::Warning),
+        ] {
+            let found = clocks(NOW, NOW + 20, modified);
+            assert_eq!(found.level, level, "{found:?}");
+        }
+        let found = clocks(NOW, NOW, NOW - 100_000).found;
+        assert_eq!(found, "100 s away from the store's");
+    }
+
+    #[test]
+    fn a_label_of_a_security_module_is_told() {
+        for label in ["", "\0", "unconfined\n", "kernel"] {
+            assert_eq!(confined_as(label).level, Level::Ok, "{label:?}");
+        }
+        for label in [
+            "docker-default (enforce)\n",
+            "system_u:system_r:container_t:s0:c1,c2\0",
+        ] {
+            let found = confined_as(label);
+            assert_eq!(found.level, Level::Warning, "{label:?}");
+            let name = label.trim_matches(['\0', '\n']);
+            assert_eq!(found.found, format!("we are confined as {name}"));
         }
     }
 
