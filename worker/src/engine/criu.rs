@@ -373,7 +373,10 @@ pub(crate) fn complaint(operation: &'static str, exit: Exit, images: &Path) -> C
             .map(shorten)
             .collect();
     }
-    // The first error is the reason, what follows are its consequences.
+    // The first error is the reason, what follows are its consequences. That the process ended is one which CRIU sees in
+    // one attempt and not in the next; the same failure is to read the same.
+    let mut lines = 0..;
+    log.retain(|line| lines.next() == Some(0) || !line.contains(" exited, status="));
     log.truncate(QUOTED_LINES);
     CriuError::Failed {
         operation,
@@ -460,7 +463,7 @@ mod tests {
     fn the_first_errors_of_the_log_are_quoted() {
         let directory = tempfile::tempdir().expect("temporary directory");
         let log = "(00.1) Warn  (criu/x.c:1): so so\n(00.2) Error (criu/a.c:7): Can't fork for 306: File exists\n\
-                   (00.3) Error (criu/b.c:8): Restoring FAILED.\n";
+                   (00.2) Error (criu/a.c:9): 306 exited, status=1\n(00.3) Error (criu/b.c:8): Restoring FAILED.\n";
         fs::write(directory.path().join(LOG), log).expect("write");
         let error = complaint("restore", Exit::Code(1), directory.path());
         assert!(is_pid_collision(&error));
@@ -479,5 +482,11 @@ mod tests {
             "CRIU's restore ended with exit code 1\n    (00.2) Error (criu/a.c:7): Can't fork for 306: File exists\n    \
              (00.3) Error (criu/b.c:8): Restoring FAILED."
         );
+
+        // It is told where there is nothing else to tell.
+        let log = "Error (criu/a.c:9): 306 exited, status=1\n";
+        fs::write(directory.path().join(LOG), log).expect("write");
+        let alone = complaint("restore", Exit::Code(1), directory.path());
+        assert!(alone.to_string().contains("306 exited, status=1"));
     }
 }
