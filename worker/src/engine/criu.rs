@@ -154,6 +154,9 @@ pub(crate) struct DumpOrder<'a> {
     pub stdio: &'a manifest::Stdio,
     /// Bytes.
     pub ghost_limit: u64,
+    /// Within which all processes are to be stopped. CRIU's own limit is 10 s, which a machine that is overloaded just then
+    /// does not keep, and whoever gives up after that freezes the same processes for the next attempt.
+    pub freeze_within: Duration,
     pub hook: &'a Path,
 }
 
@@ -240,6 +243,7 @@ impl Criu {
         command
             .args(["--tree", &order.root_pid.to_string(), "--leave-running"])
             .args(["--ghost-limit", &order.ghost_limit.to_string()])
+            .args(["--timeout", &whole_seconds(order.freeze_within).to_string()])
             .args([
                 "--page-server",
                 "--ps-socket",
@@ -358,6 +362,11 @@ fn inherited<'a>(stdio: &manifest::Stdio, ends: &'a AppEnds) -> Vec<Inherited<'a
     }
 }
 
+/// Rounded up, and never 0, which would be no limit to CRIU.
+fn whole_seconds(limit: Duration) -> u64 {
+    limit.as_secs() + 1
+}
+
 /// What CRIU complained of: the errors in its log, or what it said before it had one.
 pub(crate) fn complaint(operation: &'static str, exit: Exit, images: &Path) -> CriuError {
     let read = |name: &str| fs::read(images.join(name)).unwrap_or_default();
@@ -457,6 +466,13 @@ mod tests {
         let given = command.get_envs().find(|(name, _)| *name == PRELOAD);
         let given = given.and_then(|(_, value)| value?.to_str());
         assert!(given.is_some_and(|given| given.ends_with("/run/first.so")));
+    }
+
+    #[test]
+    fn criu_has_all_of_the_time_to_stop_the_processes() {
+        for (limit_ms, seconds) in [(0, 1), (999, 1), (9_500, 10), (110_001, 111)] {
+            assert_eq!(whole_seconds(Duration::from_millis(limit_ms)), seconds);
+        }
     }
 
     #[test]
