@@ -6,6 +6,9 @@
 mod harness;
 mod job;
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
 use harness::{Host, LIMIT, wait_until};
 use job::{
     COUNTER, Store, assert_counts, checkpoint, checkpoint_ok, evict, resumed, wait_for_log,
@@ -199,6 +202,32 @@ fn with_less_than_dockers_capabilities_other_users_are_found_and_refused() {
             doctor.stdout
         );
     }
+}
+
+/// As a user of its own: the limit is one of all that root has on this machine, other tests included.
+#[test]
+fn a_user_whose_pipes_take_all_there_is_is_found_and_refused() {
+    let store = Store::new();
+    fs::set_permissions(store.path(), PermissionsExt::from_mode(0o777)).expect("it is ours");
+    let app = ["python3", "/apps/feature.py", "pipes"];
+    let host = store
+        .host_with("host", &OPTIONS, &app)
+        .user(4343, 4343)
+        .no_new_privileges()
+        .env("REPRIEVE_CONTROL_SOCKET", "/tmp/control.sock")
+        .ambient_capability("CAP_CHECKPOINT_RESTORE")
+        .ambient_capability("CAP_SYS_PTRACE")
+        .start();
+    let first = host
+        .stdout()
+        .wait_for_line("the first line", LIMIT, |_| true);
+    if first.starts_with("absent: ") {
+        return;
+    }
+    assert_found_and_refused(&host, "pipes", "pipe", "Unable to set a pipe size");
+    let doctor = host.exec(["reprieve", "doctor", "--no-rehearsal"]);
+    let found = doctor.stdout.contains("fs.pipe-user-pages-soft");
+    assert!(found, "{}", doctor.stdout);
 }
 
 #[test]

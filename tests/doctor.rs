@@ -39,6 +39,7 @@ fn a_container_as_documented_is_well_and_its_job_is_not_disturbed() {
         "cgroup",
         "processes",
         "memory",
+        "pipes",
         "security module",
         "criu",
         "work directory",

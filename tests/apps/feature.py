@@ -6,6 +6,7 @@ Everything is made with system calls, so that CRIU meets the thing itself and no
 """
 import ctypes
 import os
+import resource
 import socket
 import struct
 import subprocess
@@ -260,6 +261,17 @@ def zombie():
     time.sleep(0.1)
 
 
+def pipes():
+    """More of them than the kernel has buffers for, of one user; none if it gives out as many as anybody likes."""
+    with open("/proc/sys/fs/pipe-user-pages-soft") as file:
+        pages = int(file.read())
+    if pages == 0:
+        raise OSError("there is no limit")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+    for _ in range(pages // 16 + 64):
+        kept.append(os.pipe())
+
+
 def orphan():
     subprocess.run(["bash", "-c", "sleep 100000 & exit 0"])
 
@@ -367,6 +379,7 @@ FEATURES = {
     "pidfd": pidfd,
     "stopped": stopped,
     "zombie": zombie,
+    "pipes": pipes,
     "orphan": orphan,
 }
 try:

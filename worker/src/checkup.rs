@@ -20,9 +20,8 @@ use crate::sys;
 /// CRIU was seen to refuse each of these, if it is not the one that the app began in. Others need a user namespace, or SYS_ADMIN.
 const NAMESPACES: [&str; 5] = ["user", "ipc", "uts", "time", "time_for_children"];
 
-/// CAP_DAC_READ_SEARCH and CAP_SYS_ADMIN, linux/capability.h.
+/// CAP_DAC_READ_SEARCH, linux/capability.h.
 const DAC_READ_SEARCH: u32 = 2;
-const SYS_ADMIN: u32 = 21;
 
 /// What is in the way of a checkpoint of `root` and everything below it, and of processes that were left to us.
 pub(crate) fn of_tree(
@@ -60,8 +59,9 @@ fn ours(ghost_limit: u64, has_realm: bool) -> Ours {
         group: getgid().as_raw(),
         may_store_users: host::lacks_for_users().is_empty(),
         may_open_handles: has(DAC_READ_SEARCH),
-        may_suspend_filters: has(SYS_ADMIN),
+        may_suspend_filters: host::may_suspend_filters(),
         may_store_ipc: has_realm,
+        gets_short_pipes: host::gets_short_pipes(),
         ghost_limit,
     }
 }

@@ -19,6 +19,7 @@ use aws_credential_types::provider::ProvideCredentials;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use nix::unistd::Pid;
+use reprieve_core::checkup::Reason;
 use reprieve_core::compat;
 use reprieve_core::notice::Source;
 use reprieve_core::sweep::PROBE_PREFIX;
@@ -171,6 +172,7 @@ impl Request {
         findings.push(cgroup(&limits));
         findings.push(pid_budget(&limits.processes));
         findings.push(memory(&limits.memory));
+        findings.push(pipes(host::gets_short_pipes()));
         findings.push(security_module());
         findings.push(criu(settings.criu.as_deref()));
         let work = host::work_directory(settings.work_dir.as_deref());
@@ -537,6 +539,13 @@ fn pid_budget(limit: &Limit) -> Finding {
             "processes",
             format!("no limit is known below the kernel's {most}"),
         ),
+    }
+}
+
+fn pipes(are_short: bool) -> Finding {
+    match are_short {
+        true => Finding::fatal("pipes", Reason::Pipe.cause(), Reason::Pipe.remedy()),
+        false => Finding::ok("pipes", "a new one is as large as pipes are"),
     }
 }
 

@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use nix::time::{ClockId, clock_gettime};
-use nix::unistd::{SysconfVar, geteuid, gethostname, sysconf};
+use nix::unistd::{SysconfVar, geteuid, gethostname, pipe2, sysconf};
 use reprieve_core::compat;
 use reprieve_core::cpu::{self, Registers};
 use reprieve_core::manifest::{HostFacts, Profile};
@@ -216,6 +218,17 @@ pub(crate) fn capabilities() -> u64 {
 /// Whether CRIU may store processes that are under a seccomp filter, as far as our capabilities say.
 pub(crate) fn may_suspend_filters() -> bool {
     capabilities() >> SYS_ADMIN & 1 == 1
+}
+
+/// Whether a pipe that is made now is smaller than pipes are: once the pipes of a user hold more pages than
+/// /proc/sys/fs/pipe-user-pages-soft (16384: 1024 pipes, those of all containers of the machine together), those without
+/// SYS_RESOURCE and SYS_ADMIN get short ones, and may not enlarge any (pipe(7)).
+pub(crate) fn gets_short_pipes() -> bool {
+    const USUAL: i32 = 64 << 10;
+    let size = |pipe: &OwnedFd| fcntl(pipe, FcntlArg::F_GETPIPE_SZ);
+    pipe2(OFlag::O_CLOEXEC)
+        .and_then(|(reader, _)| size(&reader))
+        .is_ok_and(|size| size < USUAL)
 }
 
 /// Whether this process is under a seccomp filter itself.

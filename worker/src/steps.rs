@@ -77,10 +77,13 @@ named! {
 
 /// `NAME` or `NAME:N`, for the Nth time, counting from 1: where this process ends as by a kill, or CRIU does.
 #[cfg(debug_assertions)]
-const VARIABLES: [(&str, fn(Step)); 2] = [
+const VARIABLES: [(&str, Kill); 2] = [
     ("KILL_AT_STEP", |_| crate::sys::vanish()),
     ("KILL_CRIU_AT_STEP", kill_criu),
 ];
+
+#[cfg(debug_assertions)]
+type Kill = fn(Step);
 
 /// As the kernel does when memory runs out; says so if there was one.
 #[cfg(debug_assertions)]
@@ -102,7 +105,7 @@ pub(crate) fn reached(step: Step) {
     struct Doom {
         step: Step,
         time: u32,
-        kill: fn(Step),
+        kill: Kill,
     }
     static DOOM: LazyLock<Option<Doom>> = LazyLock::new(|| {
         VARIABLES.into_iter().find_map(|(variable, kill)| {

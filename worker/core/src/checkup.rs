@@ -18,6 +18,7 @@ pub enum Reason {
     SharedMemory,
     SecretMemory,
     Socket,
+    Pipe,
     Gpu,
     Device,
     Descriptor,
@@ -27,7 +28,7 @@ pub enum Reason {
 }
 
 impl Reason {
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Orphan,
         Self::Seccomp,
         Self::Traced,
@@ -38,6 +39,7 @@ impl Reason {
         Self::SharedMemory,
         Self::SecretMemory,
         Self::Socket,
+        Self::Pipe,
         Self::Gpu,
         Self::Device,
         Self::Descriptor,
@@ -58,6 +60,7 @@ impl Reason {
             Self::SharedMemory => "shared_memory",
             Self::SecretMemory => "secret_memory",
             Self::Socket => "socket",
+            Self::Pipe => "pipe",
             Self::Gpu => "gpu",
             Self::Device => "device",
             Self::Descriptor => "descriptor",
@@ -90,6 +93,9 @@ impl Reason {
             }
             Self::SecretMemory => "memory of memfd_secret is hidden from CRIU as well",
             Self::Socket => "CRIU cannot store sockets of this protocol",
+            Self::Pipe => {
+                "the pipes of this user take all that the kernel gives one (pipe-user-pages-soft, of all containers of this machine together), so that CRIU gets none as large as this one"
+            }
             Self::Gpu => "it uses a GPU, whose memory and state CRIU cannot store by itself",
             Self::Device => "CRIU cannot store an open device of this kind",
             Self::Descriptor => "CRIU cannot store what this descriptor stands for",
@@ -126,6 +132,9 @@ impl Reason {
             }
             Self::SecretMemory => "switch the use of memfd_secret off",
             Self::Socket => "make the app use TCP, UDP or unix sockets; Go: GODEBUG=multipathtcp=0",
+            Self::Pipe => {
+                "raise the machine's sysctl fs.pipe-user-pages-soft (0: no limit), or give the container SYS_RESOURCE, or each job a user of its own"
+            }
             Self::Gpu => "run this job without a GPU, or without --store; see docs/gpu.md",
             Self::Device => "close it before a checkpoint",
             Self::Descriptor => "close it before a checkpoint, or switch off what uses it",
@@ -234,6 +243,8 @@ pub struct Ours {
     pub may_suspend_filters: bool,
     /// The app has an IPC namespace of its own.
     pub may_store_ipc: bool,
+    /// A pipe that is made now is smaller than pipes are.
+    pub gets_short_pipes: bool,
     /// Bytes.
     pub ghost_limit: u64,
 }
@@ -410,6 +421,9 @@ fn of_descriptor(descriptor: &Descriptor, ours: &Ours) -> Option<Reason> {
             _ => Some(Reason::Descriptor),
         };
     }
+    if link.starts_with("pipe:[") {
+        return ours.gets_short_pipes.then_some(Reason::Pipe);
+    }
     if is_gpu(link) {
         return Some(Reason::Gpu);
     }
@@ -472,6 +486,7 @@ mod tests {
         may_open_handles: false,
         may_suspend_filters: false,
         may_store_ipc: false,
+        gets_short_pipes: false,
         ghost_limit: 1 << 20,
     };
 
@@ -657,6 +672,15 @@ mod tests {
             assert_eq!(reasons, Vec::from_iter(expected), "{process:?}");
             seen.extend(reasons);
         }
+        let crowded = Ours {
+            gets_short_pipes: true,
+            ..OURS
+        };
+        let pipe = [with(open("pipe:[8]")), with(open("/a/pipe:[8]"))];
+        let found = examine(&pipe, &crowded);
+        let reasons: Vec<Reason> = found.iter().map(|finding| finding.reason).collect();
+        assert_eq!(reasons, [Reason::Pipe]);
+        seen.extend(reasons);
         assert!(Reason::ALL.iter().all(|reason| seen.contains(reason)));
     }
 
