@@ -49,7 +49,7 @@ soak: setup ## 200 generations of a job whose memory churns, half an hour betwee
 
 stress: setup ## Jobs with 2,000 processes, 200,000 mappings, 10,000 descriptors, 1 GiB in pipes (minutes; docs/reliability.md)
 	@echo "stress: very much of each thing, evicted and resumed"
-	@STRESS=all cargo test --locked --package reprieve --test resources come_back -- --nocapture --test-threads 1
+	@STRESS=all cargo test --locked --package reprieve --test resources -- come_back comes_back --nocapture --test-threads 1
 
 fuzz: ## Each parser is fed anything for 20 minutes (hours in all; needs a nightly compiler; docs/development.md)
 	@infra/local/fuzz

@@ -12,6 +12,8 @@ import socket
 import sys
 import time
 
+# The kernel gives all pipes of a user 16384 pages, those of other programs of root included (pipe(7)).
+PIPES = 200
 kind, count = sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 0
 SIGNALS = {signal.SIGUSR1, signal.SIGHUP}
 signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
@@ -22,10 +24,15 @@ def say(text):
 
 
 def descriptors():
-    """Files, pipes and pairs of sockets, a third of each."""
+    """Files, pipes and pairs of sockets, a third of each, as long as there may be more pipes."""
     held = []
+
+    def kind_at(at):
+        kind = at // 2 % 3
+        return 2 if kind == 1 and at >= PIPES * 6 else kind
+
     while len(held) < count:
-        kind = len(held) // 2 % 3
+        kind = kind_at(len(held))
         if kind == 0:
             held += [os.open(__file__, os.O_RDONLY) for _ in range(2)]
             os.lseek(held[-1], len(held), os.SEEK_SET)
@@ -36,7 +43,7 @@ def descriptors():
 
     def sound():
         for at in range(0, len(held), 2):
-            kind = at // 2 % 3
+            kind = kind_at(at)
             if kind == 0 and os.lseek(held[at + 1], 0, os.SEEK_CUR) != at + 2:
                 return False
             if kind != 0:
@@ -123,7 +130,7 @@ def buffers():
     held, filled = [], 0
     while filled < count << 20:
         pair = socket.socketpair()
-        here, there = (end.detach() for end in pair) if len(held) % 2 else os.pipe()
+        here, there = (end.detach() for end in pair) if len(held) % 2 or len(held) > 2 * PIPES else os.pipe()
         os.set_blocking(there, False)
         length = 0
         piece = bytes([len(held) % 251]) * 4096
