@@ -35,6 +35,10 @@ const FAR_MS: u64 = 365 * 24 * 3_600_000;
 const PAUSE_MS: u64 = 500;
 const LONGEST_PAUSE_MS: u64 = 5_000;
 
+/// What failed is not tried again with less than this: whoever can still do something about a snapshot that there will not be
+/// has to hear of it while the machine is there.
+const LAST_TRY_MS: u64 = 1_000;
+
 /// All periodic checkpoints together take at most this part of the time, unless the bound on lost work asks for more.
 const SHARE: u64 = 20;
 
@@ -289,12 +293,18 @@ fn before_end(of: &Situation, going: Going, rules: &Rules, promise: &Promise) ->
     if going.fate == Fate::Hibernate && safe.is_some() {
         return plan(Act::Wait, Reason::WorksOn, Some(deadline));
     }
-    if left < LEAST_BUDGET_MS {
+    let least = match failures {
+        0 => LEAST_BUDGET_MS,
+        _ => LAST_TRY_MS,
+    };
+    if left < least {
         return plan(Act::GiveUp, Reason::NoTime, None);
     }
     if let Some(ended) = of.ended.filter(|_| failures > 0) {
         let pause = PAUSE_MS.saturating_mul(1 << (failures - 1).min(8));
-        let again = ended.plus_ms(pause.min(LONGEST_PAUSE_MS));
+        // A longer one would take the place of the last attempts.
+        let most = usable_ms(ended, deadline, rules.margin_ms) / 2;
+        let again = ended.plus_ms(pause.min(LONGEST_PAUSE_MS).min(most));
         if again > now {
             return plan(Act::Wait, Reason::Pause, Some(again.min(deadline)));
         }
@@ -666,6 +676,27 @@ mod tests {
     }
 
     #[test]
+    fn what_failed_shortly_before_the_end_is_tried_once_more_and_then_told() {
+        let mut of = Situation {
+            going: going(Fate::Terminate, 4_000),
+            begun: Some(NOW),
+            ended: Some(NOW),
+            failures: 5,
+            ..CALM
+        };
+        let promise = promise(1, 1);
+        let rules = &RULES;
+        let plan = decide(&of, rules, &promise);
+        // Half of what can be used, and not the five seconds that are usual by then.
+        assert_eq!(plan.again, Some(NOW.plus_ms(1_500)));
+        of.now = NOW.plus_ms(1_500);
+        assert_eq!(decide(&of, rules, &promise).decision.act, Act::Final);
+        // It hung until its time was over; the end is a second away.
+        (of.now, of.ended) = (NOW.plus_ms(3_000), Some(NOW.plus_ms(3_000)));
+        assert_eq!(chosen(&of, &promise), (Act::GiveUp, Reason::NoTime));
+    }
+
+    #[test]
     fn the_period_follows_from_cost_and_from_what_may_be_lost() {
         let every = |max_lost_ms| Rules {
             every: Every::Auto {
@@ -773,7 +804,7 @@ mod tests {
                     let again = plan.again.expect("a wait has an end");
                     prop_assert!(again > now && again <= plan.deadline, "{plan:?}");
                 }
-                Act::GiveUp => prop_assert!(in_ms < 1_000),
+                Act::GiveUp => prop_assert!(in_ms < 4 * LAST_TRY_MS / 3 + 1),
                 Act::Final | Act::LeaveRunning => prop_assert!(plan.deadline > now),
             }
         }
