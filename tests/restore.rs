@@ -427,6 +427,45 @@ fn a_job_that_is_taken_over_is_stopped_where_it_ran() {
 }
 
 #[test]
+fn a_host_that_stood_still_past_its_lease_stores_nothing_more_and_gives_its_copy_up() {
+    let store = Store::new();
+    let short = ["--lease-term", "1s"];
+    let first = store.host_with("first", &short, COUNTER).start();
+    wait_for_output(&first, "line 10");
+    checkpoint_ok(&first);
+    // As a machine does that is moved or suspended: nothing of it hears anything.
+    let app = first
+        .wait_for_process("python3 /apps/counter.py", LIMIT)
+        .pid;
+    first.signal(libc::SIGSTOP);
+    first.signal_process(app, libc::SIGSTOP);
+    let options = ["--on-other-owner", "wait", "--lease-term", "1s"];
+    let second = store.host_with("second", &options, COUNTER).start();
+    wait_for_log(&second, "the owner of the job is silent");
+    resumed(&second);
+    checkpoint_ok(&second);
+    let newest = store.objects_of_newest();
+    // The first thing that it hears is that the machine goes.
+    first.signal(libc::SIGTERM);
+    first.signal_process(app, libc::SIGCONT);
+    first.signal(libc::SIGCONT);
+    assert_eq!(first.wait_exit(LIMIT), Exit::Code(172));
+    assert_eq!(store.objects_of_newest(), newest);
+    let mark = second.stdout().mark();
+    wait_until(LIMIT, "more lines", || second.stdout().mark() > mark);
+    evict(&second);
+    let third = store.host("third", COUNTER).start();
+    resumed(&third);
+    let [second, third] = [&second, &third].map(|host| host.stdout().text());
+    let lines = second + third.rsplit_once('\n').map_or("", |(whole, _)| whole);
+    let seen = numbers(&lines);
+    assert!(
+        seen.windows(2).all(|pair| pair[1] == pair[0] + 1),
+        "{lines}"
+    );
+}
+
+#[test]
 fn a_second_worker_waits_for_a_goodbye_and_then_goes_on_at_once() {
     let store = Store::new();
     let first = store.host("first", COUNTER).start();
