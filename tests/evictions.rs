@@ -337,6 +337,8 @@ fn evict(row: &Row) -> Went {
     assert_eq!(host.wait_exit(PATIENCE), Exit::Code(75));
     host.destroy();
     proxy.pass();
+    // Another machine, of which nothing is announced.
+    let lab = Lab::start();
     let next = start(row, "second", &proxy, &lab);
     next.stderr().wait_for_line("resumed", PATIENCE, |line| {
         line.contains("the job is resumed")
