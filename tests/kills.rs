@@ -825,7 +825,8 @@ impl Held {
             .iter()
             .find(|process| process.parent == 1 && process.pid > 300);
         let app = format!("/proc/{}/fd", app.expect("the app runs").pid);
-        let resident = host.status_field(1, "VmRSS").expect("it is running");
+        // Its code comes and goes with what it does.
+        let resident = host.status_field(1, "RssAnon").expect("it is running");
         Self {
             descriptors: entries(&format!("/proc/{pid}/fd")),
             threads: entries(&format!("/proc/{pid}/task")),
