@@ -215,6 +215,37 @@ fn what_failed_on_sigterm_is_tried_again_within_the_grace() {
 }
 
 #[test]
+fn a_second_sigterm_means_now_and_not_after_the_pause() {
+    let store = Store::new();
+    // An orphan stands in the way until it is ended.
+    let app = ["bash", "-c", "(sleep 1000 &); echo ready; read go"];
+    let host = store.host("host", &app).stdin(harness::Stdio::Pipe).start();
+    wait_for_output(&host, "ready");
+    host.signal(libc::SIGTERM);
+    // Each failure makes the pause longer: after this one it is 4 s.
+    wait_until(LIMIT, "four failures", || {
+        lines(&host, "checkpoint failed").len() == 4
+    });
+    let at_once = "the end is near, or may come at any moment";
+    let again = "the one before failed, and there is time left";
+    let reasons = || -> Vec<Value> {
+        let lines = lines(&host, "it is decided what to do");
+        lines
+            .into_iter()
+            .map(|line| line["reason"].clone())
+            .collect()
+    };
+    assert_eq!(reasons(), [at_once, again, again, again]);
+    host.signal(libc::SIGTERM);
+    wait_until(LIMIT, "another attempt", || reasons().len() > 4);
+    assert_eq!(reasons()[4], at_once);
+    let orphan = host.wait_for_process("sleep 1000", LIMIT).pid;
+    host.signal_process(orphan, libc::SIGKILL);
+    assert_eq!(host.wait_exit(LIMIT), Exit::Code(75));
+    assert_eq!(lines(&host, "checkpoint is durable").len(), 1);
+}
+
+#[test]
 fn a_signal_may_ask_for_a_checkpoint_or_for_the_end() {
     let store = Store::new();
     let options = [

@@ -19,6 +19,9 @@ const STALE_MS: u64 = 600_000;
 /// The time that is taken to be left when the announced one has passed and the machine is still there.
 const LATE_MS: u64 = 30_000;
 
+/// Two SIGTERMs that come within this time are one: both leave the same time.
+const ONE_SIGNAL_MS: u64 = 1_000;
+
 /// Identities that were heard are remembered, so that one that is told again later is not news.
 const REMEMBERED: usize = 1_000;
 
@@ -140,15 +143,28 @@ impl Episodes {
     }
 
     /// SIGTERM, or what settings take for it. Whether it is news. One that is sent again while nothing is done about the
-    /// first, because that failed, begins a time of its own: whoever sends it does not end us before.
+    /// first, because that failed, begins a time of its own: whoever sends it does not end us before. So does one that comes
+    /// while something is done about the first, which then has still to be done in the first one's time; the second's
+    /// counts if that has passed in vain.
     pub fn terminated(&mut self, deadline: Moment, now: Moment, is_done_about: bool) -> bool {
-        let known = |claim: &&mut Claim| claim.source == Source::Signal;
-        if let Some(claim) = self.claims.iter_mut().find(known) {
-            claim.deadline = match is_done_about {
-                true => claim.deadline.min(Some(deadline)),
-                false => Some(deadline),
-            };
-            return false;
+        let is_signal = |claim: &Claim| claim.source == Source::Signal;
+        let mut known = self.claims.iter().filter(|claim| is_signal(claim));
+        let (first, is_only) = (known.next().map(|claim| claim.deadline), known.count() == 0);
+        if let Some(first) = first {
+            let apart = first.map_or(0, |first| first.ms_until(deadline));
+            match is_done_about {
+                true if apart <= ONE_SIGNAL_MS => return false,
+                // Each further one takes the second's place.
+                true if is_only => {}
+                true => {
+                    let second = self.claims.iter_mut().rfind(|claim| is_signal(claim));
+                    if let Some(second) = second {
+                        second.deadline = second.deadline.max(Some(deadline));
+                    }
+                    return false;
+                }
+                false => self.give_up_signal(),
+            }
         }
         let related = self.claims.iter().find(|claim| claim.fate != Fate::AtRisk);
         let episode = match related {
@@ -168,7 +184,7 @@ impl Episodes {
             episode,
             waiting: Vec::new(),
         });
-        true
+        first.is_none()
     }
 
     /// The end of the machine that has to be reckoned with: the earliest of all that were announced.
@@ -388,6 +404,30 @@ mod tests {
         assert_eq!(all.pass(NOW.plus_ms(59_999)), []);
         assert_eq!(all.pass(NOW.plus_ms(60_000)), [RequestId(1)]);
         assert_eq!(hear(&mut all, spot("a", 60_000), 2), Heard::Over);
+    }
+
+    #[test]
+    fn a_second_sigterm_has_a_time_of_its_own_that_counts_after_the_first_ones() {
+        let mut all = Episodes::default();
+        let at = |ms| NOW.plus_ms(ms);
+        let left = |all: &Episodes| all.going().and_then(|going| going.deadline);
+        assert!(all.terminated(at(10_000), NOW, false));
+        // A burst is one.
+        assert!(!all.terminated(at(10_500), at(500), true));
+        all.pass(at(10_000));
+        assert_eq!(left(&all), None);
+        assert!(all.terminated(at(30_000), at(20_000), false));
+        for second in [25_000, 27_000, 29_000] {
+            assert!(!all.terminated(at(second + 10_000), at(second), true));
+        }
+        assert_eq!(left(&all), Some(at(30_000)), "the earlier one counts");
+        all.pass(at(30_000));
+        assert_eq!(left(&all), Some(at(39_000)), "the newest is not lost");
+        // One that comes while nothing is done takes the place of all before.
+        assert!(!all.terminated(at(50_000), at(38_000), false));
+        assert_eq!(left(&all), Some(at(50_000)));
+        all.pass(at(50_000));
+        assert_eq!(left(&all), None);
     }
 
     proptest! {

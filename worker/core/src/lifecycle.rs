@@ -927,6 +927,50 @@ mod tests {
     }
 
     #[test]
+    fn a_second_sigterm_during_an_attempt_that_fails_leads_to_another_in_its_own_time() {
+        for on_failed_signal in [OnFailure::RunOn, OnFailure::Forward] {
+            let mut life = running(Policy {
+                on_failed_signal,
+                ..POLICY
+            });
+            assert_eq!(begins(&life.handle(Event::Signal(SIGTERM), T0)), 1);
+            assert_eq!(
+                life.handle(Event::Signal(SIGTERM), T0.plus_ms(6_000)),
+                [],
+                "what is under way has the first one's time"
+            );
+            let mut now = T0.plus_ms(9_900);
+            let mut effects = life.handle(Event::CheckpointEnded(Ended::Failed), now);
+            if on_failed_signal == OnFailure::Forward {
+                assert_eq!(effects, [Effect::Forward(SIGTERM)], "the app saves itself");
+                assert_eq!((life.going(), life.wake()), (None, None));
+                continue;
+            }
+            while let Some(wake) = life.wake() {
+                assert!(wake > now);
+                now = wake;
+                effects.extend(life.handle(Event::Woken, now));
+            }
+            let missed = |effect: &&Effect| matches!(effect, Effect::Missed { .. });
+            assert_eq!(effects.iter().filter(missed).count(), 1, "the first one's");
+            let begun = effects.iter().find_map(|effect| match effect {
+                Effect::Begin { notice, .. } => Some(*notice),
+                _ => None,
+            });
+            let begun = begun.expect("the second one is carried out");
+            assert_eq!(
+                (begun.afterwards, begun.deadline),
+                (Afterwards::Stop, T0.plus_ms(16_000))
+            );
+            assert!(now <= T0.plus_ms(11_000), "{now:?}: at once");
+            assert_eq!(
+                life.handle(DURABLE, T0.plus_ms(12_000)),
+                [Effect::Finish(Finish::Checkpointed)]
+            );
+        }
+    }
+
+    #[test]
     fn what_sigterm_asked_for_and_failed_is_tried_again_while_there_is_time() {
         let mut life = running(POLICY);
         life.handle(Event::Signal(SIGTERM), T0);
