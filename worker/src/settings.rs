@@ -663,7 +663,7 @@ pub const TABLE: &[Setting] = &[
         kind: Kind::Choice(KeepPromise::NAMES),
         default: Some("warn"),
         unset: "",
-        meaning: "When so much has changed that a checkpoint would not fit into shortest-notice any more: this is told once (`warn`), or checkpoints that leave the job running are taken before that, as often as least-interval lets them (`checkpoint`).",
+        meaning: "Before so much has changed that a checkpoint would not fit into shortest-notice any more: it is only told once when it is so (`warn`); memory is stored ahead sooner than seed-interval says, so that less is left to do (`seed`); or that, and where it is not enough checkpoints are taken that leave the job running, as often as least-interval lets them (`checkpoint`).",
     },
     Setting {
         name: "every",
@@ -1205,7 +1205,7 @@ named! {
 
 named! {
     /// What to do when a checkpoint would not fit into the shortest notice any more.
-    pub enum KeepPromise { Warn = "warn", Checkpoint = "checkpoint", }
+    pub enum KeepPromise { Warn = "warn", Seed = "seed", Checkpoint = "checkpoint", }
 }
 
 named! {
@@ -1975,7 +1975,19 @@ impl Settings {
             ),
             remedy: format!("make deadline-margin smaller than {name}, by several seconds"),
         });
+        let nothing_ahead = self.keep_promise == KeepPromise::Seed && self.seed == Seed::Off;
+        let nothing_ahead = nothing_ahead.then(|| Fault {
+            name: "keep-promise".into(),
+            origin: merged.origin("keep-promise"),
+            value: Some("seed".into()),
+            problem: format!(
+                "nothing is stored ahead with seed = off ({})",
+                merged.origin("seed")
+            ),
+            remedy: "set seed to on, or keep-promise to checkpoint".into(),
+        });
         faults.extend(margins);
+        faults.extend(nothing_ahead);
         faults.extend(key_for_nothing);
         faults
     }
@@ -4007,6 +4019,26 @@ reprieve: 9 settings are not valid
         );
         // Without a store nothing has to fit.
         assert!(flags(&settings[1..]).load().is_ok());
+    }
+
+    #[test]
+    fn a_promise_that_is_kept_by_seeding_needs_seeding() {
+        let with = |keep, seed| {
+            let settings = [
+                ("store", "file:///s"),
+                ("keep-promise", keep),
+                ("seed", seed),
+            ];
+            flags(&settings).load()
+        };
+        let message = with("seed", "off").expect_err("nothing would be done");
+        assert!(
+            message.contains("nothing is stored ahead with seed = off (flag --seed)"),
+            "{message}"
+        );
+        for (keep, seed) in [("seed", "on"), ("checkpoint", "off"), ("warn", "off")] {
+            assert!(with(keep, seed).is_ok(), "{keep} {seed}");
+        }
     }
 
     #[test]
