@@ -128,6 +128,61 @@ fn periodic_checkpoints_save_a_job_whose_machine_goes_without_a_word() {
 }
 
 #[test]
+fn a_period_that_follows_from_what_a_checkpoint_costs_saves_a_job_whose_machine_goes_without_a_word()
+ {
+    let store = Store::new();
+    let options = [
+        "--every",
+        "auto",
+        "--least-interval",
+        "1s",
+        "--max-lost-work",
+        "2s",
+    ];
+    let host = store.host_with("host", &options, COUNTER).start();
+    // The first is there to be measured, the others follow from it.
+    wait_until(LIMIT, "three checkpoints", || {
+        lines(&host, "checkpoint is durable").len() >= 3
+    });
+    host.destroy();
+    for line in lines(&host, "it is decided what to do") {
+        assert_eq!(line["reason"], "a periodic checkpoint is due", "{line}");
+    }
+    for line in lines(&host, "checkpoint begins") {
+        assert_eq!(
+            (&line["trigger"], &line["afterwards"]),
+            (&json!("timer"), &json!("Continue")),
+            "{line}"
+        );
+    }
+    let newest = lines(&host, "checkpoint is durable").len() as u64;
+    let second = store.host("second", COUNTER).start();
+    resumed(&second);
+    let generation = lines(&second, "the job is resumed")[0]["generation"].as_u64();
+    // One more may have been committed when the machine went.
+    assert!(generation >= Some(newest), "{generation:?} of {newest}");
+    second.destroy();
+    // Machines that live for years, and nobody who minds: one in a long time.
+    let store = Store::new();
+    let options = [
+        "--every",
+        "auto",
+        "--least-interval",
+        "1s",
+        "--max-lost-work",
+        "1d",
+        "--machine-lifetime",
+        "365d",
+    ];
+    let host = store.host_with("calm", &options, COUNTER).start();
+    wait_for_log(&host, "checkpoint is durable");
+    let mark = host.stdout().mark();
+    // Three of the least intervals.
+    wait_until(LIMIT, "more lines", || host.stdout().mark() > mark + 2_500);
+    assert_eq!(lines(&host, "checkpoint begins").len(), 1);
+}
+
+#[test]
 fn a_checkpoint_that_would_not_fit_into_the_notice_any_more_is_told_of_or_taken_before() {
     // Nothing is promised to fit into this, whatever was measured.
     let short = ["--shortest-notice", "500ms"];

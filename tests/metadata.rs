@@ -64,16 +64,27 @@ fn assert_runs_on(host: &Host) {
 /// The host stores its job before the time it was given, and another one goes on with it.
 #[track_caller]
 fn assert_stored_in_time(store: &Store, first: &Host, source: &str) {
+    assert_stored_in_time_for(store, first, source, "terminate");
+}
+
+#[track_caller]
+fn assert_stored_in_time_for(store: &Store, first: &Host, source: &str, fate: &str) {
     assert_eq!(first.wait_exit(LIMIT), Exit::Code(75));
     let notice = logged(first, "notice: something is to happen to this machine");
     assert_eq!(
         (&notice["source"], &notice["fate"]),
-        (&json!(source), &json!("terminate"))
+        (&json!(source), &json!(fate))
     );
     assert_eq!(logged(first, "checkpoint begins")["trigger"], source);
     let durable = logged(first, "checkpoint is durable");
     assert!(durable["left_ms"].as_u64() > Some(0), "{durable}");
     first.destroy();
+    assert_goes_on(store, first);
+}
+
+/// Another host goes on with the job, where the one before has stopped.
+#[track_caller]
+fn assert_goes_on(store: &Store, first: &Host) {
     let second = store.host("second", COUNTER).start();
     wait_for_log(&second, "the job is resumed");
     assert_runs_on(&second);
@@ -93,6 +104,70 @@ fn an_interruption_notice_leads_to_a_durable_snapshot_before_its_time() {
     wait_for_log(&first, WORKS);
     lab.notice(json!({ "kind": "spot", "in": 25 }));
     assert_stored_in_time(&store, &first, "ec2_metadata");
+}
+
+#[test]
+fn an_instance_that_is_stopped_is_stored_in_time_as_one_that_is_terminated() {
+    let (store, lab) = (Store::new(), Lab::start());
+    let first = ec2(&store, "first", &lab);
+    wait_for_output(&first, "line 10");
+    wait_for_log(&first, WORKS);
+    lab.notice(json!({ "kind": "spot", "action": "stop", "in": 25 }));
+    assert_stored_in_time_for(&store, &first, "ec2_metadata", "stop");
+}
+
+#[test]
+fn an_instance_that_hibernates_has_its_job_stored_at_once_and_it_runs_on() {
+    let (store, lab) = (Store::new(), Lab::start());
+    let first = ec2(&store, "first", &lab);
+    wait_for_output(&first, "line 10");
+    wait_for_log(&first, WORKS);
+    // Suspended from now on, whatever the time says; it need not come back.
+    lab.notice(json!({ "kind": "spot", "action": "hibernate", "in": 10 }));
+    let notice = logged(&first, "notice: something is to happen to this machine");
+    assert_eq!(notice["fate"], "hibernate");
+    let durable = logged(&first, "checkpoint is durable");
+    assert_eq!(durable["afterwards"], "Continue", "{durable}");
+    assert_eq!(
+        logged(&first, "it is decided what to do")["reason"],
+        "the machine is suspended, and may not come back"
+    );
+    // Woken up after its time it is told the same, and nothing was missed.
+    wait_until(LIMIT, "the notice to be over", || {
+        let status = first.exec_ok(["reprieve", "status", "--json"]);
+        let status: Value = serde_json::from_str(&status).expect("it is JSON");
+        status["deadline_ms"].is_null()
+    });
+    assert_runs_on(&first);
+    let log = first.stderr().text();
+    assert_eq!(log.matches("checkpoint begins").count(), 1, "{log}");
+    assert!(!log.contains("no checkpoint was taken"), "{log}");
+    // It is interrupted once more, and stored as any other.
+    lab.notice(json!({ "kind": "spot", "in": 25 }));
+    assert_eq!(first.wait_exit(LIMIT), Exit::Code(75));
+    first.destroy();
+    assert_goes_on(&store, &first);
+}
+
+#[test]
+fn an_instance_that_hibernates_and_does_not_come_back_lost_nothing_from_before_the_notice() {
+    let (store, lab) = (Store::new(), Lab::start());
+    let first = ec2(&store, "first", &lab);
+    wait_for_output(&first, "line 10");
+    wait_for_log(&first, WORKS);
+    lab.notice(json!({ "kind": "spot", "action": "hibernate" }));
+    let heard = first.stdout().lines().len();
+    wait_for_log(&first, "checkpoint is durable");
+    first.destroy();
+    let second = store.host("second", COUNTER).start();
+    wait_for_log(&second, "the job is resumed");
+    wait_for_output(&second, "line ");
+    let begins = second.stdout().lines()[0].clone();
+    second.destroy();
+    let begins = begins
+        .strip_prefix("line ")
+        .and_then(|number| number.parse().ok());
+    assert!(begins > Some(heard), "{begins:?} and {heard}");
 }
 
 #[test]

@@ -22,6 +22,9 @@ const LATE_MS: u64 = 30_000;
 /// Two SIGTERMs that come within this time are one: both leave the same time.
 const ONE_SIGNAL_MS: u64 = 1_000;
 
+/// Times are told to the second, and corrected by clocks that are.
+const ROUNDING_MS: u64 = 2_000;
+
 /// Identities that were heard are remembered, so that one that is told again later is not news.
 const REMEMBERED: usize = 1_000;
 
@@ -69,7 +72,8 @@ pub struct Going {
 #[derive(Debug, Default)]
 pub struct Episodes {
     claims: Vec<Claim>,
-    remembered: Vec<(Source, String)>,
+    /// With the time that was announced last.
+    remembered: Vec<(Source, String, Option<WallMs>)>,
     begun: u64,
 }
 
@@ -114,8 +118,11 @@ impl Episodes {
                 episode: claim.episode,
             };
         }
-        if self.is_remembered(source, &identity) {
-            return Heard::Over;
+        if let Some(before) = self.remembered_time(source, &identity) {
+            if !is_put_off(before, at, wall_now) {
+                return Heard::Over;
+            }
+            self.forget(source, &identity);
         }
         let related = self.claims.iter().find(|claim| same(claim, fate, at));
         let (episode, heard) = match related {
@@ -257,9 +264,13 @@ impl Episodes {
     fn withdraw(&mut self, source: Source, identity: &str) -> Vec<RequestId> {
         let ended = self.end(|claim| claim.source == source && claim.identity == identity);
         // Said again after it was taken back, it is news.
-        self.remembered
-            .retain(|(by, known)| *by != source || known != identity);
+        self.forget(source, identity);
         ended
+    }
+
+    fn forget(&mut self, source: Source, identity: &str) {
+        self.remembered
+            .retain(|(by, known, _)| *by != source || known != identity);
     }
 
     fn end(&mut self, ends: impl Fn(&Claim) -> bool) -> Vec<RequestId> {
@@ -267,7 +278,8 @@ impl Episodes {
         for claim in self.claims.extract_if(.., |claim| ends(claim)) {
             waited.extend(claim.waiting);
             if claim.source != Source::Signal {
-                self.remembered.push((claim.source, claim.identity));
+                self.remembered
+                    .push((claim.source, claim.identity, claim.at));
             }
         }
         let surplus = self.remembered.len().saturating_sub(REMEMBERED);
@@ -275,10 +287,21 @@ impl Episodes {
         waited
     }
 
-    fn is_remembered(&self, source: Source, identity: &str) -> bool {
+    /// The time that was announced of what is over, if this is.
+    fn remembered_time(&self, source: Source, identity: &str) -> Option<Option<WallMs>> {
         let mut remembered = self.remembered.iter();
-        remembered.any(|(by, known)| *by == source && known == identity)
+        remembered
+            .find(|(by, known, _)| *by == source && known == identity)
+            .map(|(_, _, at)| *at)
     }
+}
+
+/// What is over and is told again is to come all the same, if its time is another one now and lies ahead: an instance that
+/// hibernated is interrupted again, or the provider took longer than it had said.
+fn is_put_off(before: Option<WallMs>, at: Option<WallMs>, wall_now: WallMs) -> bool {
+    at.is_some_and(|at| {
+        at > wall_now && before.is_none_or(|before| at.0 > before.0.saturating_add(ROUNDING_MS))
+    })
 }
 
 fn same(claim: &Claim, fate: Fate, at: Option<WallMs>) -> bool {
@@ -404,6 +427,36 @@ mod tests {
         assert_eq!(all.pass(NOW.plus_ms(59_999)), []);
         assert_eq!(all.pass(NOW.plus_ms(60_000)), [RequestId(1)]);
         assert_eq!(hear(&mut all, spot("a", 60_000), 2), Heard::Over);
+    }
+
+    #[test]
+    fn what_is_over_and_gets_a_time_that_lies_ahead_is_to_come_again() {
+        let mut all = Episodes::default();
+        hear(&mut all, spot("a", 10_000), 1);
+        hear(&mut all, goes(Source::Azure, "b", Fate::Stop, None), 2);
+        all.pass(NOW.plus_ms(10_000));
+        all.give_up_undated();
+        let now = |announcement, id, all: &mut Episodes| {
+            let later = WallMs(WALL.0 + 10_000);
+            all.hear(announcement, RequestId(id), NOW.plus_ms(10_000), later)
+        };
+        // The same, and the same as a clock that is told to the second has it.
+        for in_ms in [10_000, 11_500] {
+            assert_eq!(now(spot("a", in_ms), 3, &mut all), Heard::Over);
+        }
+        let undated = goes(Source::Azure, "b", Fate::Stop, None);
+        assert_eq!(now(undated, 4, &mut all), Heard::Over);
+        assert!(matches!(
+            now(spot("a", 130_000), 5, &mut all),
+            Heard::News { .. }
+        ));
+        let left = all.going().and_then(|going| going.deadline);
+        assert_eq!(left, Some(NOW.plus_ms(130_000)));
+        // It is forgotten once, and remembered again.
+        all.pass(NOW.plus_ms(130_000));
+        assert_eq!(now(spot("a", 130_000), 6, &mut all), Heard::Over);
+        let dated = goes(Source::Azure, "b", Fate::Stop, Some(60_000));
+        assert!(matches!(now(dated, 7, &mut all), Heard::News { .. }));
     }
 
     #[test]
