@@ -463,6 +463,76 @@ fn the_tags_of_the_machine_say_what_nothing_else_says() {
 }
 
 #[test]
+fn an_app_is_held_to_what_all_instance_types_of_its_group_have_or_it_is_told_why_not() {
+    let app = ["sh", "-c", "echo ready $GLIBC_TUNABLES; exec sleep 1000"];
+    for (types, level, told) in [
+        ("m7i.large,m6a.large", Some("x86-64-v3"), None),
+        (
+            "m5.large,r3.large",
+            Some("x86-64-v2"),
+            Some("adx, rdrand, rdseed"),
+        ),
+        (
+            "m5.large,m99i.large",
+            None,
+            Some("it is not known what m99i.large can do"),
+        ),
+        (
+            "m5.large,m6g.large",
+            None,
+            Some("m6g.large have no levels of x86-64"),
+        ),
+    ] {
+        let (store, lab) = (Store::new(), Lab::start());
+        lab.facts(json!({ "group-types": types }));
+        let options = [
+            "--cpu-baseline",
+            "auto-from-launch-template",
+            "--instance-id",
+            "i-0123456789abcdef0",
+            "--sources",
+            "none",
+        ];
+        let host = store
+            .host_with("host", &options, &app)
+            .share_net()
+            .env("AWS_ENDPOINT_URL_AUTO_SCALING", &lab.url)
+            .env("AWS_REGION", "us-east-1")
+            .env("AWS_ACCESS_KEY_ID", "test")
+            .env("AWS_SECRET_ACCESS_KEY", "test")
+            .start();
+        wait_for_output(&host, "ready");
+        let ready = host.stdout().lines()[0].clone();
+        assert_eq!(
+            ready.contains("glibc.cpu.hwcaps"),
+            level.is_some(),
+            "{ready}"
+        );
+        if let Some(level) = level {
+            let said = logged(&host, "the CPU baseline is what all instance types");
+            assert_eq!(
+                (&said["baseline"], &said["types"]),
+                (&json!(level), &json!(types.replace(',', ", ")))
+            );
+            assert_eq!(
+                logged(
+                    &host,
+                    "what the app is given so that it can be checkpointed"
+                )["baseline"],
+                level
+            );
+            if let Some(lacking) = told {
+                let said = logged(&host, "some machines of the fleet lack");
+                assert_eq!(said["lacking"], lacking);
+            }
+        } else {
+            let said = logged(&host, "no CPU baseline follows from the launch template");
+            assert_eq!(said["reason"].as_str(), told, "{said}");
+        }
+    }
+}
+
+#[test]
 fn a_machine_in_a_warm_pool_leaves_the_job_alone_until_it_is_in_service() {
     let (store, lab) = (Store::new(), Lab::start());
     lab.notice(json!({ "kind": "asg", "state": "Warmed:Running" }));

@@ -526,8 +526,9 @@ pub const TABLE: &[Setting] = &[
         kind: Kind::CpuBaseline,
         default: Some("off"),
         unset: "",
-        meaning: "The level of x86-64 that an app which is started from scratch is held to, or a file that says what the machines of a \
-                  fleet have (docs/hosts.md), so that its snapshots resume on every \
+        meaning: "The level of x86-64 that an app which is started from scratch is held to, a file that says what the machines of a \
+                  fleet have, or `auto-from-launch-template` for what all instance types have that this machine's group of Auto Scaling \
+                  may have (docs/hosts.md), so that its snapshots resume on every \
                   host that has it: the C library, OpenBLAS, MKL, NumPy and JVMs are told by variables of the environment \
                   (docs/hosts.md says what that reaches). With `off`, a snapshot needs every instruction set of the host \
                   that it was taken on.",
@@ -1110,12 +1111,15 @@ pub enum CpuBaseline {
     Level(Level),
     /// What this file says that all machines of a fleet have.
     File(PathBuf),
+    /// What all instance types have that this machine's group of Auto Scaling may have.
+    LaunchTemplate,
 }
 
 impl CpuBaseline {
     fn from_text(text: &str) -> Option<Self> {
         match text {
             "off" => Some(Self::Off),
+            "auto-from-launch-template" => Some(Self::LaunchTemplate),
             path if path.starts_with('/') => Some(Self::File(path.into())),
             level => Level::from_text(level)
                 .filter(|level| *level > Level::V1)
@@ -2948,7 +2952,7 @@ pub(crate) fn expected(kind: Kind) -> String {
         }
         Kind::Choice(names) => format!("one of {}", names.join(", ")),
         Kind::CpuBaseline => {
-            "off, x86-64-v2, x86-64-v3, x86-64-v4, or the absolute path of a file".into()
+            "off, x86-64-v2, x86-64-v3, x86-64-v4, auto-from-launch-template, or the absolute path of a file".into()
         }
         Kind::Period => "never, auto, or a duration with its unit like 10m, from 1s to 24h".into(),
         Kind::Sources => {
@@ -4039,6 +4043,13 @@ reprieve: 9 settings are not valid
         for (keep, seed) in [("seed", "on"), ("checkpoint", "off"), ("warn", "off")] {
             assert!(with(keep, seed).is_ok(), "{keep} {seed}");
         }
+    }
+
+    #[test]
+    fn what_follows_from_a_launch_template_is_a_baseline_by_its_name() {
+        let template = CpuBaseline::from_text("auto-from-launch-template");
+        assert_eq!(template, Some(CpuBaseline::LaunchTemplate));
+        assert_eq!(CpuBaseline::from_text("auto"), None);
     }
 
     #[test]
