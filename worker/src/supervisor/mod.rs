@@ -734,6 +734,7 @@ impl Supervisor {
 
     fn booted(&mut self, booted: Booted) -> Vec<Effect> {
         steps::reached(Step::Booted);
+        sys::give_memory_back();
         let Booted {
             app,
             stdio,
