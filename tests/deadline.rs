@@ -128,6 +128,61 @@ fn periodic_checkpoints_save_a_job_whose_machine_goes_without_a_word() {
 }
 
 #[test]
+fn a_period_that_follows_from_what_a_checkpoint_costs_saves_a_job_whose_machine_goes_without_a_word()
+ {
+    let store = Store::new();
+    let options = [
+        "--every",
+        "auto",
+        "--least-interval",
+        "1s",
+        "--max-lost-work",
+        "2s",
+    ];
+    let host = store.host_with("host", &options, COUNTER).start();
+    // The first is there to be measured, the others follow from it.
+    wait_until(LIMIT, "three checkpoints", || {
+        lines(&host, "checkpoint is durable").len() >= 3
+    });
+    host.destroy();
+    for line in lines(&host, "it is decided what to do") {
+        assert_eq!(line["reason"], "a periodic checkpoint is due", "{line}");
+    }
+    for line in lines(&host, "checkpoint begins") {
+        assert_eq!(
+            (&line["trigger"], &line["afterwards"]),
+            (&json!("timer"), &json!("Continue")),
+            "{line}"
+        );
+    }
+    let newest = lines(&host, "checkpoint is durable").len() as u64;
+    let second = store.host("second", COUNTER).start();
+    resumed(&second);
+    let generation = lines(&second, "the job is resumed")[0]["generation"].as_u64();
+    // One more may have been committed when the machine went.
+    assert!(generation >= Some(newest), "{generation:?} of {newest}");
+    second.destroy();
+    // Machines that live for years, and nobody who minds: one in a long time.
+    let store = Store::new();
+    let options = [
+        "--every",
+        "auto",
+        "--least-interval",
+        "1s",
+        "--max-lost-work",
+        "1d",
+        "--machine-lifetime",
+        "365d",
+    ];
+    let host = store.host_with("calm", &options, COUNTER).start();
+    wait_for_log(&host, "checkpoint is durable");
+    let mark = host.stdout().mark();
+    // Three of the least intervals.
+    wait_until(LIMIT, "more lines", || host.stdout().mark() > mark + 2_500);
+    assert_eq!(lines(&host, "checkpoint begins").len(), 1);
+}
+
+#[test]
 fn a_checkpoint_that_would_not_fit_into_the_notice_any_more_is_told_of_or_taken_before() {
     // Nothing is promised to fit into this, whatever was measured.
     let short = ["--shortest-notice", "500ms"];
@@ -211,6 +266,37 @@ fn what_failed_on_sigterm_is_tried_again_within_the_grace() {
     host.signal(libc::SIGTERM);
     assert_eq!(host.wait_exit(LIMIT), Exit::Code(75));
     assert!(!lines(&host, "checkpoint failed").is_empty());
+    assert_eq!(lines(&host, "checkpoint is durable").len(), 1);
+}
+
+#[test]
+fn a_second_sigterm_means_now_and_not_after_the_pause() {
+    let store = Store::new();
+    // An orphan stands in the way until it is ended.
+    let app = ["bash", "-c", "(sleep 1000 &); echo ready; read go"];
+    let host = store.host("host", &app).stdin(harness::Stdio::Pipe).start();
+    wait_for_output(&host, "ready");
+    host.signal(libc::SIGTERM);
+    // Each failure makes the pause longer: after this one it is 4 s.
+    wait_until(LIMIT, "four failures", || {
+        lines(&host, "checkpoint failed").len() == 4
+    });
+    let at_once = "the end is near, or may come at any moment";
+    let again = "the one before failed, and there is time left";
+    let reasons = || -> Vec<Value> {
+        let lines = lines(&host, "it is decided what to do");
+        lines
+            .into_iter()
+            .map(|line| line["reason"].clone())
+            .collect()
+    };
+    assert_eq!(reasons(), [at_once, again, again, again]);
+    host.signal(libc::SIGTERM);
+    wait_until(LIMIT, "another attempt", || reasons().len() > 4);
+    assert_eq!(reasons()[4], at_once);
+    let orphan = host.wait_for_process("sleep 1000", LIMIT).pid;
+    host.signal_process(orphan, libc::SIGKILL);
+    assert_eq!(host.wait_exit(LIMIT), Exit::Code(75));
     assert_eq!(lines(&host, "checkpoint is durable").len(), 1);
 }
 

@@ -501,6 +501,10 @@ impl Place for BrokenDisk {
 }
 
 fn start(place: &dyn Place, name: &str) -> Host {
+    start_with(place, name, &[])
+}
+
+fn start_with(place: &dyn Place, name: &str, more: &[&str]) -> Host {
     let mut options: Vec<String> = [
         "--job",
         "job",
@@ -516,6 +520,7 @@ fn start(place: &dyn Place, name: &str) -> Host {
     .into();
     options.push(place.store());
     options.extend(place.options());
+    options.extend(more.iter().map(|option| (*option).to_owned()));
     let host = Host::builder(name).share_net();
     let app = APP.iter().copied();
     place.order(host).reprieve(options, app).start()
@@ -656,6 +661,43 @@ fn resume(place: &dyn Place, first: &Host, went: Went, digest: &str) {
             assert!(after[0] <= before[before.len() - 1] + 1);
         }
     }
+}
+
+#[test]
+fn a_second_sigterm_during_an_attempt_that_fails_is_carried_out_in_a_time_of_its_own() {
+    let place = S3::new();
+    let first = start_with(&place, "first", &["--term-grace", "16s"]);
+    wait_for_output(&first, "ready");
+    let digest = first.stdout().lines()[0].clone();
+    checkpoint_ok(&first);
+    place.proxy.fail(Fault::Hang, |_| true);
+    let mark = first.stderr().mark();
+    first.signal(libc::SIGTERM);
+    let left = || -> Option<u64> {
+        let status = first.exec_ok(["reprieve", "status", "--json"]);
+        let status: Value = serde_json::from_str(&status).expect("it is JSON");
+        status["deadline_ms"].as_u64()
+    };
+    wait_until(LIMIT, "most of the grace to be over", || {
+        left().is_some_and(|left| left < 6_000)
+    });
+    let begun = |line: &str| line.contains("checkpoint begins");
+    let failed = |line: &str| line.contains("checkpoint failed");
+    assert!(
+        line_after(&first, mark, begun).is_some() && line_after(&first, mark, failed).is_none()
+    );
+    first.signal(libc::SIGTERM);
+    let missed = first
+        .stderr()
+        .wait_for_line_after(mark, "the first one's end", LIMIT, |line| {
+            line.contains(MISSED)
+        });
+    assert!(missed.contains("failed"), "{missed}");
+    // The store is there again, and nobody says anything any more.
+    place.proxy.pass();
+    assert_eq!(first.wait_exit(LIMIT), Exit::Code(75));
+    first.destroy();
+    resume(&place, &first, Went::Durable(0.0), &digest);
 }
 
 /// Tries them side by side. Nothing for one that failed, which has told why.

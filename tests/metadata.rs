@@ -64,16 +64,27 @@ fn assert_runs_on(host: &Host) {
 /// The host stores its job before the time it was given, and another one goes on with it.
 #[track_caller]
 fn assert_stored_in_time(store: &Store, first: &Host, source: &str) {
+    assert_stored_in_time_for(store, first, source, "terminate");
+}
+
+#[track_caller]
+fn assert_stored_in_time_for(store: &Store, first: &Host, source: &str, fate: &str) {
     assert_eq!(first.wait_exit(LIMIT), Exit::Code(75));
     let notice = logged(first, "notice: something is to happen to this machine");
     assert_eq!(
         (&notice["source"], &notice["fate"]),
-        (&json!(source), &json!("terminate"))
+        (&json!(source), &json!(fate))
     );
     assert_eq!(logged(first, "checkpoint begins")["trigger"], source);
     let durable = logged(first, "checkpoint is durable");
     assert!(durable["left_ms"].as_u64() > Some(0), "{durable}");
     first.destroy();
+    assert_goes_on(store, first);
+}
+
+/// Another host goes on with the job, where the one before has stopped.
+#[track_caller]
+fn assert_goes_on(store: &Store, first: &Host) {
     let second = store.host("second", COUNTER).start();
     wait_for_log(&second, "the job is resumed");
     assert_runs_on(&second);
@@ -93,6 +104,70 @@ fn an_interruption_notice_leads_to_a_durable_snapshot_before_its_time() {
     wait_for_log(&first, WORKS);
     lab.notice(json!({ "kind": "spot", "in": 25 }));
     assert_stored_in_time(&store, &first, "ec2_metadata");
+}
+
+#[test]
+fn an_instance_that_is_stopped_is_stored_in_time_as_one_that_is_terminated() {
+    let (store, lab) = (Store::new(), Lab::start());
+    let first = ec2(&store, "first", &lab);
+    wait_for_output(&first, "line 10");
+    wait_for_log(&first, WORKS);
+    lab.notice(json!({ "kind": "spot", "action": "stop", "in": 25 }));
+    assert_stored_in_time_for(&store, &first, "ec2_metadata", "stop");
+}
+
+#[test]
+fn an_instance_that_hibernates_has_its_job_stored_at_once_and_it_runs_on() {
+    let (store, lab) = (Store::new(), Lab::start());
+    let first = ec2(&store, "first", &lab);
+    wait_for_output(&first, "line 10");
+    wait_for_log(&first, WORKS);
+    // Suspended from now on, whatever the time says; it need not come back.
+    lab.notice(json!({ "kind": "spot", "action": "hibernate", "in": 10 }));
+    let notice = logged(&first, "notice: something is to happen to this machine");
+    assert_eq!(notice["fate"], "hibernate");
+    let durable = logged(&first, "checkpoint is durable");
+    assert_eq!(durable["afterwards"], "Continue", "{durable}");
+    assert_eq!(
+        logged(&first, "it is decided what to do")["reason"],
+        "the machine is suspended, and may not come back"
+    );
+    // Woken up after its time it is told the same, and nothing was missed.
+    wait_until(LIMIT, "the notice to be over", || {
+        let status = first.exec_ok(["reprieve", "status", "--json"]);
+        let status: Value = serde_json::from_str(&status).expect("it is JSON");
+        status["deadline_ms"].is_null()
+    });
+    assert_runs_on(&first);
+    let log = first.stderr().text();
+    assert_eq!(log.matches("checkpoint begins").count(), 1, "{log}");
+    assert!(!log.contains("no checkpoint was taken"), "{log}");
+    // It is interrupted once more, and stored as any other.
+    lab.notice(json!({ "kind": "spot", "in": 25 }));
+    assert_eq!(first.wait_exit(LIMIT), Exit::Code(75));
+    first.destroy();
+    assert_goes_on(&store, &first);
+}
+
+#[test]
+fn an_instance_that_hibernates_and_does_not_come_back_lost_nothing_from_before_the_notice() {
+    let (store, lab) = (Store::new(), Lab::start());
+    let first = ec2(&store, "first", &lab);
+    wait_for_output(&first, "line 10");
+    wait_for_log(&first, WORKS);
+    lab.notice(json!({ "kind": "spot", "action": "hibernate" }));
+    let heard = first.stdout().lines().len();
+    wait_for_log(&first, "checkpoint is durable");
+    first.destroy();
+    let second = store.host("second", COUNTER).start();
+    wait_for_log(&second, "the job is resumed");
+    wait_for_output(&second, "line ");
+    let begins = second.stdout().lines()[0].clone();
+    second.destroy();
+    let begins = begins
+        .strip_prefix("line ")
+        .and_then(|number| number.parse().ok());
+    assert!(begins > Some(heard), "{begins:?} and {heard}");
 }
 
 #[test]
@@ -385,6 +460,76 @@ fn the_tags_of_the_machine_say_what_nothing_else_says() {
         "{said}"
     );
     assert_eq!(third.stdout().text() + &fourth.stdout().text(), "");
+}
+
+#[test]
+fn an_app_is_held_to_what_all_instance_types_of_its_group_have_or_it_is_told_why_not() {
+    let app = ["sh", "-c", "echo ready $GLIBC_TUNABLES; exec sleep 1000"];
+    for (types, level, told) in [
+        ("m7i.large,m6a.large", Some("x86-64-v3"), None),
+        (
+            "m5.large,r3.large",
+            Some("x86-64-v2"),
+            Some("adx, rdrand, rdseed"),
+        ),
+        (
+            "m5.large,m99i.large",
+            None,
+            Some("it is not known what m99i.large can do"),
+        ),
+        (
+            "m5.large,m6g.large",
+            None,
+            Some("m6g.large have no levels of x86-64"),
+        ),
+    ] {
+        let (store, lab) = (Store::new(), Lab::start());
+        lab.facts(json!({ "group-types": types }));
+        let options = [
+            "--cpu-baseline",
+            "auto-from-launch-template",
+            "--instance-id",
+            "i-0123456789abcdef0",
+            "--sources",
+            "none",
+        ];
+        let host = store
+            .host_with("host", &options, &app)
+            .share_net()
+            .env("AWS_ENDPOINT_URL_AUTO_SCALING", &lab.url)
+            .env("AWS_REGION", "us-east-1")
+            .env("AWS_ACCESS_KEY_ID", "test")
+            .env("AWS_SECRET_ACCESS_KEY", "test")
+            .start();
+        wait_for_output(&host, "ready");
+        let ready = host.stdout().lines()[0].clone();
+        assert_eq!(
+            ready.contains("glibc.cpu.hwcaps"),
+            level.is_some(),
+            "{ready}"
+        );
+        if let Some(level) = level {
+            let said = logged(&host, "the CPU baseline is what all instance types");
+            assert_eq!(
+                (&said["baseline"], &said["types"]),
+                (&json!(level), &json!(types.replace(',', ", ")))
+            );
+            assert_eq!(
+                logged(
+                    &host,
+                    "what the app is given so that it can be checkpointed"
+                )["baseline"],
+                level
+            );
+            if let Some(lacking) = told {
+                let said = logged(&host, "some machines of the fleet lack");
+                assert_eq!(said["lacking"], lacking);
+            }
+        } else {
+            let said = logged(&host, "no CPU baseline follows from the launch template");
+            assert_eq!(said["reason"].as_str(), told, "{said}");
+        }
+    }
 }
 
 #[test]

@@ -146,7 +146,12 @@ fn the_actions_that_are_called_are_those_that_are_granted() {
         "on",
         "--lifecycle-hook",
         "goodbye",
+        "--cpu-baseline",
+        "auto-from-launch-template",
     ];
+    account.server.ec2(
+        "Action=CreateLaunchTemplate&LaunchTemplateName=fleet&LaunchTemplateData.InstanceType=m6a.large",
+    );
 
     // Its group takes the machine, as its metadata tell.
     let options = [
@@ -156,6 +161,7 @@ fn the_actions_that_are_called_are_those_that_are_granted() {
     .concat();
     let host = account.host("first", &options).start();
     wait_for_output(&host, "ready");
+    wait_for_log(&host, "the CPU baseline is what all instance types");
     let line = wait_for_log(&host, "a queue was made for the job");
     let line: Value = serde_json::from_str(&line).expect("the log is JSON");
     let own = line["url"].as_str().expect("it names the queue").to_owned();

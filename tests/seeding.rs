@@ -129,6 +129,52 @@ fn a_checkpoint_after_seeding_stores_what_changed_since() {
     assert_eq!(digest(&next, resumed(&next).pid), before);
 }
 
+/// What a checkpoint would take now, by what was measured.
+fn to_safe_ms(host: &Host) -> u64 {
+    let status = host.exec_ok(["reprieve", "status", "--json"]);
+    let status: Value = serde_json::from_str(&status).expect("it is JSON");
+    status["to_safe_ms"].as_u64().expect("it was measured")
+}
+
+#[test]
+fn memory_is_stored_ahead_before_its_time_if_a_checkpoint_would_not_fit_into_the_notice() {
+    // Between what any checkpoint takes at least and what storing all of this takes; all of it may change in an hour.
+    let app = ["python3", "/apps/churn.py", "256", "--still"];
+    let host = |store: &Store, keep: &str| {
+        let options = [
+            "--seed-interval",
+            "1h",
+            "--seed-cpu",
+            "100",
+            "--shortest-notice",
+            "2300ms",
+            "--least-interval",
+            "10m",
+            "--keep-promise",
+            keep,
+        ];
+        let host = store.host_with(keep, &options, &app).start();
+        wait_for_output(&host, "ready");
+        checkpoint_ok(&host);
+        host
+    };
+    let often = "the job's memory is stored ahead more often";
+    let stores = [Store::new(), Store::new(), Store::new()];
+    let told = host(&stores[0], "warn");
+    // What fits into the notice, with a quarter of the notice, a second, and a quarter of itself kept back.
+    let fits = |host: &Host| to_safe_ms(host) <= 580;
+    assert!(!fits(&told), "{} ms", to_safe_ms(&told));
+    for (store, keep) in stores[1..].iter().zip(["seed", "checkpoint"]) {
+        let kept = host(store, keep);
+        wait_for_log(&kept, often);
+        wait_until(LIMIT, "the promise to hold", || fits(&kept));
+        // Nothing was frozen for it.
+        assert_eq!(kept.stderr().text().matches("checkpoint begins").count(), 1);
+    }
+    assert!(!told.stderr().text().contains(often));
+    assert!(!fits(&told), "nobody looked at it");
+}
+
 #[test]
 fn memory_that_changes_while_it_is_seeded_comes_back_exactly() {
     let store = Store::new();

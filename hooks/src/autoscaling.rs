@@ -6,12 +6,15 @@
 //! hooks after this one. A hook does not delay a spot interruption; that deadline counts in any case.
 //!
 //! Both calls are best effort. An answer that the action is not there (any more) ends the heartbeats and is no failure.
+//!
+//! It also says which types of instances the group of this one may have.
 
 use std::time::Duration;
 
 use aws_sdk_autoscaling::Client;
 use aws_sdk_autoscaling::config::timeout::TimeoutConfig;
 use aws_sdk_autoscaling::error::{DisplayErrorContext, ProvideErrorMetadata, SdkError};
+use aws_sdk_autoscaling::types::LaunchTemplateSpecification;
 use tokio::time::{Instant, sleep};
 
 use crate::events::Hook;
@@ -30,6 +33,33 @@ const COMPLETE_LIMIT: Duration = Duration::from_secs(20);
 pub struct AutoScaling {
     client: Client,
     heartbeat: Duration,
+}
+
+/// Which machines a group may have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Kinds {
+    Types(Vec<String>),
+    /// The one that a launch template says.
+    Of(Template),
+}
+
+/// A launch template.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Template {
+    pub id: Option<String>,
+    pub name: Option<String>,
+    pub version: Option<String>,
+}
+
+impl From<&LaunchTemplateSpecification> for Template {
+    fn from(template: &LaunchTemplateSpecification) -> Self {
+        let owned = |text: Option<&str>| text.map(str::to_owned);
+        Self {
+            id: owned(template.launch_template_id()),
+            name: owned(template.launch_template_name()),
+            version: owned(template.version()),
+        }
+    }
 }
 
 /// What the service says to a call.
@@ -63,6 +93,55 @@ impl AutoScaling {
     /// # Errors
     /// When the service does not say, in words.
     pub async fn action(&self, name: &str, instance: &str) -> Result<Option<Hook>, String> {
+        let group = self.group(instance).await?;
+        Ok(group.map(|group| Hook {
+            group,
+            name: name.to_owned(),
+            instance: instance.to_owned(),
+            token: None,
+        }))
+    }
+
+    /// The machines that the group of this instance may have.
+    ///
+    /// # Errors
+    /// When the service does not say, or the group does not, in words.
+    pub async fn kinds(&self, instance: &str) -> Result<Kinds, String> {
+        let group = self.group(instance).await?;
+        let group = group.ok_or("this machine is in no group of Auto Scaling")?;
+        let asked = self
+            .client
+            .describe_auto_scaling_groups()
+            .auto_scaling_group_names(&group)
+            .send()
+            .await;
+        let answer = asked.map_err(|error| DisplayErrorContext(&error).to_string())?;
+        let found = answer.auto_scaling_groups().first();
+        let found = found.ok_or_else(|| format!("there is no group {group}"))?;
+        let policy = found.mixed_instances_policy();
+        let mixed = policy.and_then(|policy| policy.launch_template());
+        let overrides = mixed.map_or(&[][..], |mixed| mixed.overrides());
+        if overrides
+            .iter()
+            .any(|one| one.instance_requirements().is_some())
+        {
+            return Err(format!(
+                "the group {group} names no instance types but attributes"
+            ));
+        }
+        let types = overrides.iter().filter_map(|one| one.instance_type());
+        let types: Vec<String> = types.map(str::to_owned).collect();
+        if !types.is_empty() {
+            return Ok(Kinds::Types(types));
+        }
+        let template = mixed.and_then(|mixed| mixed.launch_template_specification());
+        let template = template.or_else(|| found.launch_template());
+        let template =
+            template.ok_or_else(|| format!("the group {group} has no launch template"))?;
+        Ok(Kinds::Of(template.into()))
+    }
+
+    async fn group(&self, instance: &str) -> Result<Option<String>, String> {
         let asked = self
             .client
             .describe_auto_scaling_instances()
@@ -72,12 +151,7 @@ impl AutoScaling {
         let answer = asked.map_err(|error| DisplayErrorContext(&error).to_string())?;
         let mut found = answer.auto_scaling_instances().iter();
         let group = found.find_map(|found| found.auto_scaling_group_name());
-        Ok(group.map(|group| Hook {
-            group: group.to_owned(),
-            name: name.to_owned(),
-            instance: instance.to_owned(),
-            token: None,
-        }))
+        Ok(group.map(str::to_owned))
     }
 
     /// Sends heartbeats until `settled` is over, and hands its result on. Drop it, and they end.
@@ -237,6 +311,68 @@ mod tests {
         let settled = async { calls.recv().await };
         assert_eq!(scaling.hold(&hook(), settled).await, Some(()));
         assert!(scaling.complete(&hook()).await);
+    }
+
+    #[tokio::test]
+    async fn a_group_says_which_machines_it_may_have() {
+        let instances = "<DescribeAutoScalingInstancesResponse><DescribeAutoScalingInstancesResult>\
+             <AutoScalingInstances><member><InstanceId>i-0abc</InstanceId>\
+             <AutoScalingGroupName>fleet</AutoScalingGroupName></member></AutoScalingInstances>\
+             </DescribeAutoScalingInstancesResult></DescribeAutoScalingInstancesResponse>";
+        let template = |name: &str| {
+            format!(
+                "<{name}><LaunchTemplateId>lt-1</LaunchTemplateId><Version>7</Version></{name}>"
+            )
+        };
+        let of = Kinds::Of(Template {
+            id: Some("lt-1".into()),
+            name: None,
+            version: Some("7".into()),
+        });
+        let mixed = |overrides: &str| {
+            format!(
+                "<MixedInstancesPolicy><LaunchTemplate>{}<Overrides>{overrides}</Overrides></LaunchTemplate></MixedInstancesPolicy>",
+                template("LaunchTemplateSpecification")
+            )
+        };
+        let types = ["m5.large", "m6a.large"].map(str::to_owned).to_vec();
+        let named = "<member><InstanceType>m5.large</InstanceType></member>\
+             <member><InstanceType>m6a.large</InstanceType></member>";
+        let by_attributes = "<member><InstanceRequirements><VCpuCount><Min>2</Min></VCpuCount></InstanceRequirements></member>";
+        for (group, expected) in [
+            (mixed(named), Ok(Kinds::Types(types))),
+            (mixed(""), Ok(of.clone())),
+            (template("LaunchTemplate"), Ok(of)),
+            (
+                mixed(by_attributes),
+                Err("the group fleet names no instance types but attributes".to_owned()),
+            ),
+            (
+                "<LaunchConfigurationName>old</LaunchConfigurationName>".to_owned(),
+                Err("the group fleet has no launch template".to_owned()),
+            ),
+        ] {
+            let server = Server::start(move |request| {
+                if request.contains("Action=DescribeAutoScalingInstances") {
+                    return Answer::xml(200, instances);
+                }
+                assert!(
+                    request.contains("AutoScalingGroupNames.member.1=fleet"),
+                    "{request}"
+                );
+                Answer::xml(
+                    200,
+                    &format!(
+                        "<DescribeAutoScalingGroupsResponse><DescribeAutoScalingGroupsResult><AutoScalingGroups>\
+                         <member><AutoScalingGroupName>fleet</AutoScalingGroupName>{group}</member>\
+                         </AutoScalingGroups></DescribeAutoScalingGroupsResult></DescribeAutoScalingGroupsResponse>"
+                    ),
+                )
+            })
+            .await;
+            let scaling = AutoScaling::new(&server.sdk_config().await, Duration::ZERO);
+            assert_eq!(scaling.kinds("i-0abc").await, expected);
+        }
     }
 
     #[tokio::test]

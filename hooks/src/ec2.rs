@@ -1,6 +1,6 @@
 //! What this machine is to EC2, and what its owner sees of the job there: reads and writes the tags of one instance.
 //!
-//! Four small calls of EC2's query protocol, signed here: its SDK takes longer to build than all the rest together. All of
+//! Five small calls of EC2's query protocol, signed here: its SDK takes longer to build than all the rest together. All of
 //! it is optional: without the rights, or while EC2 throttles, a job runs as well and only the console shows less.
 
 use std::collections::BTreeMap;
@@ -18,6 +18,7 @@ use aws_smithy_xml::decode::{Document, ScopedDecoder, try_data};
 use reprieve_core::worker::Purchase;
 use tokio::time::timeout;
 
+use crate::autoscaling::Template;
 use crate::http::escaped;
 
 /// The version of the protocol; EC2 keeps old ones for good.
@@ -183,6 +184,31 @@ impl Ec2 {
             Ok(())
         })?;
         machine.ok_or_else(|| Ec2Error::NoSuchInstance(instance.to_owned()))
+    }
+
+    /// The instance type that a launch template says; none if it says none.
+    ///
+    /// # Errors
+    /// When EC2 refuses, does not answer or does not know the template.
+    pub async fn template_type(&self, template: &Template) -> Result<Option<String>, Ec2Error> {
+        let action = "DescribeLaunchTemplateVersions";
+        let version = template.version.as_deref().unwrap_or("$Default");
+        let mut parameters = vec![("LaunchTemplateVersion.1".to_owned(), version.to_owned())];
+        match (&template.id, &template.name) {
+            (Some(id), _) => parameters.push(("LaunchTemplateId".to_owned(), id.clone())),
+            (_, name) => {
+                let name = name.clone().unwrap_or_default();
+                parameters.push(("LaunchTemplateName".to_owned(), name));
+            }
+        }
+        let answer = self.call(action, &parameters).await?;
+        let mut found = None;
+        let path = ["launchTemplateVersionSet", "item", "launchTemplateData"];
+        each(action, &answer, &path, &mut |data| {
+            found = fields(data)?.remove("instanceType");
+            Ok(())
+        })?;
+        Ok(found)
     }
 
     async fn call(
@@ -395,6 +421,45 @@ mod tests {
             assert_eq!(machine.purchase, purchase);
             assert_eq!(machine.instance_type, "m7i.large");
         }
+    }
+
+    #[tokio::test]
+    async fn a_launch_template_says_its_type_or_none() {
+        let server = Server::start(|request| {
+            assert!(
+                request.contains("Action=DescribeLaunchTemplateVersions"),
+                "{request}"
+            );
+            let kind = match request.contains("LaunchTemplateId=lt-1&")
+                || request.ends_with("LaunchTemplateId=lt-1")
+            {
+                true if request.contains("LaunchTemplateVersion.1=7") => {
+                    "<instanceType>m6a.large</instanceType>"
+                }
+                _ => "",
+            };
+            Answer::xml(
+                200,
+                &format!(
+                    "<DescribeLaunchTemplateVersionsResponse><launchTemplateVersionSet><item><versionNumber>7</versionNumber>\
+                     <launchTemplateData><imageId>ami-1</imageId><tagSpecificationSet><item><instanceType>no</instanceType></item>\
+                     </tagSpecificationSet>{kind}</launchTemplateData></item></launchTemplateVersionSet>\
+                     </DescribeLaunchTemplateVersionsResponse>"
+                ),
+            )
+        })
+        .await;
+        let ec2 = ec2(&server).await;
+        let mut template = Template {
+            id: Some("lt-1".into()),
+            name: None,
+            version: Some("7".into()),
+        };
+        let found = ec2.template_type(&template).await.expect("it is answered");
+        assert_eq!(found.as_deref(), Some("m6a.large"));
+        (template.id, template.name) = (None, Some("other".into()));
+        let found = ec2.template_type(&template).await.expect("it is answered");
+        assert_eq!(found, None);
     }
 
     #[tokio::test]

@@ -6,7 +6,7 @@
 use std::ffi::OsString;
 use std::fs;
 
-use reprieve_core::cpu::{self, Level};
+use reprieve_core::cpu::{self, Fleet, Level};
 use reprieve_core::launch::{self, Denial};
 
 use crate::failure::{ExitCode, Failure};
@@ -105,7 +105,8 @@ impl Cures {
 
 fn baseline(wanted: &CpuBaseline) -> Result<Option<Level>, Failure> {
     let path = match wanted {
-        CpuBaseline::Off => return Ok(None),
+        // What follows from a launch template was found out before, or cannot be.
+        CpuBaseline::Off | CpuBaseline::LaunchTemplate => return Ok(None),
         CpuBaseline::Level(level) => return Ok(Some(*level)),
         CpuBaseline::File(path) => path,
     };
@@ -116,11 +117,15 @@ fn baseline(wanted: &CpuBaseline) -> Result<Option<Level>, Failure> {
             .detail(reason)
             .remedy("write a line for each kind of machine as docs/hosts.md says, or name a level")
     })?;
+    tell_lacking(&fleet);
+    Ok(Some(fleet.level))
+}
+
+pub(crate) fn tell_lacking(fleet: &Fleet) {
     if !fleet.lacking.is_empty() {
         tracing::warn!(
             lacking = fleet.lacking.join(", "),
             "some machines of the fleet lack what a baseline does not hold back; snapshots from a host that has it need it"
         );
     }
-    Ok(Some(fleet.level))
 }

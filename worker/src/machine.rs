@@ -2,13 +2,16 @@
 //! and for people what it is.
 //!
 //! Only what was asked for by a setting can keep the job from starting: without the store that a tag was to name, a job that
-//! has snapshots would begin anew. Everything else is best effort.
+//! has snapshots would begin anew. Everything else is best effort; a baseline that cannot be found out is none, and that is told.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
+use reprieve_core::cpu::Fleet;
+use reprieve_core::instances;
 use reprieve_core::worker::{Machine, Purchase};
+use reprieve_hooks::autoscaling::{AutoScaling, Kinds};
 use reprieve_hooks::ec2::{Ec2, TAG_JOB, TAG_QUEUE, TAG_STORE};
 use reprieve_hooks::ec2_metadata::{self, TargetState};
 use reprieve_hooks::http::BadEndpoint;
@@ -17,9 +20,10 @@ use reprieve_hooks::{azure, ecs, gcp};
 use tokio::time::{sleep, timeout};
 
 use crate::aws;
+use crate::cures;
 use crate::failure::{ExitCode, Failure};
 use crate::queue;
-use crate::settings::{DefaultsFromTags, InstanceTags, OnWarmPool, Settings};
+use crate::settings::{CpuBaseline, DefaultsFromTags, InstanceTags, OnWarmPool, Settings};
 use crate::sources::{azure_options, ec2_options, gcp_options};
 
 /// The tags that settings come from.
@@ -27,6 +31,9 @@ const TAGS: [(&str, &str); 3] = [("store", TAG_STORE), ("job", TAG_JOB), ("queue
 
 /// How long a machine that may be in a warm pool may take to say so, before the job starts.
 const STATE_LIMIT: Duration = Duration::from_secs(2);
+
+/// How long it may take to find out what the machines of a group have, before the job starts.
+const FLEET_LIMIT: Duration = Duration::from_secs(15);
 
 /// How long the machine may take to say what it is; nothing waits for it.
 const INTRODUCTION_LIMIT: Duration = Duration::from_secs(30);
@@ -125,6 +132,51 @@ pub(crate) async fn wait_for_service(settings: &Settings) {
         }
         sleep(settings.metadata_poll).await;
     }
+}
+
+/// Replaces a baseline that is to follow from the launch template by what follows from it.
+pub async fn held_to_its_fleet(mut settings: Settings) -> Settings {
+    if settings.cpu_baseline != CpuBaseline::LaunchTemplate {
+        return settings;
+    }
+    let found = timeout(FLEET_LIMIT, fleet(&settings)).await;
+    let found = found.unwrap_or_else(|_| Err(format!("no answer within {FLEET_LIMIT:?}")));
+    settings.cpu_baseline = match found {
+        Ok((types, fleet)) => {
+            tracing::info!(
+                baseline = fleet.level.as_str(),
+                types = types.join(", "),
+                "the CPU baseline is what all instance types of this machine's group have"
+            );
+            cures::tell_lacking(&fleet);
+            CpuBaseline::Level(fleet.level)
+        }
+        Err(reason) => {
+            tracing::warn!(
+                reason,
+                "no CPU baseline follows from the launch template; an app that is started from scratch is held to none"
+            );
+            CpuBaseline::Off
+        }
+    };
+    settings
+}
+
+async fn fleet(settings: &Settings) -> Result<(Vec<String>, Fleet), String> {
+    let instance = queue::instance(settings).await;
+    let instance = instance.ok_or("which machine this is is not known")?;
+    let scaling = AutoScaling::new(&aws::shared(None).await, Duration::ZERO);
+    let types = match scaling.kinds(&instance).await? {
+        Kinds::Types(types) => types,
+        Kinds::Of(template) => {
+            let ec2 = ec2().await.ok_or("no region is set")?;
+            let found = ec2.template_type(&template).await;
+            let found = found.map_err(|error| error.to_string())?;
+            vec![found.ok_or("the launch template names no instance type")?]
+        }
+    };
+    let fleet = instances::common(types.iter().map(String::as_str))?;
+    Ok((types, fleet))
 }
 
 /// The clouds whose machines say what they are.

@@ -134,6 +134,7 @@ fn run(settings: Settings, app: AppCommand) -> Result<u8, Failure> {
         runtime().map_err(|error| before_ready("the runtime cannot be started", error))?;
     let ended = runtime.block_on(async {
         let settings = Box::pin(machine::complete(settings)).await?;
+        let settings = Box::pin(machine::held_to_its_fleet(settings)).await;
         // The machine's tags may have named it.
         surroundings.job(&settings.job);
         for warning in &settings.warnings {

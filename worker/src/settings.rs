@@ -526,8 +526,9 @@ pub const TABLE: &[Setting] = &[
         kind: Kind::CpuBaseline,
         default: Some("off"),
         unset: "",
-        meaning: "The level of x86-64 that an app which is started from scratch is held to, or a file that says what the machines of a \
-                  fleet have (docs/hosts.md), so that its snapshots resume on every \
+        meaning: "The level of x86-64 that an app which is started from scratch is held to, a file that says what the machines of a \
+                  fleet have, or `auto-from-launch-template` for what all instance types have that this machine's group of Auto Scaling \
+                  may have (docs/hosts.md), so that its snapshots resume on every \
                   host that has it: the C library, OpenBLAS, MKL, NumPy and JVMs are told by variables of the environment \
                   (docs/hosts.md says what that reaches). With `off`, a snapshot needs every instruction set of the host \
                   that it was taken on.",
@@ -663,7 +664,7 @@ pub const TABLE: &[Setting] = &[
         kind: Kind::Choice(KeepPromise::NAMES),
         default: Some("warn"),
         unset: "",
-        meaning: "When so much has changed that a checkpoint would not fit into shortest-notice any more: this is told once (`warn`), or checkpoints that leave the job running are taken before that, as often as least-interval lets them (`checkpoint`).",
+        meaning: "Before so much has changed that a checkpoint would not fit into shortest-notice any more: it is only told once when it is so (`warn`); memory is stored ahead sooner than seed-interval says, so that less is left to do (`seed`); or that, and where it is not enough checkpoints are taken that leave the job running, as often as least-interval lets them (`checkpoint`).",
     },
     Setting {
         name: "every",
@@ -1110,12 +1111,15 @@ pub enum CpuBaseline {
     Level(Level),
     /// What this file says that all machines of a fleet have.
     File(PathBuf),
+    /// What all instance types have that this machine's group of Auto Scaling may have.
+    LaunchTemplate,
 }
 
 impl CpuBaseline {
     fn from_text(text: &str) -> Option<Self> {
         match text {
             "off" => Some(Self::Off),
+            "auto-from-launch-template" => Some(Self::LaunchTemplate),
             path if path.starts_with('/') => Some(Self::File(path.into())),
             level => Level::from_text(level)
                 .filter(|level| *level > Level::V1)
@@ -1205,7 +1209,7 @@ named! {
 
 named! {
     /// What to do when a checkpoint would not fit into the shortest notice any more.
-    pub enum KeepPromise { Warn = "warn", Checkpoint = "checkpoint", }
+    pub enum KeepPromise { Warn = "warn", Seed = "seed", Checkpoint = "checkpoint", }
 }
 
 named! {
@@ -1975,7 +1979,19 @@ impl Settings {
             ),
             remedy: format!("make deadline-margin smaller than {name}, by several seconds"),
         });
+        let nothing_ahead = self.keep_promise == KeepPromise::Seed && self.seed == Seed::Off;
+        let nothing_ahead = nothing_ahead.then(|| Fault {
+            name: "keep-promise".into(),
+            origin: merged.origin("keep-promise"),
+            value: Some("seed".into()),
+            problem: format!(
+                "nothing is stored ahead with seed = off ({})",
+                merged.origin("seed")
+            ),
+            remedy: "set seed to on, or keep-promise to checkpoint".into(),
+        });
         faults.extend(margins);
+        faults.extend(nothing_ahead);
         faults.extend(key_for_nothing);
         faults
     }
@@ -2936,7 +2952,7 @@ pub(crate) fn expected(kind: Kind) -> String {
         }
         Kind::Choice(names) => format!("one of {}", names.join(", ")),
         Kind::CpuBaseline => {
-            "off, x86-64-v2, x86-64-v3, x86-64-v4, or the absolute path of a file".into()
+            "off, x86-64-v2, x86-64-v3, x86-64-v4, auto-from-launch-template, or the absolute path of a file".into()
         }
         Kind::Period => "never, auto, or a duration with its unit like 10m, from 1s to 24h".into(),
         Kind::Sources => {
@@ -4007,6 +4023,33 @@ reprieve: 9 settings are not valid
         );
         // Without a store nothing has to fit.
         assert!(flags(&settings[1..]).load().is_ok());
+    }
+
+    #[test]
+    fn a_promise_that_is_kept_by_seeding_needs_seeding() {
+        let with = |keep, seed| {
+            let settings = [
+                ("store", "file:///s"),
+                ("keep-promise", keep),
+                ("seed", seed),
+            ];
+            flags(&settings).load()
+        };
+        let message = with("seed", "off").expect_err("nothing would be done");
+        assert!(
+            message.contains("nothing is stored ahead with seed = off (flag --seed)"),
+            "{message}"
+        );
+        for (keep, seed) in [("seed", "on"), ("checkpoint", "off"), ("warn", "off")] {
+            assert!(with(keep, seed).is_ok(), "{keep} {seed}");
+        }
+    }
+
+    #[test]
+    fn what_follows_from_a_launch_template_is_a_baseline_by_its_name() {
+        let template = CpuBaseline::from_text("auto-from-launch-template");
+        assert_eq!(template, Some(CpuBaseline::LaunchTemplate));
+        assert_eq!(CpuBaseline::from_text("auto"), None);
     }
 
     #[test]

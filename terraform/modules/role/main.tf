@@ -23,6 +23,7 @@ locals {
     "queue own without queue-url" = var.queue == "own" && var.queue_arn == null
     lifecycle                     = local.group != null
     instance-tags                 = local.group != null
+    group-types                   = var.cpu_baseline_from_group && local.group != null
     scale-in                      = var.scale_in
     logs                          = var.log_group_arn != null
     registry                      = length(var.repository_arns) > 0

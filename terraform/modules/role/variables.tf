@@ -97,6 +97,17 @@ variable "autoscaling_group_name" {
   default     = null
 }
 
+variable "cpu_baseline_from_group" {
+  description = "Whether workers may ask which instance types their group may have (REPRIEVE_CPU_BASELINE=auto-from-launch-template)."
+  type        = bool
+  default     = false
+
+  validation {
+    condition     = !var.cpu_baseline_from_group || var.autoscaling_group_name != null
+    error_message = "cpu_baseline_from_group needs autoscaling_group_name: it is that group's instance types."
+  }
+}
+
 variable "scale_in" {
   description = "Whether a machine may end itself when its job is done (module fleet, when_done = scale-in)."
   type        = bool

@@ -19,6 +19,12 @@ const STALE_MS: u64 = 600_000;
 /// The time that is taken to be left when the announced one has passed and the machine is still there.
 const LATE_MS: u64 = 30_000;
 
+/// Two SIGTERMs that come within this time are one: both leave the same time.
+const ONE_SIGNAL_MS: u64 = 1_000;
+
+/// Times are told to the second, and corrected by clocks that are.
+const ROUNDING_MS: u64 = 2_000;
+
 /// Identities that were heard are remembered, so that one that is told again later is not news.
 const REMEMBERED: usize = 1_000;
 
@@ -66,7 +72,8 @@ pub struct Going {
 #[derive(Debug, Default)]
 pub struct Episodes {
     claims: Vec<Claim>,
-    remembered: Vec<(Source, String)>,
+    /// With the time that was announced last.
+    remembered: Vec<(Source, String, Option<WallMs>)>,
     begun: u64,
 }
 
@@ -111,8 +118,11 @@ impl Episodes {
                 episode: claim.episode,
             };
         }
-        if self.is_remembered(source, &identity) {
-            return Heard::Over;
+        if let Some(before) = self.remembered_time(source, &identity) {
+            if !is_put_off(before, at, wall_now) {
+                return Heard::Over;
+            }
+            self.forget(source, &identity);
         }
         let related = self.claims.iter().find(|claim| same(claim, fate, at));
         let (episode, heard) = match related {
@@ -140,15 +150,28 @@ impl Episodes {
     }
 
     /// SIGTERM, or what settings take for it. Whether it is news. One that is sent again while nothing is done about the
-    /// first, because that failed, begins a time of its own: whoever sends it does not end us before.
+    /// first, because that failed, begins a time of its own: whoever sends it does not end us before. So does one that comes
+    /// while something is done about the first, which then has still to be done in the first one's time; the second's
+    /// counts if that has passed in vain.
     pub fn terminated(&mut self, deadline: Moment, now: Moment, is_done_about: bool) -> bool {
-        let known = |claim: &&mut Claim| claim.source == Source::Signal;
-        if let Some(claim) = self.claims.iter_mut().find(known) {
-            claim.deadline = match is_done_about {
-                true => claim.deadline.min(Some(deadline)),
-                false => Some(deadline),
-            };
-            return false;
+        let is_signal = |claim: &Claim| claim.source == Source::Signal;
+        let mut known = self.claims.iter().filter(|claim| is_signal(claim));
+        let (first, is_only) = (known.next().map(|claim| claim.deadline), known.count() == 0);
+        if let Some(first) = first {
+            let apart = first.map_or(0, |first| first.ms_until(deadline));
+            match is_done_about {
+                true if apart <= ONE_SIGNAL_MS => return false,
+                // Each further one takes the second's place.
+                true if is_only => {}
+                true => {
+                    let second = self.claims.iter_mut().rfind(|claim| is_signal(claim));
+                    if let Some(second) = second {
+                        second.deadline = second.deadline.max(Some(deadline));
+                    }
+                    return false;
+                }
+                false => self.give_up_signal(),
+            }
         }
         let related = self.claims.iter().find(|claim| claim.fate != Fate::AtRisk);
         let episode = match related {
@@ -168,7 +191,7 @@ impl Episodes {
             episode,
             waiting: Vec::new(),
         });
-        true
+        first.is_none()
     }
 
     /// The end of the machine that has to be reckoned with: the earliest of all that were announced.
@@ -241,9 +264,13 @@ impl Episodes {
     fn withdraw(&mut self, source: Source, identity: &str) -> Vec<RequestId> {
         let ended = self.end(|claim| claim.source == source && claim.identity == identity);
         // Said again after it was taken back, it is news.
-        self.remembered
-            .retain(|(by, known)| *by != source || known != identity);
+        self.forget(source, identity);
         ended
+    }
+
+    fn forget(&mut self, source: Source, identity: &str) {
+        self.remembered
+            .retain(|(by, known, _)| *by != source || known != identity);
     }
 
     fn end(&mut self, ends: impl Fn(&Claim) -> bool) -> Vec<RequestId> {
@@ -251,7 +278,8 @@ impl Episodes {
         for claim in self.claims.extract_if(.., |claim| ends(claim)) {
             waited.extend(claim.waiting);
             if claim.source != Source::Signal {
-                self.remembered.push((claim.source, claim.identity));
+                self.remembered
+                    .push((claim.source, claim.identity, claim.at));
             }
         }
         let surplus = self.remembered.len().saturating_sub(REMEMBERED);
@@ -259,10 +287,21 @@ impl Episodes {
         waited
     }
 
-    fn is_remembered(&self, source: Source, identity: &str) -> bool {
+    /// The time that was announced of what is over, if this is.
+    fn remembered_time(&self, source: Source, identity: &str) -> Option<Option<WallMs>> {
         let mut remembered = self.remembered.iter();
-        remembered.any(|(by, known)| *by == source && known == identity)
+        remembered
+            .find(|(by, known, _)| *by == source && known == identity)
+            .map(|(_, _, at)| *at)
     }
+}
+
+/// What is over and is told again is to come all the same, if its time is another one now and lies ahead: an instance that
+/// hibernated is interrupted again, or the provider took longer than it had said.
+fn is_put_off(before: Option<WallMs>, at: Option<WallMs>, wall_now: WallMs) -> bool {
+    at.is_some_and(|at| {
+        at > wall_now && before.is_none_or(|before| at.0 > before.0.saturating_add(ROUNDING_MS))
+    })
 }
 
 fn same(claim: &Claim, fate: Fate, at: Option<WallMs>) -> bool {
@@ -388,6 +427,60 @@ mod tests {
         assert_eq!(all.pass(NOW.plus_ms(59_999)), []);
         assert_eq!(all.pass(NOW.plus_ms(60_000)), [RequestId(1)]);
         assert_eq!(hear(&mut all, spot("a", 60_000), 2), Heard::Over);
+    }
+
+    #[test]
+    fn what_is_over_and_gets_a_time_that_lies_ahead_is_to_come_again() {
+        let mut all = Episodes::default();
+        hear(&mut all, spot("a", 10_000), 1);
+        hear(&mut all, goes(Source::Azure, "b", Fate::Stop, None), 2);
+        all.pass(NOW.plus_ms(10_000));
+        all.give_up_undated();
+        let now = |announcement, id, all: &mut Episodes| {
+            let later = WallMs(WALL.0 + 10_000);
+            all.hear(announcement, RequestId(id), NOW.plus_ms(10_000), later)
+        };
+        // The same, and the same as a clock that is told to the second has it.
+        for in_ms in [10_000, 11_500] {
+            assert_eq!(now(spot("a", in_ms), 3, &mut all), Heard::Over);
+        }
+        let undated = goes(Source::Azure, "b", Fate::Stop, None);
+        assert_eq!(now(undated, 4, &mut all), Heard::Over);
+        assert!(matches!(
+            now(spot("a", 130_000), 5, &mut all),
+            Heard::News { .. }
+        ));
+        let left = all.going().and_then(|going| going.deadline);
+        assert_eq!(left, Some(NOW.plus_ms(130_000)));
+        // It is forgotten once, and remembered again.
+        all.pass(NOW.plus_ms(130_000));
+        assert_eq!(now(spot("a", 130_000), 6, &mut all), Heard::Over);
+        let dated = goes(Source::Azure, "b", Fate::Stop, Some(60_000));
+        assert!(matches!(now(dated, 7, &mut all), Heard::News { .. }));
+    }
+
+    #[test]
+    fn a_second_sigterm_has_a_time_of_its_own_that_counts_after_the_first_ones() {
+        let mut all = Episodes::default();
+        let at = |ms| NOW.plus_ms(ms);
+        let left = |all: &Episodes| all.going().and_then(|going| going.deadline);
+        assert!(all.terminated(at(10_000), NOW, false));
+        // A burst is one.
+        assert!(!all.terminated(at(10_500), at(500), true));
+        all.pass(at(10_000));
+        assert_eq!(left(&all), None);
+        assert!(all.terminated(at(30_000), at(20_000), false));
+        for second in [25_000, 27_000, 29_000] {
+            assert!(!all.terminated(at(second + 10_000), at(second), true));
+        }
+        assert_eq!(left(&all), Some(at(30_000)), "the earlier one counts");
+        all.pass(at(30_000));
+        assert_eq!(left(&all), Some(at(39_000)), "the newest is not lost");
+        // One that comes while nothing is done takes the place of all before.
+        assert!(!all.terminated(at(50_000), at(38_000), false));
+        assert_eq!(left(&all), Some(at(50_000)));
+        all.pass(at(50_000));
+        assert_eq!(left(&all), None);
     }
 
     proptest! {

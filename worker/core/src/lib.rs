@@ -16,6 +16,7 @@ pub mod effort;
 pub mod episode;
 pub mod files;
 pub mod head;
+pub mod instances;
 pub mod launch;
 pub mod lifecycle;
 pub mod manifest;

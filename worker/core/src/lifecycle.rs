@@ -22,7 +22,7 @@ use crate::deadline::{Budget, budget};
 use crate::episode::{Episodes, Going, Heard};
 use crate::notice::{Afterwards, Announcement, Fate, Moment, Notice, Source, WallMs};
 use crate::planner::{self, Act, Decision, Plan, Reason, Rules, Situation};
-use crate::promise::{Measured, Promise};
+use crate::promise::{Ahead, Measured, Promise};
 use crate::way::Way;
 
 /// Names a request or an announcement that waits for an answer.
@@ -84,6 +84,8 @@ pub enum Event {
     Fenced,
     /// More is known of the way to the store.
     Carried(Way),
+    /// The job's memory was looked at and stored ahead. None: what was is of no use any more.
+    StoredAhead(Option<Ahead>),
     /// The moment of [`Lifecycle::wake`] has come.
     Woken,
 }
@@ -205,6 +207,8 @@ pub struct Lifecycle {
     /// The shortest notice that is to be expected, and whether it was told that it is too short.
     notice_ms: Option<u64>,
     outgrown: bool,
+    /// Looks in a row after which the promise did not hold.
+    in_vain: u32,
     wake: Option<Moment>,
 }
 
@@ -238,6 +242,7 @@ impl Lifecycle {
             endangered: None,
             notice_ms: None,
             outgrown: false,
+            in_vain: 0,
             wake: None,
         }
     }
@@ -264,6 +269,17 @@ impl Lifecycle {
     /// How long before the end it will be announced, at the shortest.
     pub fn expect(&mut self, notice_ms: u64) {
         self.notice_ms = Some(notice_ms);
+    }
+
+    /// The job was resumed from a snapshot, which is of this moment for all that it changes.
+    pub fn resumed(&mut self, now: Moment) {
+        self.promise.begin_from(now);
+    }
+
+    /// When memory is to be stored ahead again at the latest, so that the next checkpoint fits into the shortest notice.
+    pub fn seed_by(&self, now: Moment) -> Option<Moment> {
+        let rules = &self.policy.rules;
+        planner::seed_by(now, self.notice_ms?, self.in_vain, rules, &self.promise)
     }
 
     /// What is planned.
@@ -305,6 +321,10 @@ impl Lifecycle {
             Event::Fenced => self.fenced(),
             Event::Carried(way) => {
                 self.promise.goes(way);
+                Vec::new()
+            }
+            Event::StoredAhead(ahead) => {
+                self.stored_ahead(ahead, now);
                 Vec::new()
             }
             Event::Woken => Vec::new(),
@@ -462,6 +482,22 @@ impl Lifecycle {
         budget(now, limit, self.policy.rules.margin_ms)
             .ok()
             .map(Effect::Retime)
+    }
+
+    fn stored_ahead(&mut self, ahead: Option<Ahead>, now: Moment) {
+        let Some(ahead) = ahead else {
+            self.promise.nothing_is_ahead();
+            return;
+        };
+        self.promise.stored_ahead(ahead);
+        let rules = &self.policy.rules;
+        let holds = self
+            .notice_ms
+            .is_none_or(|notice_ms| planner::promise_holds(now, notice_ms, rules, &self.promise));
+        self.in_vain = match holds {
+            true => 0,
+            false => self.in_vain.saturating_add(1),
+        };
     }
 
     fn signalled(&mut self, signal: i32) -> Vec<Effect> {
@@ -927,6 +963,50 @@ mod tests {
     }
 
     #[test]
+    fn a_second_sigterm_during_an_attempt_that_fails_leads_to_another_in_its_own_time() {
+        for on_failed_signal in [OnFailure::RunOn, OnFailure::Forward] {
+            let mut life = running(Policy {
+                on_failed_signal,
+                ..POLICY
+            });
+            assert_eq!(begins(&life.handle(Event::Signal(SIGTERM), T0)), 1);
+            assert_eq!(
+                life.handle(Event::Signal(SIGTERM), T0.plus_ms(6_000)),
+                [],
+                "what is under way has the first one's time"
+            );
+            let mut now = T0.plus_ms(9_900);
+            let mut effects = life.handle(Event::CheckpointEnded(Ended::Failed), now);
+            if on_failed_signal == OnFailure::Forward {
+                assert_eq!(effects, [Effect::Forward(SIGTERM)], "the app saves itself");
+                assert_eq!((life.going(), life.wake()), (None, None));
+                continue;
+            }
+            while let Some(wake) = life.wake() {
+                assert!(wake > now);
+                now = wake;
+                effects.extend(life.handle(Event::Woken, now));
+            }
+            let missed = |effect: &&Effect| matches!(effect, Effect::Missed { .. });
+            assert_eq!(effects.iter().filter(missed).count(), 1, "the first one's");
+            let begun = effects.iter().find_map(|effect| match effect {
+                Effect::Begin { notice, .. } => Some(*notice),
+                _ => None,
+            });
+            let begun = begun.expect("the second one is carried out");
+            assert_eq!(
+                (begun.afterwards, begun.deadline),
+                (Afterwards::Stop, T0.plus_ms(16_000))
+            );
+            assert!(now <= T0.plus_ms(11_000), "{now:?}: at once");
+            assert_eq!(
+                life.handle(DURABLE, T0.plus_ms(12_000)),
+                [Effect::Finish(Finish::Checkpointed)]
+            );
+        }
+    }
+
+    #[test]
     fn what_sigterm_asked_for_and_failed_is_tried_again_while_there_is_time() {
         let mut life = running(POLICY);
         life.handle(Event::Signal(SIGTERM), T0);
@@ -1107,6 +1187,75 @@ mod tests {
             told += effects.iter().filter(outgrown).count();
         }
         assert_eq!(told, 1);
+    }
+
+    #[test]
+    fn memory_is_stored_ahead_as_often_as_the_promise_asks_for_and_helps() {
+        let mut life = running(Policy {
+            rules: Rules {
+                keep_promise: KeepPromise::Seed,
+                ..POLICY.rules
+            },
+            ..POLICY
+        });
+        life.expect(10_000);
+        assert_eq!(life.seed_by(T0), None, "nothing was measured");
+        let mut now = T0;
+        for _ in 0..4 {
+            life.handle(request(1, Afterwards::Continue), now);
+            let measured = Measured {
+                frozen_at: now,
+                wall_ms: 3_000,
+                frozen_ms: 50,
+                memory: 1 << 30,
+                changed: 300 << 20,
+                stored: 300 << 20,
+            };
+            now = now.plus_ms(3_000);
+            life.handle(Event::CheckpointEnded(Ended::Durable(measured)), now);
+            now = now.plus_ms(27_000);
+        }
+        // A look that leaves little gives time; the promise is of that moment.
+        let look = |unseeded| Ahead {
+            begun: now,
+            took_ms: 500,
+            unseeded,
+            unseen: 0,
+        };
+        let before = life.promise().ms_to_safe(now);
+        life.handle(Event::StoredAhead(Some(look(1 << 20))), now);
+        assert!(life.promise().ms_to_safe(now) < before);
+        let calm = life.seed_by(now).map_or(u64::MAX, |by| by.0);
+        assert!(calm > now.0 + 10_000, "{calm}");
+        // Looks that do not help become rarer, until one does.
+        let mut pauses = Vec::new();
+        for _ in 0..3 {
+            life.handle(Event::StoredAhead(Some(look(1 << 30))), now);
+            let by = life.seed_by(now).expect("it does not fit");
+            pauses.push(now.plus_ms(500).ms_until(by));
+        }
+        assert_eq!(pauses, [2_000, 4_000, 8_000]);
+        life.handle(Event::StoredAhead(None), now);
+        assert_eq!(life.promise().looked(), None);
+    }
+
+    #[test]
+    fn a_resumed_job_is_known_to_have_changed_since() {
+        let mut life = Lifecycle::new(POLICY);
+        life.resumed(T0);
+        life.handle(Event::AppReady, T0);
+        life.handle(request(1, Afterwards::Continue), T0.plus_ms(10_000));
+        let measured = Measured {
+            frozen_at: T0.plus_ms(10_000),
+            memory: 1 << 30,
+            changed: 60 << 20,
+            ..MEASURED
+        };
+        let ended = T0.plus_ms(11_000);
+        life.handle(Event::CheckpointEnded(Ended::Durable(measured)), ended);
+        let changed = life.promise().changed_by(ended);
+        let some = changed.is_some_and(|changed| changed < 100 << 20);
+        assert!(some, "not all of it: {changed:?}");
     }
 
     fn ends_in(identity: &str, in_ms: u64) -> Event {

@@ -39,6 +39,9 @@ const LONGEST_PAUSE_MS: u64 = 5_000;
 /// has to hear of it while the machine is there.
 const LAST_TRY_MS: u64 = 1_000;
 
+/// Between two looks at the job's memory that a promise asks for, at least.
+const SEED_PAUSE_MS: u64 = 1_000;
+
 /// All periodic checkpoints together take at most this part of the time, unless the bound on lost work asks for more.
 const SHARE: u64 = 20;
 
@@ -63,7 +66,9 @@ pub struct Rules {
 pub enum KeepPromise {
     /// Say so.
     Warn,
-    /// Take one before that, so that less has changed.
+    /// Store memory ahead more often, so that less is left to do.
+    Seed,
+    /// That, and take one before it would not fit any more, so that less has changed.
     Checkpoint,
 }
 
@@ -421,22 +426,60 @@ fn background(of: &Situation, rules: &Rules, promise: &Promise) -> Plan {
 
 /// When a checkpoint is due so that the next one fits into the shortest notice.
 fn promised(of: &Situation, rules: &Rules, promise: &Promise) -> Option<Moment> {
-    if rules.keep_promise == KeepPromise::Warn {
+    if rules.keep_promise != KeepPromise::Checkpoint {
         return None;
     }
     let notice = of.notice_ms?;
-    let Some(least) = promise.least_ms() else {
+    if promise.least_ms().is_none() {
         // The first one is there to be measured.
         return Some(of.ready.plus_ms(rules.least_interval_ms));
-    };
-    if slack(least) > usable_notice_ms(notice, rules) {
-        // However little has changed, it would not fit.
+    }
+    if !can_be_kept(notice, rules, promise) {
         return None;
     }
     let since = of.safe.unwrap_or(of.ready);
     outgrown_at(since, notice, rules, |then| {
         promise.ms_to_safe(then).map(slack)
     })
+}
+
+/// However little has changed, a checkpoint may be too long.
+fn can_be_kept(notice_ms: u64, rules: &Rules, promise: &Promise) -> bool {
+    let least = promise.least_ms();
+    least.is_some_and(|least| slack(least) <= usable_notice_ms(notice_ms, rules))
+}
+
+/// When memory is to be stored ahead again at the latest, so that the next checkpoint fits into the shortest notice. None if
+/// that makes no difference. So many looks in a row were not enough for that: each doubles the pause.
+pub fn seed_by(
+    now: Moment,
+    notice_ms: u64,
+    in_vain: u32,
+    rules: &Rules,
+    promise: &Promise,
+) -> Option<Moment> {
+    if rules.keep_promise == KeepPromise::Warn || !can_be_kept(notice_ms, rules, promise) {
+        return None;
+    }
+    let ends = outgrown_at(now, notice_ms, rules, |then| {
+        promise.ms_to_safe(then).map(slack)
+    })?;
+    let Some((looked, took_ms)) = promise.looked() else {
+        // Nobody knows how long a look takes: half of the time.
+        return Some(now.plus_ms(now.ms_until(ends) / 2));
+    };
+    let pause = SEED_PAUSE_MS.saturating_mul(1 << in_vain.min(20));
+    Some(
+        looked
+            .plus_ms(pause)
+            .max(Moment(ends.0.saturating_sub(took_ms))),
+    )
+}
+
+/// Whether a checkpoint that begins now fits into the shortest notice, as far as it is known.
+pub fn promise_holds(now: Moment, notice_ms: u64, rules: &Rules, promise: &Promise) -> bool {
+    let needed = promise.ms_to_safe(now).map(slack);
+    needed.is_none_or(|needed| needed <= usable_notice_ms(notice_ms, rules))
 }
 
 /// From when on a checkpoint hardly fits into the shortest notice. None if that will not come.
@@ -506,7 +549,7 @@ pub fn interval_ms(rules: &Rules, promise: &Promise) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::promise::Measured;
+    use crate::promise::{Ahead, Measured};
     use proptest::prelude::*;
 
     const NOW: Moment = Moment(1_000_000);
@@ -758,6 +801,65 @@ mod tests {
             &Promise::default(),
         );
         assert_eq!(unknown.decision.reason, Reason::Promise);
+    }
+
+    #[test]
+    fn a_promise_is_kept_by_storing_memory_ahead_before_it_would_end() {
+        let newest = Moment(19 * 50_000);
+        let notice_ms = 30_000;
+        let by = |promise: &Promise, now, in_vain, keep_promise| {
+            let rules = Rules {
+                keep_promise,
+                ..RULES
+            };
+            seed_by(now, notice_ms, in_vain, &rules, promise)
+        };
+        let seed = |promise: &Promise, now, in_vain| by(promise, now, in_vain, KeepPromise::Seed);
+        // 10 MiB a second at 10 ms each: 2 GiB are 20 s, and always fit.
+        assert_eq!(seed(&promise(10, 10), newest, 0), None);
+        // At 30 ms each what changes in a minute and a quarter does not.
+        let mut known = promise(10, 30);
+        let fits = seed(&known, newest, 0).expect("it will be too long");
+        assert!(fits > newest && fits < newest.plus_ms(60_000), "{fits:?}");
+        assert_eq!(by(&known, newest, 0, KeepPromise::Warn), None);
+        assert!(by(&known, newest, 0, KeepPromise::Checkpoint).is_some());
+        // A look that left little gives more time, and is repeated before that ends.
+        let look = |begun, unseeded| Ahead {
+            begun,
+            took_ms: 4_000,
+            unseeded,
+            unseen: 0,
+        };
+        let looked = newest.plus_ms(40_000);
+        known.stored_ahead(look(looked, 50 << 20));
+        let after = seed(&known, looked, 0).expect("it will be too long");
+        assert!(after > looked.plus_ms(5_000), "{after:?}");
+        let rules = Rules {
+            keep_promise: KeepPromise::Seed,
+            ..RULES
+        };
+        let done = after.plus_ms(4_000);
+        assert!(promise_holds(done, notice_ms, &rules, &known), "{after:?}");
+        // One that left too much is repeated soon, and less and less so as that does not help.
+        let looked = newest.plus_ms(90_000);
+        known.stored_ahead(look(looked, 1 << 30));
+        assert!(!promise_holds(looked, notice_ms, &rules, &known));
+        let ended = looked.plus_ms(4_000);
+        for (in_vain, pause_ms) in [(0, 1_000), (1, 2_000), (5, 32_000)] {
+            let again = seed(&known, ended, in_vain);
+            assert_eq!(again, Some(ended.plus_ms(pause_ms)), "{in_vain}");
+        }
+        // What no look makes shorter is not looked at for it.
+        let mut large = Promise::default();
+        large.learn(Measured {
+            frozen_at: NOW,
+            wall_ms: 60_000,
+            frozen_ms: 60_000,
+            memory: 2 << 30,
+            changed: 1 << 20,
+            stored: 1 << 20,
+        });
+        assert_eq!(seed(&large, NOW, 0), None);
     }
 
     #[test]

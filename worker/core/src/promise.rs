@@ -5,6 +5,9 @@
 //! more; an estimate is the mean plus twice the deviation, because one that is too short loses the job's work, and one
 //! that is too long only some of its time. Storing takes no less than the way to the store needs, as it was seen last
 //! ([`Way`]): what checkpoints took as a whole tells of that late, and hardly at all when little changes.
+//!
+//! Changes count from the newest snapshot, or from the newest look at the job's memory that stored it ahead ([`Ahead`]),
+//! whichever promises less.
 
 use crate::notice::Moment;
 use crate::way::Way;
@@ -78,6 +81,18 @@ pub struct Measured {
     pub stored: u64,
 }
 
+/// A look at all of the job's memory, after which what it found is in the store but for this.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ahead {
+    /// What changed from then on it may have missed.
+    pub begun: Moment,
+    pub took_ms: u64,
+    /// Bytes that it found and that are not in the store: they change all the time, or did just now.
+    pub unseeded: u64,
+    /// Bytes that it did not look at: memory that is shared or swapped out, and the job's files.
+    pub unseen: u64,
+}
+
 /// What is known of the cost of safety.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Promise {
@@ -95,8 +110,14 @@ pub struct Promise {
     frozen_ms: Estimate,
     wall_ms: Estimate,
     memory: u64,
-    /// From when on changes are counted.
+    /// When the newest snapshot was taken.
     since: Option<Moment>,
+    ahead: Option<Ahead>,
+    /// Bytes that a look leaves unseeded.
+    leaves: Estimate,
+    /// Bytes that were found changed, per millisecond between looks.
+    touched: Estimate,
+    look_ms: Estimate,
 }
 
 impl Promise {
@@ -131,7 +152,7 @@ impl Promise {
         self.wall_ms.add(wall);
         self.memory = of.memory;
         // It changed nothing while it stood still.
-        self.since = Some(of.frozen_at.plus_ms(of.frozen_ms));
+        self.begin_from(of.frozen_at.plus_ms(of.frozen_ms));
     }
 
     /// What is known of the way to the store.
@@ -139,21 +160,58 @@ impl Promise {
         self.way = way;
     }
 
-    /// What is in the store is of this moment, though nothing was measured: the job was resumed from it, or its memory was
-    /// stored ahead of a checkpoint.
+    /// A snapshot is of this moment: one that was taken, or the one from which the job was resumed.
     pub fn begin_from(&mut self, moment: Moment) {
         self.since = Some(moment);
+        self.ahead = None;
     }
 
-    /// Bytes that will have changed by then, at most. None before anything was measured.
+    /// The job's memory was stored ahead, but for what this says.
+    pub fn stored_ahead(&mut self, ahead: Ahead) {
+        // A snapshot that was taken meanwhile has all of it.
+        if self.since.is_some_and(|since| since > ahead.begun) {
+            return;
+        }
+        let before = self.ahead.map(|before| before.begun).or(self.since);
+        if let Some(before) = before {
+            let elapsed = before.ms_until(ahead.begun).max(LEAST_MS) as f64;
+            self.touched.add(ahead.unseeded as f64 / elapsed);
+        }
+        self.leaves.add(ahead.unseeded as f64);
+        self.look_ms.add(ahead.took_ms as f64);
+        self.ahead = Some(ahead);
+    }
+
+    /// What was stored ahead is of no use any more: the next checkpoint stores what changed since the snapshot.
+    pub fn nothing_is_ahead(&mut self) {
+        self.ahead = None;
+    }
+
+    /// Bytes that a checkpoint begun by then will have to store, at most. None before anything was measured.
     pub fn changed_by(&self, then: Moment) -> Option<u64> {
         let since = self.since.filter(|_| self.memory > 0)?;
-        let (Some(increment), Some(rate)) = (self.increment.at_most(), self.rate.at_most()) else {
-            return Some(self.memory);
+        let of_snapshot = match (self.increment.at_most(), self.rate.at_most()) {
+            // What a program works on is touched again soon, so a short while changes hardly less than a longer one.
+            (Some(increment), Some(rate)) => {
+                whole(increment.max(rate * since.ms_until(then) as f64)).min(self.memory)
+            }
+            _ => self.memory,
         };
-        // What a program works on is touched again soon, so a short while changes hardly less than a longer one.
-        let changed = increment.max(rate * since.ms_until(then) as f64);
-        Some(whole(changed).min(self.memory))
+        let of_ahead = self.ahead.zip(self.touched.at_most());
+        let of_ahead = of_ahead.map(|(ahead, touched)| {
+            let left = ahead.unseeded as f64 + touched * ahead.begun.ms_until(then) as f64;
+            let left = left.max(self.leaves.at_most().unwrap_or(0.0));
+            // What nobody looked at has changed since the snapshot.
+            whole(left).saturating_add(ahead.unseen.min(of_snapshot))
+        });
+        Some(of_ahead.map_or(of_snapshot, |bytes| bytes.min(of_snapshot)))
+    }
+
+    /// When the newest look that stored memory ahead ended, and how long one takes, hardly ever longer.
+    pub fn looked(&self) -> Option<(Moment, u64)> {
+        let ahead = self.ahead?;
+        let took_ms = whole(self.look_ms.at_most()?);
+        Some((ahead.begun.plus_ms(ahead.took_ms), took_ms))
     }
 
     /// Milliseconds that a checkpoint begun at `then` takes, hardly ever more. None before anything was measured.
@@ -166,6 +224,7 @@ impl Promise {
         let first = self.ms_to_safe(now)?;
         let again = Self {
             since: Some(now),
+            ahead: None,
             ..*self
         };
         again.ms_to_safe(now.plus_ms(first))
@@ -289,6 +348,105 @@ mod tests {
         keeps(&promise, 5_000);
     }
 
+    /// A look that left so many MiB.
+    fn ahead(begun: u64, mib: u64) -> Ahead {
+        Ahead {
+            begun: Moment(begun),
+            took_ms: 2_000,
+            unseeded: mib << 20,
+            unseen: 0,
+        }
+    }
+
+    /// A job that changes 1 MiB a second, stored at 100 ms per MiB: one of ten minutes at a time.
+    fn steady() -> Promise {
+        let mut promise = Promise::default();
+        for number in 0..20 {
+            promise.learn(measured(number * 600_000, 60_000, 600 << 20));
+        }
+        promise
+    }
+
+    #[test]
+    fn changes_count_from_the_newest_look_that_stored_memory_ahead() {
+        let mut promise = steady();
+        let last = 19 * 600_000;
+        let at = |promise: &Promise, ms| promise.ms_to_safe(Moment(last + ms)).expect("measured");
+        let before = at(&promise, 300_000);
+        assert!(before >= 60_000, "{before}");
+        // What changes in a minute is found changed by each look, and stored by the next.
+        for minute in 1..=4 {
+            promise.stored_ahead(ahead(last + minute * 60_000, 60));
+        }
+        let seeded = at(&promise, 300_000);
+        // 60 MiB that were left, and those of the minute since.
+        assert!((12_000..before / 2).contains(&seeded), "{seeded}");
+        assert!(at(&promise, 360_000) > seeded, "it grows meanwhile");
+        assert!(
+            at(&promise, 60_000_000) >= before,
+            "as long as nobody looks"
+        );
+        let changed = promise.changed_by(Moment(last + 300_000));
+        assert!(changed >= Some(120 << 20), "{changed:?}");
+        // A look that finds much says so at once.
+        promise.stored_ahead(ahead(last + 300_000, 500));
+        assert!(at(&promise, 300_000) > 50_000);
+    }
+
+    #[test]
+    fn what_nobody_looked_at_has_changed_since_the_snapshot() {
+        let last = 19 * 600_000;
+        let then = Moment(last + 300_000);
+        let before = steady().changed_by(then).expect("it was measured");
+        let look = |unseen| {
+            let mut promise = steady();
+            promise.stored_ahead(Ahead {
+                unseen,
+                ..ahead(last + 250_000, 1)
+            });
+            promise.changed_by(then).expect("it was measured")
+        };
+        let seen = look(0);
+        assert!(seen < 20 << 20, "{seen}");
+        assert_eq!(look(100 << 20), seen + (100 << 20));
+        assert_eq!(look(u64::MAX), before);
+    }
+
+    #[test]
+    fn what_was_stored_ahead_counts_until_the_next_snapshot_or_until_it_is_of_no_use() {
+        let mut promise = steady();
+        let last = 19 * 600_000;
+        let then = Moment(last + 300_000);
+        let before = promise.changed_by(then);
+        promise.stored_ahead(ahead(last + 280_000, 1));
+        assert!(promise.changed_by(then) < before);
+        assert_eq!(
+            promise.looked(),
+            Some((Moment(last + 282_000), 3_000)),
+            "a quarter of one is its spread"
+        );
+        let again = promise.ms_to_safe_again(then);
+        promise.nothing_is_ahead();
+        assert_eq!(promise.changed_by(then), before);
+        assert!(again <= promise.ms_to_safe_again(then));
+        promise.stored_ahead(ahead(last + 280_000, 1));
+        promise.learn(measured(last + 600_000, 60_000, 600 << 20));
+        assert_eq!(promise.looked(), None);
+        // A look from before that is only told of now.
+        promise.stored_ahead(ahead(last + 590_000, 1));
+        assert_eq!(promise.looked(), None);
+    }
+
+    #[test]
+    fn a_resumed_job_has_changed_since_it_was_resumed() {
+        let mut promise = Promise::default();
+        promise.begin_from(Moment(1_000));
+        promise.learn(measured(61_000, 6_000, 60 << 20));
+        // Without the moment of the resume nothing would be known of how fast it changes.
+        let changed = promise.changed_by(Moment(121_000)).expect("measured");
+        assert!(((60 << 20)..(120 << 20)).contains(&changed), "{changed}");
+    }
+
     #[test]
     fn few_bytes_over_a_way_that_became_slow_tell_what_many_will_take() {
         // What `make evictions` found: 2 GiB over a fast way while the job stood still, and 15 MiB of a job that changes
@@ -348,8 +506,9 @@ mod tests {
         }
 
         #[test]
-        fn waiting_never_makes_it_shorter(
+        fn waiting_never_makes_it_shorter_and_what_is_stored_ahead_never_longer(
             samples in proptest::collection::vec((1u64..100_000, 1u64..60_000, 0u64..MEMORY), 1..10),
+            looks in proptest::collection::vec((1u64..100_000, 0u64..1024, 0u64..MEMORY), 0..5),
             from in 0u64..1 << 30, later in 0u64..1 << 30,
         ) {
             let mut promise = Promise::default();
@@ -358,6 +517,14 @@ mod tests {
                 at += pause;
                 promise.learn(measured(at, wall, changed));
             }
+            let without = promise;
+            for (pause, mib, unseen) in looks {
+                at += pause;
+                promise.stored_ahead(Ahead { unseen, ..ahead(at, mib) });
+                let left = promise.changed_by(Moment(at));
+                prop_assert!(left >= Some((mib << 20).min(without.changed_by(Moment(at)).expect("measured"))));
+            }
+            prop_assert!(promise.ms_to_safe(Moment(at + from)) <= without.ms_to_safe(Moment(at + from)));
             let now = promise.ms_to_safe(Moment(at + from));
             prop_assert!(now <= promise.ms_to_safe(Moment(at + from + later)));
         }

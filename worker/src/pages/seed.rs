@@ -96,6 +96,8 @@ pub(crate) struct Report {
     pub stored: u64,
     /// How long that was under way, one part after the other.
     pub storing: Duration,
+    /// In the job and not looked at: shared, swapped out, or of a process that could not be looked at.
+    pub unseen: u64,
 }
 
 /// Why a pass was given up. What it had stored before is known all the same.
@@ -233,6 +235,7 @@ impl<'a> Pass<'a> {
                 refused: 0,
                 stored: 0,
                 storing: Duration::ZERO,
+                unseen: 0,
             },
         }))
     }
@@ -255,6 +258,14 @@ impl<'a> Pass<'a> {
             };
             self.known.retain(is_left);
         }
+        let is_seen = |pid: &&i32| {
+            let looked = self.found.iter().rev();
+            let mut looked = looked.filter(|(id, _)| u64::try_from(**pid) == Ok(*id));
+            looked.next().is_some_and(|(_, of)| of.mapped.is_some())
+        };
+        let (seen, unseen): (Vec<i32>, Vec<i32>) = pids.iter().partition(is_seen);
+        self.report.unseen =
+            figures(&seen, &OTHERS) + figures(&unseen, &OTHERS) + resident(&unseen);
         // What did not get as far as the store was only seen.
         let stored = self.known.blocks.len();
         for (pid, Looked { fresh, mapped }) in self.found {
@@ -473,14 +484,24 @@ impl<'a> Pass<'a> {
 
 /// Bytes of memory that these processes have for themselves.
 fn resident(pids: &[i32]) -> u64 {
-    let of = |pid: &i32| -> Option<u64> {
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-        let line = status
-            .lines()
-            .find_map(|line| line.strip_prefix("RssAnon:"))?;
-        line.trim().strip_suffix(" kB")?.parse::<u64>().ok()
+    figures(pids, &["RssAnon:"])
+}
+
+/// What of their memory a look leaves out.
+const OTHERS: [&str; 2] = ["RssShmem:", "VmSwap:"];
+
+/// The sum of these lines of /proc/PID/status, in bytes.
+fn figures(pids: &[i32], names: &[&str]) -> u64 {
+    let of = |pid: &i32| {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let value = |line: &str| {
+            let mut names = names.iter();
+            let value = names.find_map(|name| line.strip_prefix(name))?;
+            value.trim().strip_suffix(" kB")?.parse::<u64>().ok()
+        };
+        status.lines().filter_map(value).sum::<u64>()
     };
-    pids.iter().filter_map(of).sum::<u64>() * 1024
+    pids.iter().map(of).sum::<u64>() * 1024
 }
 
 /// A process's private mappings, by address; none if it has ended, or is in a PID namespace of its own, where CRIU
@@ -752,6 +773,7 @@ mod tests {
             refused,
             stored: 0,
             storing: Duration::ZERO,
+            unseen: 0,
         };
         for (report, is_used_up) in [
             (report(60, 60), true),

@@ -41,7 +41,7 @@ use reprieve_core::notice::{
     WallMs,
 };
 use reprieve_core::planner::{Decision, Every, KeepPromise, OnTooLate, Rules};
-use reprieve_core::promise::Measured;
+use reprieve_core::promise::{self, Measured};
 use reprieve_core::report::Cause;
 use reprieve_core::way::Way;
 use reprieve_core::worker::{self, Worker};
@@ -83,7 +83,7 @@ use crate::supervisor::presence::Presence;
 use crate::supervisor::reaper::Reaper;
 use crate::supervisor::rehearsal::Rehearsal;
 use crate::supervisor::reports::{Reports, Shelf, Unresumed};
-use crate::supervisor::seeding::{Plan, Seeding};
+use crate::supervisor::seeding::{Ahead, Plan, Seeding};
 use crate::supervisor::stdio::Stdio;
 use crate::sweeper::{Begun, Sweeper};
 use crate::sys::{self, Exit};
@@ -160,7 +160,11 @@ impl Clock {
     }
 
     fn now(self) -> Moment {
-        Moment(u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX))
+        self.then(Instant::now())
+    }
+
+    fn then(self, instant: Instant) -> Moment {
+        Moment(millis(instant.saturating_duration_since(self.start)))
     }
 
     /// When the wall clock will show this, as far as can be told now.
@@ -216,6 +220,9 @@ pub struct Supervisor {
     rehearsed: Option<protocol::Rehearsal>,
     /// Set with the protection.
     way: Option<watch::Receiver<Way>>,
+    ahead: Option<watch::Receiver<Option<Ahead>>>,
+    /// Bytes of the job's files in the newest snapshot: they are not stored ahead.
+    files_bytes: u64,
     /// Set when the run begins.
     sources: Option<Sources>,
     callouts: Arc<Callouts>,
@@ -253,6 +260,8 @@ enum Happened {
     Fenced,
     /// More is known of the way to the store.
     Carried(Way),
+    /// The job's memory was stored ahead.
+    StoredAhead(Option<Ahead>),
     Asked(Request),
     News(News),
     Looked(Vec<Finding>),
@@ -370,6 +379,8 @@ impl Supervisor {
             rehearsing: None,
             rehearsed: None,
             way: None,
+            ahead: None,
+            files_bytes: 0,
             sources: None,
             callouts,
             announced: None,
@@ -466,6 +477,7 @@ impl Supervisor {
                 Happened::CheckpointEnded(result) => self.checkpoint_ended(&result),
                 Happened::Fenced => self.life.handle(Event::Fenced, self.clock.now()),
                 Happened::Carried(way) => self.life.handle(Event::Carried(way), self.clock.now()),
+                Happened::StoredAhead(ahead) => self.stored_ahead(ahead),
                 Happened::Asked(request) => self.asked(request),
                 Happened::Looked(findings) => {
                     self.looked(findings);
@@ -498,6 +510,7 @@ impl Supervisor {
             };
             self.tell_state();
             self.tell_watchers();
+            self.pace_seeding();
             for effect in effects {
                 match effect {
                     Effect::Finish(finish) => return Ok(self.finish(finish, &mut signals).await),
@@ -529,12 +542,37 @@ impl Supervisor {
             booted = finished(boot) => Happened::Booted(Box::new(booted)),
             Some(request) = requests.recv() => Happened::Asked(request),
             news = news(&mut self.sources) => Happened::News(news),
-            way = carried(&mut self.way) => Happened::Carried(way),
+            way = news_of(&mut self.way) => Happened::Carried(way),
+            ahead = news_of(&mut self.ahead) => Happened::StoredAhead(ahead),
             findings = looked(&mut self.checkups) => Happened::Looked(findings),
             result = rehearsed(&mut self.rehearsing) => Happened::Rehearsed(result),
             () = woken(self.rehearse_at) => Happened::ToRehearse,
             introduced = introduced(&mut self.introduction) => Happened::Introduced(introduced),
             () = woken(self.life.wake().map(|wake| self.clock.instant(wake))) => Happened::Woken,
+        }
+    }
+
+    /// What is stored ahead need not be stored by the next checkpoint.
+    fn stored_ahead(&mut self, ahead: Option<Ahead>) -> Vec<Effect> {
+        let ahead = ahead.map(|ahead| promise::Ahead {
+            begun: self.clock.then(ahead.begun),
+            took_ms: millis(ahead.took),
+            unseeded: ahead.unseeded,
+            unseen: ahead.unseen + self.files_bytes,
+        });
+        let now = self.clock.now();
+        let effects = self.life.handle(Event::StoredAhead(ahead), now);
+        let needed = self.life.promise().ms_to_safe(now);
+        metrics::to_safe(needed.map(Duration::from_millis));
+        effects
+    }
+
+    /// So that the promise holds, if settings want that.
+    fn pace_seeding(&self) {
+        if let (Some(_), Some(protection)) = (&self.seeding, &self.protection) {
+            let by = self.life.seed_by(self.clock.now());
+            let by = by.map(|by| self.clock.instant(by));
+            protection.checkpointer.seeds.by(by);
         }
     }
 
@@ -752,11 +790,19 @@ impl Supervisor {
         self.way = protection
             .as_ref()
             .map(|protection| protection.checkpointer.way.subscribe());
+        self.ahead = self
+            .seeding
+            .as_ref()
+            .zip(protection.as_ref())
+            .map(|(_, protection)| protection.checkpointer.seeds.ahead());
         self.protection = protection;
         let moment = match self.origin {
             Some(Origin::Resumed { .. }) => CallMoment::AfterResume,
             _ => CallMoment::AppReady,
         };
+        if moment == CallMoment::AfterResume {
+            self.life.resumed(self.clock.now());
+        }
         self.tell(moment, json!({}));
         self.life.expect(millis(self.shortest_notice()));
         self.life.handle(Event::AppReady, self.clock.now())
@@ -1556,12 +1602,13 @@ impl Supervisor {
         self.last_words.push(tokio::spawn(async move {
             callouts.call(CallMoment::Durable, &facts, None).await;
         }));
+        self.files_bytes = report.sizes.preserved.map_or(0, |files| files.bytes);
         let measured = Measured {
             // The freeze came later; what changed in between is reckoned as not stored.
             frozen_at: begun,
             wall_ms: millis(report.wall),
             frozen_ms: millis(report.frozen),
-            memory: report.sizes.memory + report.sizes.preserved.map_or(0, |files| files.bytes),
+            memory: report.sizes.memory + self.files_bytes,
             stored: report.sizes.stored,
             changed: report.sizes.changed(),
         };
@@ -1919,6 +1966,7 @@ fn rules(settings: &Settings) -> Rules {
         },
         keep_promise: match settings.keep_promise {
             settings::KeepPromise::Warn => KeepPromise::Warn,
+            settings::KeepPromise::Seed => KeepPromise::Seed,
             settings::KeepPromise::Checkpoint => KeepPromise::Checkpoint,
         },
     }
@@ -1975,11 +2023,11 @@ async fn news(sources: &mut Option<Sources>) -> News {
     }
 }
 
-async fn carried(way: &mut Option<watch::Receiver<Way>>) -> Way {
-    if let Some(way) = way
-        && way.changed().await.is_ok()
+async fn news_of<T: Copy>(watched: &mut Option<watch::Receiver<T>>) -> T {
+    if let Some(watched) = watched
+        && watched.changed().await.is_ok()
     {
-        return *way.borrow_and_update();
+        return *watched.borrow_and_update();
     }
     std::future::pending().await
 }

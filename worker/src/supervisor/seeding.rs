@@ -6,7 +6,10 @@
 //! ahead lies under an attempt that the head names before the first byte is written, so that no sweep takes it away while
 //! it may be referred to; after the next snapshot another attempt takes its place, and what was not referred to is litter.
 //! So it is also when twice the job's memory was stored ahead and most of it has changed since: then it begins anew.
+//!
+//! What each pass left to do is told to the loop, which may ask for the next one before its time ([`Seeds::by`]).
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +18,7 @@ use reprieve_core::way::Carried;
 use tokio::runtime::Handle;
 use tokio::sync::{Mutex, oneshot, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::catalog::{self, CatalogError};
 use crate::metrics;
@@ -36,6 +39,12 @@ const PREPARE_LIMIT: Duration = Duration::from_secs(60);
 
 /// The pause after a failure, in pauses.
 const AFTER_FAILURE: u32 = 5;
+
+/// Between two passes, however soon the next one is wanted.
+const LEAST_PAUSE: Duration = Duration::from_secs(1);
+
+/// Two moments that are nearer to each other are the same.
+const SAME: Duration = Duration::from_millis(100);
 
 /// How much is seeded, and how fast.
 #[derive(Clone, Copy, Debug)]
@@ -68,6 +77,20 @@ enum PassError {
 pub(crate) struct Seeds {
     planted: Mutex<Option<Planted>>,
     held: watch::Sender<bool>,
+    /// What a checkpoint has left to do since the newest pass; none if it has no use of any.
+    ahead: watch::Sender<Option<Ahead>>,
+    /// When the next pass has to begin at the latest.
+    by: watch::Sender<Option<Instant>>,
+}
+
+/// A whole look at the job's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ahead {
+    pub begun: Instant,
+    pub took: Duration,
+    /// Bytes that it found and that are not in the store, and bytes that it did not look at.
+    pub unseeded: u64,
+    pub unseen: u64,
 }
 
 #[derive(Debug)]
@@ -84,17 +107,56 @@ impl Default for Seeds {
         Self {
             planted: Mutex::default(),
             held: watch::Sender::new(false),
+            ahead: watch::Sender::default(),
+            by: watch::Sender::default(),
         }
     }
 }
 
 impl Seeds {
+    /// What a pass left to do, if it came to its end.
+    fn tell(&self, begun: Instant, report: &Report) {
+        let ahead = Ahead {
+            begun,
+            took: begun.elapsed(),
+            unseeded: report.unseeded,
+            unseen: report.unseen,
+        };
+        if report.is_used_up() {
+            self.ahead.send_replace(None);
+        } else if report.ended == Ended::Whole {
+            self.ahead.send_replace(Some(ahead));
+        }
+    }
+
+    /// Whether what was planted is gone.
+    fn is_lost(&self) -> bool {
+        self.planted.try_lock().is_ok_and(|place| place.is_none())
+    }
+
     /// Stops seeding until [`Self::release`], and gives what was seeded on top of this snapshot, or of none.
     pub(crate) async fn hold(&self, base: Option<&str>) -> Option<Arc<Known>> {
         self.held.send_replace(true);
         let planted = timeout(HOLD_LIMIT, self.planted.lock()).await.ok()?;
         let planted = planted.as_ref()?;
         (planted.base.as_deref() == base).then(|| Arc::clone(&planted.bed.known))
+    }
+
+    /// What is stored ahead, as it changes.
+    pub(crate) fn ahead(&self) -> watch::Receiver<Option<Ahead>> {
+        self.ahead.subscribe()
+    }
+
+    /// The next pass is to begin by then at the latest; none: in its own time.
+    pub(crate) fn by(&self, moment: Option<Instant>) {
+        self.by.send_if_modified(|by| {
+            let is_same = match (*by, moment) {
+                (Some(one), Some(other)) => one.max(other) - one.min(other) < SAME,
+                (one, other) => one == other,
+            };
+            *by = moment;
+            !is_same
+        });
     }
 
     /// Seeding may go on.
@@ -122,24 +184,32 @@ impl Drop for Seeding {
 async fn tend(checkpointer: Arc<Checkpointer>, root_pid: i32, plan: Plan) {
     let mut held = checkpointer.seeds.held.subscribe();
     let mut told: Option<String> = None;
-    let mut pause = plan.interval;
+    let mut by = checkpointer.seeds.by.subscribe();
+    let least = plan.interval.min(LEAST_PAUSE);
+    let mut pause = least..plan.interval;
+    let mut hurried = false;
     loop {
         // The sender lives as long as the checkpointer.
         drop(held.wait_for(|held| !*held).await);
-        tokio::select! {
-            () = sleep(pause) => {}
+        let is_early = tokio::select! {
+            is_early = next_pass(&pause, &mut by) => is_early,
             _ = held.wait_for(|held| *held) => continue,
-        }
+        };
+        let begun = Instant::now();
         let passed = tokio::select! {
             passed = checkpointer.pass(root_pid, plan.budgets) => passed,
             // A pass hears of it by itself; this is for one that hangs.
             () = given_up(&checkpointer) => continue,
         };
-        pause = plan.interval;
+        pause = least..plan.interval;
+        // What was asked for is done; what follows from it will be asked for.
+        checkpointer.seeds.by(None);
         match passed {
             Ok(None) => {}
             Ok(Some(report)) => {
+                hurry(&mut hurried, is_early, plan);
                 tell(&report);
+                checkpointer.seeds.tell(begun, &report);
                 checkpointer.carried(|way| {
                     way.carried_alone(Carried {
                         bytes: report.stored,
@@ -152,7 +222,11 @@ async fn tend(checkpointer: Arc<Checkpointer>, root_pid: i32, plan: Plan) {
                 told = None;
             }
             Err(error) => {
-                pause = plan.interval * AFTER_FAILURE;
+                pause.end = plan.interval * AFTER_FAILURE;
+                pause.start = pause.end;
+                if checkpointer.seeds.is_lost() {
+                    checkpointer.seeds.ahead.send_replace(None);
+                }
                 let reason = with_causes(&error);
                 if told.as_ref() != Some(&reason) {
                     tracing::warn!(
@@ -164,6 +238,32 @@ async fn tend(checkpointer: Arc<Checkpointer>, root_pid: i32, plan: Plan) {
             }
         }
     }
+}
+
+/// Ends when the next pass is due, after a pause from the least to the usual, and says whether that is before its usual time.
+async fn next_pass(pause: &Range<Duration>, by: &mut watch::Receiver<Option<Instant>>) -> bool {
+    let now = Instant::now();
+    let (earliest, usual) = (now + pause.start, now + pause.end);
+    loop {
+        let wanted = *by.borrow_and_update();
+        let due = wanted.map_or(usual, |wanted| wanted.clamp(earliest, usual));
+        tokio::select! {
+            () = sleep_until(due) => return due < usual,
+            // The sender lives as long as the checkpointer.
+            _ = by.changed() => {}
+        }
+    }
+}
+
+/// Tells once that passes are made more often, until one is made in its usual time.
+fn hurry(hurried: &mut bool, is_early: bool, plan: Plan) {
+    if is_early && !*hurried {
+        tracing::info!(
+            usual = ?plan.interval,
+            "the job's memory is stored ahead more often, so that a checkpoint fits into the shortest notice"
+        );
+    }
+    *hurried = is_early;
 }
 
 /// A checkpoint that still waits for a pass after this long goes on without what it would have known.
@@ -295,5 +395,38 @@ impl Checkpointer {
             attempt,
             bed: Bed::new(known, key),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pass_that_is_wanted_sooner_is_made_sooner_and_never_at_once() {
+        let pause = Duration::from_secs(1)..Duration::from_secs(60);
+        let seconds = Duration::from_secs;
+        for (wanted, after) in [(None, 60), (Some(20), 20), (Some(0), 1), (Some(90), 60)] {
+            let seeds = Seeds::default();
+            let mut by = seeds.by.subscribe();
+            let now = Instant::now();
+            seeds.by(wanted.map(|wanted| now + seconds(wanted)));
+            let is_early = next_pass(&pause, &mut by).await;
+            assert_eq!((now.elapsed(), is_early), (seconds(after), after < 60));
+        }
+        // It may be wanted while it is waited for, and not any more.
+        let seeds = Seeds::default();
+        let mut by = seeds.by.subscribe();
+        let now = Instant::now();
+        let later = async {
+            sleep(seconds(5)).await;
+            seeds.by(Some(now + seconds(30)));
+            sleep(seconds(5)).await;
+            seeds.by(None);
+            sleep(seconds(5)).await;
+            seeds.by(Some(now + seconds(10)));
+        };
+        let (is_early, ()) = tokio::join!(next_pass(&pause, &mut by), later);
+        assert_eq!((now.elapsed(), is_early), (seconds(15), true));
     }
 }

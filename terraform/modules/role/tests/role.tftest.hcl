@@ -82,12 +82,15 @@ run "everything_is_confined_to_what_is_named" {
     scale_in               = true
     log_group_arn          = "arn:aws:logs:eu-central-1:123456789012:log-group:/reprieve/nightly"
     repository_arns        = ["arn:aws:ecr:eu-central-1:123456789012:repository/a", "arn:aws:ecr:eu-central-1:123456789012:repository/b"]
+
+    cpu_baseline_from_group = true
   }
 
   # Those whose services know nothing narrower.
   assert {
     condition = toset(flatten([for s in jsondecode(output.policy).Statement : s.Action if contains(flatten([s.Resource]), "*")])) == toset([
-      "autoscaling:DescribeAutoScalingInstances", "ec2:DescribeInstances", "ec2:DescribeTags", "ecr:GetAuthorizationToken",
+      "autoscaling:DescribeAutoScalingGroups", "autoscaling:DescribeAutoScalingInstances", "ec2:DescribeInstances",
+      "ec2:DescribeLaunchTemplateVersions", "ec2:DescribeTags", "ecr:GetAuthorizationToken",
     ])
     error_message = "An action is allowed on everything."
   }
@@ -157,6 +160,29 @@ run "a_shared_queue_has_a_name" {
   }
 
   expect_failures = [var.queue_arn]
+}
+
+run "only_a_group_has_instance_types" {
+  command = plan
+
+  variables {
+    cpu_baseline_from_group = true
+  }
+
+  expect_failures = [var.cpu_baseline_from_group]
+}
+
+run "a_group_is_not_asked_for_its_instance_types_without_need" {
+  command = plan
+
+  variables {
+    autoscaling_group_name = "nightly"
+  }
+
+  assert {
+    condition     = !strcontains(output.policy, "DescribeAutoScalingGroups") && !strcontains(output.policy, "DescribeLaunchTemplateVersions")
+    error_message = "What is not used is allowed."
+  }
 }
 
 run "only_a_group_can_shrink" {
