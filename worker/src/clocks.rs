@@ -463,11 +463,11 @@ mod tests {
         let (gnu, go) = (note(b"GNU\0"), note(b"Go\0\0"));
         let both = [gnu.clone(), go.clone()].concat();
         let cases: [(&[(u32, &[u8])], Kind); 5] = [
-            (&[interpreter, (4, &gnu)], Kind::Dynamic),
-            (&[(4, &gnu)], Kind::Static),
-            (&[(4, &go)], Kind::Static),
-            (&[interpreter, (4, &go)], Kind::Go),
-            (&[(4, &gnu), (4, &both), interpreter], Kind::Go),
+            (&[interpreter, (4, &gnu[..])], Kind::Dynamic),
+            (&[(4, &gnu[..])], Kind::Static),
+            (&[(4, &go[..])], Kind::Static),
+            (&[interpreter, (4, &go[..])], Kind::Go),
+            (&[(4, &gnu[..]), (4, &both[..]), interpreter], Kind::Go),
         ];
         let directory = tempfile::tempdir().expect("a temporary directory");
         for (segments, kind) in cases {
