@@ -136,10 +136,24 @@ fn a_variable_that_is_set_is_added_to_and_a_decision_counts() {
     };
     let given = facts("a", &[], Some("-Xmx64m"));
     assert_eq!(given["JAVA_TOOL_OPTIONS"], "-Xmx64m -XX:-UsePerfData");
-    assert_eq!(given["LD_PRELOAD"], "/run/reprieve-lib/no-io-uring.so");
+    assert_eq!(
+        given["LD_PRELOAD"],
+        "/run/reprieve-lib/clocks-no-io-uring-job.so"
+    );
     let given = facts("b", &[], Some("-XX:+UsePerfData"));
     assert_eq!(given["JAVA_TOOL_OPTIONS"], "-XX:+UsePerfData");
-    let off = ["--jvm-perf-data", "keep", "--io-uring", "allow"];
+    let denied = facts("d", &["--clocks", "host"], None);
+    assert_eq!(denied["LD_PRELOAD"], "/run/reprieve-lib/no-io-uring.so");
+    let kept = facts("e", &["--io-uring", "allow"], None);
+    assert_eq!(kept["LD_PRELOAD"], "/run/reprieve-lib/clocks-job.so");
+    let off = [
+        "--jvm-perf-data",
+        "keep",
+        "--io-uring",
+        "allow",
+        "--clocks",
+        "host",
+    ];
     let given = facts("c", &off, None);
     assert_eq!(given["JAVA_TOOL_OPTIONS"], serde_json::Value::Null);
     assert_eq!(given["LD_PRELOAD"], serde_json::Value::Null);

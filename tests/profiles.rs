@@ -62,9 +62,9 @@ fn goes_on(host: &Host, wanted: &str) {
     wait_for_output(host, wanted);
 }
 
-/// What clocks.py said: monotonic, boottime and the turns of its three.
+/// What clocks.py said: monotonic, boottime and the turns of its four.
 #[track_caller]
-fn readings(host: &Host) -> Vec<[u64; 5]> {
+fn readings(host: &Host) -> Vec<[u64; 6]> {
     let text = host.stdout().text();
     assert!(!text.contains("went back"), "{text}");
     let reading = |line: &str| {
@@ -82,25 +82,52 @@ fn readings(host: &Host) -> Vec<[u64; 5]> {
 
 #[test]
 fn in_the_full_profile_the_clocks_go_on_whether_the_next_host_booted_later_or_earlier() {
+    the_clocks_go_on(&[
+        ("old", Full, 50_000),
+        ("young", Full, 0),
+        ("older", Full, 200_000),
+    ]);
+}
+
+#[test]
+fn in_the_minimal_profile_the_clocks_go_on_whether_the_next_host_booted_later_or_earlier() {
+    the_clocks_go_on(&[
+        ("old", Minimal, 50_000),
+        ("young", Minimal, 0),
+        ("older", Minimal, 200_000),
+    ]);
+}
+
+#[test]
+fn the_clocks_go_on_from_one_profile_to_the_other() {
+    the_clocks_go_on(&[
+        ("old", Full, 50_000),
+        ("young", Minimal, 0),
+        ("older", Full, 200_000),
+        ("newer", Minimal, 100_000),
+    ]);
+}
+
+fn the_clocks_go_on(hosts: &[(&str, Profile, u64)]) {
     const SECOND: u64 = 1_000_000_000;
     let store = Store::new();
-    let mut last: Option<[u64; 5]> = None;
-    for (name, up_for) in [("old", 50_000), ("young", 0), ("older", 200_000)] {
-        let host = host(&store, name, Full, &["python3", "/apps/clocks.py"])
+    let mut last: Option<[u64; 6]> = None;
+    for &(name, profile, up_for) in hosts {
+        let host = host(&store, name, profile, &["python3", "/apps/clocks.py"])
             .up_for_longer(up_for)
             .start();
-        assert_eq!(chosen(&host), "full");
+        assert_eq!(chosen(&host) == "full", profile == Full);
         let begin = match last {
-            None => [0; 5],
+            None => [0; 6],
             Some(last) => {
                 wait_for_log(&host, "the job is resumed");
                 last
             }
         };
-        // All three ways to sleep go on: one that waits for a time in the far future would not.
-        wait_until(LIMIT, "turns of all three", || {
+        // All four ways to sleep go on: one that waits for a time in the far future would not.
+        wait_until(LIMIT, "turns of all four", || {
             let now = readings(&host).last().copied().unwrap_or(begin);
-            (2..5).all(|way| now[way] >= begin[way] + 10)
+            (2..6).all(|way| now[way] >= begin[way] + 10)
         });
         let seen = readings(&host);
         if let Some(last) = last {
@@ -116,6 +143,94 @@ fn in_the_full_profile_the_clocks_go_on_whether_the_next_host_booted_later_or_ea
         evict(&host);
         last = readings(&host).last().copied();
     }
+}
+
+/// `tests/apps/waits.c`, as a program of this kind.
+fn waits(kind: &[&str]) -> tempfile::TempDir {
+    let built = tempfile::tempdir().expect("a temporary directory");
+    let status = std::process::Command::new("cc")
+        .args(["-O1", "-pthread"])
+        .args(kind)
+        .arg("-o")
+        .arg(built.path().join("waits"))
+        .arg(harness::project_path("tests/apps/waits.c"))
+        .status();
+    assert!(status.expect("there is a compiler").success());
+    built
+}
+
+/// How often each way to wait came back, on the last whole line.
+fn turns(host: &Host) -> Vec<u64> {
+    let text = host.stdout().text();
+    let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+    let line = whole
+        .lines()
+        .rev()
+        .find_map(|line| line.strip_prefix("turns "));
+    line.unwrap_or_default()
+        .split(' ')
+        .filter_map(|word| word.parse().ok())
+        .collect()
+}
+
+#[test]
+fn in_the_minimal_profile_every_wait_under_way_ends_when_it_should() {
+    let store = Store::new();
+    let built = waits(&[]);
+    let mut before = vec![0; 11];
+    for (name, up_for) in [("old", 50_000), ("young", 0), ("older", 200_000)] {
+        let host = host(&store, name, Minimal, &["/built/waits"])
+            .bind(built.path(), "/built")
+            .up_for_longer(up_for)
+            .start();
+        wait_until(LIMIT, "turns of all", || {
+            let now = turns(&host);
+            now.len() == before.len()
+                && now
+                    .iter()
+                    .zip(&before)
+                    .all(|(now, before)| *now >= before + 10)
+        });
+        assert_doctor_finds(
+            &host,
+            "waits",
+            &[("clocks", "by a library that every process has")],
+        );
+        evict(&host);
+        before = turns(&host);
+        for wrong in ["went back", "early", "late by"] {
+            assert!(
+                !host.stdout().text().contains(wrong),
+                "{name}: {}",
+                host.stdout().text()
+            );
+        }
+    }
+}
+
+#[test]
+fn a_program_that_the_library_does_not_reach_is_named_and_the_policy_decides() {
+    let store = Store::new();
+    let built = waits(&["-static"]);
+    let start = |name: &str, up_for, options: &[&str]| {
+        store
+            .host_with(name, options, &["/built/waits"])
+            .bind(built.path(), "/built")
+            .up_for_longer(up_for)
+            .start()
+    };
+    let first = start("first", 50_000, &[]);
+    wait_for_output(&first, "turns");
+    assert_doctor_finds(&first, "waits", &[("clocks", "they go by the host's")]);
+    evict(&first);
+    wait_for_log(&first, "processes go by the host's clocks");
+    let refused = start("refused", 0, &["--on-clock-behind", "refuse"]);
+    assert_eq!(refused.wait_exit(LIMIT), Exit::Code(171));
+    let said = refused.stderr().text();
+    assert!(said.contains("waits (a static program)"), "{said}");
+    let warned = start("warned", 0, &[]);
+    let said = wait_for_log(&warned, "is late by as much");
+    assert!(said.contains("waits (a static program)"), "{said}");
 }
 
 #[test]
@@ -483,12 +598,12 @@ const ROWS: [(&str, Trial, &str); 21] = [
     (
         "The next host booted later: its CLOCK_MONOTONIC is 10 hours behind",
         Clock(-36_000),
-        "minimal: sleeps until a time of that clock are late by as much, and `--on-clock-behind` decides (`refuse` in the trial); full: a time namespace",
+        "minimal: by a library, for programs that are [dynamically linked](limits.md#time); full: a time namespace",
     ),
     (
         "The next host booted earlier: its CLOCK_MONOTONIC is 10 hours ahead",
         Clock(36_000),
-        "minimal: the clock jumps ahead, and timers are due at once; full: it goes on",
+        "the same",
     ),
     (
         "System V shared memory",
@@ -685,7 +800,16 @@ fn processes_of_several_users_go_on_in_either_profile() {
 
 #[track_caller]
 fn assert_doctor_knows_no_obstacle(host: &Host) {
-    let pid = app(host, "users.py").pid.to_string();
+    let wanted = [
+        ("job", "nothing known stands in the way"),
+        ("users", "as several users, in either profile"),
+    ];
+    assert_doctor_finds(host, "users.py", &wanted);
+}
+
+#[track_caller]
+fn assert_doctor_finds(host: &Host, name: &str, wanted: &[(&str, &str)]) {
+    let pid = app(host, name).pid.to_string();
     let ran = host.exec([
         "reprieve",
         "doctor",
@@ -696,11 +820,8 @@ fn assert_doctor_knows_no_obstacle(host: &Host) {
     ]);
     let answer: Value = serde_json::from_str(&ran.stdout).expect("it is JSON");
     let findings = answer["findings"].as_array().expect("it is a list");
-    for (check, wanted) in [
-        ("job", "nothing known stands in the way"),
-        ("users", "as several users, in either profile"),
-    ] {
-        let finding = findings.iter().find(|one| one["check"] == check);
+    for (check, wanted) in wanted {
+        let finding = findings.iter().find(|one| one["check"] == *check);
         let found = finding.expect("it is looked at")["found"].as_str();
         assert!(
             found.is_some_and(|found| found.contains(wanted)),

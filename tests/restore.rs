@@ -180,7 +180,7 @@ fn a_clock_that_is_behind_is_told_waited_for_or_refused() {
             .up_for_longer(ahead)
             .start()
     };
-    let first = host("first", 50_000, &[]);
+    let first = host("first", 50_000, &["--clocks", "host"]);
     wait_for_output(&first, "line 5");
     checkpoint_ok(&first);
     let taken = Instant::now();

@@ -7,10 +7,17 @@ use std::env;
 use std::path::PathBuf;
 use std::process::Command;
 
-const NAMES: [&str; 2] = ["no_io_uring", "limits"];
+/// Each with its source, and what is defined for it.
+const LIBRARIES: [(&str, &str, &[&str]); 4] = [
+    ("no_io_uring", "no_io_uring", &[]),
+    ("limits", "limits", &[]),
+    ("clocks", "clocks", &[]),
+    ("clocks_no_io_uring", "clocks", &["-DDENY_IO_URING"]),
+];
 
 /// Small, without what differs from build to build, and without anything of a C library.
-const FLAGS: [&str; 10] = [
+const FLAGS: [&str; 11] = [
+    "-std=gnu11",
     "-O2",
     "-shared",
     "-fPIC",
@@ -38,10 +45,16 @@ fn main() {
             variable("CARGO_CFG_TARGET_ENV")
         ),
     };
-    for name in NAMES {
-        let source = format!("preload/{name}.c");
+    // Atomics without a call to the compiler's own library.
+    let inline: &[&str] = match variable("CARGO_CFG_TARGET_ARCH").as_str() {
+        "aarch64" => &["-mno-outline-atomics"],
+        _ => &[],
+    };
+    for (name, source, defined) in LIBRARIES {
+        let source = format!("preload/{source}.c");
         let library = PathBuf::from(variable("OUT_DIR")).join(format!("{name}.so"));
         let built = Command::new(&compiler)
+            .args(inline.iter().chain(defined))
             .args(FLAGS)
             .arg(&library)
             .arg(&source)

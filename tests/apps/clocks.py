@@ -1,9 +1,10 @@
-"""Lives by its clocks in three ways at once, and tells what they show: no clock may go back, and nobody may oversleep."""
+"""Lives by its clocks in four ways at once, and tells what they show: no clock may go back, and nobody may oversleep."""
 import asyncio
+import select
 import threading
 import time
 
-turns = {"asyncio": 0, "event": 0, "sleep": 0}
+turns = {"asyncio": 0, "event": 0, "sleep": 0, "select": 0}
 last = [0, 0]
 lock = threading.Lock()
 
@@ -33,8 +34,15 @@ def sleep():
         turns["sleep"] += 1
 
 
+def wait_for_nothing():
+    while True:
+        select.select([], [], [], 0.02)
+        look()
+        turns["select"] += 1
+
+
 async def main():
-    for other in (event, sleep):
+    for other in (event, sleep, wait_for_nothing):
         threading.Thread(target=other, daemon=True).start()
     while True:
         await asyncio.sleep(0.02)

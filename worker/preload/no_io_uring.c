@@ -4,19 +4,9 @@
  * Programs that make the system call themselves are not reached. Needs no library: musl and glibc both have what is used.
  */
 #include "call.h"
-
-#define NR_IO_URING_SETUP 425 /* on every architecture */
-#define NO_SUCH_CALL 38       /* ENOSYS */
+#include "io_uring.h"
 
 long syscall(long number, long a, long b, long c, long d, long e, long f) {
     long result = number == NR_IO_URING_SETUP ? -NO_SUCH_CALL : call(number, a, b, c, d, e, f);
     return answer(result);
-}
-
-/* liburing's own: they return the error. */
-int io_uring_setup(unsigned entries, void *params) { return -NO_SUCH_CALL; }
-int io_uring_queue_init(unsigned entries, void *ring, unsigned flags) { return -NO_SUCH_CALL; }
-int io_uring_queue_init_params(unsigned entries, void *ring, void *params) { return -NO_SUCH_CALL; }
-int io_uring_queue_init_mem(unsigned entries, void *ring, void *params, void *memory, unsigned long size) {
-    return -NO_SUCH_CALL;
 }

@@ -733,6 +733,7 @@ pub(crate) mod tests {
                 library: None,
                 filtered: false,
                 programs: Default::default(),
+                by_host_clocks: None,
                 clocks: None,
                 needs: Profile::Minimal,
             },

@@ -5,6 +5,7 @@
 
 use std::ffi::OsString;
 use std::fs;
+use std::io;
 
 use reprieve_core::cpu::{self, Fleet, Level};
 use reprieve_core::launch::{self, Denial};
@@ -12,7 +13,7 @@ use reprieve_core::launch::{self, Denial};
 use crate::failure::{ExitCode, Failure};
 use crate::host;
 use crate::preload::Library;
-use crate::settings::{CpuBaseline, IoUring, PerfData, Settings};
+use crate::settings::{Clocks, CpuBaseline, IoUring, PerfData, Settings};
 
 /// What stays with the app's processes as long as they live, on whatever host.
 #[derive(Clone, Debug, Default)]
@@ -45,17 +46,28 @@ impl Cures {
             cures.set("JAVA_TOOL_OPTIONS", options);
         }
         let filter = || launch::denial(host::may_suspend_filters(), host::is_filtered());
-        match settings.io_uring {
-            IoUring::Allow => {}
-            IoUring::Deny => cures.preload(had("LD_PRELOAD").as_deref()),
-            IoUring::Filter if filter() == Denial::Filter => cures.given.filtered = true,
+        let denies = match settings.io_uring {
+            IoUring::Allow => false,
+            IoUring::Deny => true,
+            IoUring::Filter if filter() == Denial::Filter => {
+                cures.given.filtered = true;
+                false
+            }
             IoUring::Filter => {
                 tracing::warn!(
                     "io_uring cannot be denied by a filter here: CRIU could not store it; a library does it instead"
                 );
-                cures.preload(had("LD_PRELOAD").as_deref());
+                true
             }
-        }
+        };
+        let keeps = settings.clocks == Clocks::Keep;
+        let library = match (keeps, denies) {
+            (true, _) => Some(Library::clocks(&settings.job, denies)),
+            (false, true) => Some(Library::no_io_uring()),
+            (false, false) => None,
+        };
+        let is_had =
+            library.is_some_and(|library| cures.preload(library, had("LD_PRELOAD").as_deref()));
         if let Some(level) = baseline(&settings.cpu_baseline)? {
             for (name, value, between) in cpu::held_to(level) {
                 let before = cures.environment.iter().find(|(known, _)| *known == name);
@@ -68,10 +80,14 @@ impl Cures {
         tracing::info!(
             baseline = cures.given.baseline,
             environment = ?cures.environment.iter().map(|(name, _)| name).collect::<Vec<_>>(),
-            io_uring = match (&cures.given.library, cures.given.filtered) {
+            io_uring = match (denies && is_had, cures.given.filtered) {
                 (_, true) => "denied by a seccomp filter",
-                (Some(_), _) => "denied by a library",
+                (true, _) => "denied by a library",
                 _ => "allowed",
+            },
+            clocks = match keeps && is_had {
+                true => "kept by a library",
+                false => "the host's",
             },
             "what the app is given so that it can be checkpointed (docs/checkup.md)"
         );
@@ -82,17 +98,23 @@ impl Cures {
         self.environment.extend(value.map(|value| (name, value)));
     }
 
-    fn preload(&mut self, had: Option<&str>) {
-        match Library::no_io_uring() {
+    /// Whether the app will have it.
+    fn preload(&mut self, library: io::Result<Library>, had: Option<&str>) -> bool {
+        match library {
             Ok(library) => {
                 let value = launch::preloading(had, &library.path.to_string_lossy());
                 self.set("LD_PRELOAD", value);
                 self.given.library = Some(library);
+                true
             }
-            Err(error) => tracing::warn!(
-                %error,
-                "io_uring cannot be denied to the app; if it uses one, it cannot be checkpointed"
-            ),
+            Err(error) => {
+                tracing::warn!(
+                    %error,
+                    "the app cannot be given the library that keeps its clocks and denies io_uring; its clocks will be the host's, and if it uses \
+                     an io_uring, it cannot be checkpointed"
+                );
+                false
+            }
         }
     }
 

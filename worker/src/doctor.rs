@@ -28,6 +28,7 @@ use serde::Serialize;
 
 use crate::catalog::{self, Catalog};
 use crate::checkup;
+use crate::clocks::{self, Means};
 use crate::control::client::Format;
 use crate::control::protocol::Obstacle;
 use crate::engine::criu::Program;
@@ -182,7 +183,9 @@ impl Request {
         findings.extend(notices(settings).await);
         findings.extend(queue(settings).await);
         findings.extend(self.pid.map_or_else(Vec::new, |pid| {
-            job(pid, u64::from(settings.ghost_limit_bytes))
+            let mut found = job(pid, u64::from(settings.ghost_limit_bytes));
+            found.extend(clocks_of(pid));
+            found
         }));
         let has_worked = findings
             .iter()
@@ -338,6 +341,33 @@ fn users() -> Finding {
         ),
     };
     Finding::ok("users", found)
+}
+
+/// By what the clocks of these processes go on at a resume; nothing if there are none.
+fn clocks_of(pid: i32) -> Option<Finding> {
+    const CHECK: &str = "clocks";
+    const REMEDY: &str = "the full profile, or --on-clock-behind wait or refuse (docs/limits.md)";
+    proc::process(pid)?;
+    let found = match clocks::means(pid) {
+        Ok(Means::Namespace) => Finding::ok(CHECK, "go on at a resume, by a time namespace"),
+        Ok(Means::Library(others)) if others.is_empty() => Finding::ok(
+            CHECK,
+            "go on at a resume, by a library that every process has",
+        ),
+        Ok(Means::Library(others)) => Finding::warning(
+            CHECK,
+            format!("processes go by the host's clocks: {}", others.join(", ")),
+            REMEDY,
+        ),
+        // So it is with whatever was not started by us.
+        Ok(Means::Nothing) => Finding::ok(
+            CHECK,
+            "no process has the library with which its clocks would go on at a resume; they go by the host's",
+        ),
+        // What is the matter is told about the job.
+        Err(_) => return None,
+    };
+    Some(found)
 }
 
 /// What a checkpoint of these processes would fail at.

@@ -8,6 +8,7 @@ pub mod callouts;
 pub mod catalog;
 mod checkup;
 pub mod cli;
+mod clocks;
 pub mod control;
 mod cures;
 pub mod doctor;

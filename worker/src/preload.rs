@@ -17,6 +17,16 @@ const NO_IO_URING: Built = (
     include_bytes!(concat!(env!("OUT_DIR"), "/no_io_uring.so")),
 );
 
+/// For the app as well: one that keeps its clocks, and one that does both.
+const CLOCKS: Built = (
+    "clocks",
+    include_bytes!(concat!(env!("OUT_DIR"), "/clocks.so")),
+);
+const CLOCKS_NO_IO_URING: Built = (
+    "clocks-no-io-uring",
+    include_bytes!(concat!(env!("OUT_DIR"), "/clocks_no_io_uring.so")),
+);
+
 /// For CRIU.
 const LIMITS: Built = (
     "limits.so",
@@ -40,15 +50,25 @@ pub(crate) struct Library {
 impl Library {
     /// With it the app has no io_uring.
     pub(crate) fn no_io_uring() -> io::Result<Self> {
-        Self::place(NO_IO_URING)
+        Self::place(NO_IO_URING.0, NO_IO_URING.1)
+    }
+
+    /// With it the app's clocks go on at a resume, and if it is to be denied that it has no io_uring. The file of each job is
+    /// another one, since it holds what its clocks are.
+    pub(crate) fn clocks(job: &str, denies_io_uring: bool) -> io::Result<Self> {
+        let (name, bytes) = match denies_io_uring {
+            true => CLOCKS_NO_IO_URING,
+            false => CLOCKS,
+        };
+        Self::place(&format!("{name}-{job}.so"), bytes)
     }
 
     /// With it CRIU can tell the limits of processes of other users, which without SYS_RESOURCE it may not ask for.
     pub(crate) fn limits() -> io::Result<Self> {
-        Self::place(LIMITS)
+        Self::place(LIMITS.0, LIMITS.1)
     }
 
-    fn place((name, bytes): Built) -> io::Result<Self> {
+    fn place(name: &str, bytes: &[u8]) -> io::Result<Self> {
         if bytes.is_empty() {
             return Err(io::Error::other(
                 "this build has no library for this machine",
@@ -66,6 +86,15 @@ impl Library {
             }
         }
         Err(reason)
+    }
+
+    /// Those that keep clocks, as they are built.
+    #[cfg(test)]
+    pub(crate) fn of_clocks() -> [Self; 2] {
+        [CLOCKS, CLOCKS_NO_IO_URING].map(|(name, bytes)| Self {
+            path: name.into(),
+            bytes: bytes.to_vec(),
+        })
     }
 
     /// Puts it where it belongs, if it is not there.
@@ -123,7 +152,7 @@ mod tests {
 
     #[test]
     fn this_build_has_its_libraries() {
-        for (name, bytes) in [NO_IO_URING, LIMITS] {
+        for (name, bytes) in [NO_IO_URING, LIMITS, CLOCKS, CLOCKS_NO_IO_URING] {
             assert!(bytes.starts_with(b"\x7fELF"), "{name}");
         }
     }

@@ -8,6 +8,13 @@ use std::path::Path;
 /// Where CRIU looks for a build id: a longer way into the file it does not go either.
 const BUILD_ID_WITHIN: u64 = 1 << 20;
 
+/// Where the headers and notes of a program are.
+const HEADERS_WITHIN: u64 = 64 << 10;
+
+/// Kinds of segments (elf(5)).
+const INTERPRETER: u32 = 3;
+const NOTES: u32 = 4;
+
 /// A manifest is one small document.
 const MOST: usize = 512;
 
@@ -90,38 +97,88 @@ pub(crate) fn build_id(path: &Path) -> Option<Vec<u8>> {
 }
 
 pub(crate) fn of_program(head: &[u8]) -> Option<Vec<u8>> {
-    // The header and program header of a 64-bit little-endian ELF file (elf(5)), and a note's type.
-    const IDENTITY: &[u8] = b"\x7fELF\x02\x01";
-    const NOTES: u32 = 4;
     const BUILD_ID: u32 = 3;
-    if !head.starts_with(IDENTITY) {
-        return None;
-    }
-    let table = usize::try_from(long(head, 32)?).ok()?;
-    let (size, count) = (short(head, 54)?, short(head, 56)?);
-    for number in 0..usize::from(count) {
-        let at = table.checked_add(number * usize::from(size))?;
-        if word(head, at)? != NOTES {
-            continue;
-        }
+    let of_segment = |(_, start, length)| {
+        let mut all = notes(head, start, length);
+        all.find(|(kind, name, _)| *kind == BUILD_ID && *name == b"GNU\0")
+    };
+    let (_, _, id) = segments(head)
+        .filter(|(kind, _, _)| *kind == NOTES)
+        .find_map(of_segment)?;
+    Some(id.to_vec())
+}
+
+/// The segments of a 64-bit little-endian ELF file (elf(5)): kind, where in the file, and how long.
+fn segments(head: &[u8]) -> impl Iterator<Item = (u32, usize, usize)> {
+    const IDENTITY: &[u8] = b"\x7fELF\x02\x01";
+    let is_elf = head.starts_with(IDENTITY);
+    let table = long(head, 32).and_then(|table| usize::try_from(table).ok());
+    let (size, count) = (short(head, 54), short(head, 56));
+    let count = count.filter(|_| is_elf).unwrap_or(0);
+    (0..usize::from(count)).map_while(move |number| {
+        let at = table?.checked_add(number * usize::from(size?))?;
         let start = usize::try_from(long(head, at + 8)?).ok()?;
         let length = usize::try_from(long(head, at + 32)?).ok()?;
-        let mut notes = head.get(start..start.checked_add(length)?)?;
-        while let (Some(name), Some(size), Some(kind)) =
-            (word(notes, 0), word(notes, 4), word(notes, 8))
-        {
-            let name_end = 12_usize.checked_add(padded(name)?)?;
-            let end = name_end.checked_add(padded(size)?)?;
-            let Some(id) = notes.get(name_end..end) else {
-                break;
-            };
-            if kind == BUILD_ID && notes.get(12..16) == Some(b"GNU\0") {
-                return Some(id.to_vec());
+        Some((word(head, at)?, start, length))
+    })
+}
+
+/// The whole notes of a segment: kind, name, and what it says.
+fn notes(head: &[u8], start: usize, length: usize) -> impl Iterator<Item = (u32, &[u8], &[u8])> {
+    let end = start.checked_add(length);
+    let mut left = end.and_then(|end| head.get(start..end)).unwrap_or_default();
+    std::iter::from_fn(move || {
+        let (name, size, kind) = (word(left, 0)?, word(left, 4)?, word(left, 8)?);
+        let name_end = 12_usize.checked_add(padded(name)?)?;
+        let end = name_end.checked_add(padded(size)?)?;
+        let note = (kind, left.get(12..name_end)?, left.get(name_end..end)?);
+        left = &left[end..];
+        Some(note)
+    })
+}
+
+/// What a program's headers say about how it reads clocks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Facts {
+    /// A loader is to start it.
+    pub is_dynamic: bool,
+    /// Go's linker made it.
+    pub is_go: bool,
+}
+
+/// What cannot be read has none of it.
+pub(crate) fn facts(path: &Path) -> Facts {
+    let mut head = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(HEADERS_WITHIN).read_to_end(&mut head));
+    read.map(|_| facts_of(&head)).unwrap_or_default()
+}
+
+fn facts_of(head: &[u8]) -> Facts {
+    let mut facts = Facts::default();
+    for (kind, start, length) in segments(head) {
+        match kind {
+            INTERPRETER => facts.is_dynamic = true,
+            NOTES => {
+                facts.is_go |= notes(head, start, length).any(|(_, name, _)| name == b"Go\0\0")
             }
-            notes = notes.get(end..)?;
+            _ => {}
         }
     }
-    None
+    facts
+}
+
+/// Whether the bytes before `end` lie in a process where they lie in the file, from where the program begins.
+#[cfg(test)]
+pub(crate) fn begins_at_its_address(head: &[u8], end: u64) -> bool {
+    let table = long(head, 32).and_then(|table| usize::try_from(table).ok());
+    let table = table.expect("it has headers");
+    (0..usize::from(short(head, 56).expect("it has headers"))).any(|number| {
+        let at = table + number * usize::from(short(head, 54).expect("it has headers"));
+        word(head, at) == Some(1)
+            && long(head, at + 8) == Some(0)
+            && long(head, at + 16) == Some(0)
+            && long(head, at + 32).is_some_and(|length| length >= end)
+    })
 }
 
 fn padded(length: u32) -> Option<usize> {

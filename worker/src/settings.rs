@@ -512,6 +512,17 @@ pub const TABLE: &[Setting] = &[
                   is resumed (docs/checkup.md).",
     },
     Setting {
+        name: "clocks",
+        section: EVICTION,
+        kind: Kind::Choice(Clocks::NAMES),
+        default: Some("keep"),
+        unset: "",
+        meaning: "Whether CLOCK_MONOTONIC and CLOCK_BOOTTIME of an app that is started from scratch go on at a resume where the \
+                  host's do not (minimal profile). `keep`: by a library in LD_PRELOAD, for programs that are dynamically linked; \
+                  others are named in the snapshot, and on-clock-behind decides for them. `host`: they are the host's \
+                  (docs/limits.md).",
+    },
+    Setting {
         name: "jvm-perf-data",
         section: EVICTION,
         kind: Kind::Choice(PerfData::NAMES),
@@ -919,8 +930,8 @@ pub const TABLE: &[Setting] = &[
         kind: Kind::Choice(OnClockBehind::NAMES),
         default: Some("warn"),
         unset: "",
-        meaning: "When this host's CLOCK_MONOTONIC is behind what it was in the snapshot, so that the app's timers and sleeps would \
-                  be late by as much: resume all the same with a warning, wait until it has caught up (at most clock-wait), or \
+        meaning: "When this host's CLOCK_MONOTONIC is behind what it was in the snapshot, so that the timers and sleeps of what \
+                  goes by it would be late by as much: resume all the same with a warning, wait until it has caught up (at most clock-wait), or \
                   end with exit code 171. No older snapshot is tried instead.",
     },
     Setting {
@@ -1097,6 +1108,11 @@ named! {
 named! {
     /// Whether memory is stored ahead.
     pub enum Seed { On = "on", Off = "off", }
+}
+
+named! {
+    /// What the app's monotonic clocks do at a resume.
+    pub enum Clocks { Keep = "keep", Host = "host", }
 }
 
 named! {
@@ -1367,6 +1383,7 @@ pub struct Settings {
     pub checkpointed_exit_code: u8,
     pub ghost_limit_bytes: u32,
     pub io_uring: IoUring,
+    pub clocks: Clocks,
     pub jvm_perf_data: PerfData,
     pub cpu_baseline: CpuBaseline,
     pub image_digest: Option<String>,
@@ -1781,6 +1798,7 @@ impl Settings {
                 checked.bytes().and_then(|bytes| u32::try_from(bytes).ok())
             }),
             io_uring: merged.need("io-uring", Checked::choice(IoUring::from_name)),
+            clocks: merged.need("clocks", Checked::choice(Clocks::from_name)),
             jvm_perf_data: merged.need("jvm-perf-data", Checked::choice(PerfData::from_name)),
             cpu_baseline: merged.need("cpu-baseline", Checked::choice(CpuBaseline::from_text)),
             image_digest: merged.get("image-digest", Checked::text),
@@ -3363,6 +3381,7 @@ mod tests {
                 checkpointed_exit_code: 75,
                 ghost_limit_bytes: 64 * 1024 * 1024,
                 io_uring: IoUring::Deny,
+                clocks: Clocks::Keep,
                 jvm_perf_data: PerfData::Off,
                 cpu_baseline: CpuBaseline::Off,
                 image_digest: None,
@@ -3473,6 +3492,7 @@ mod tests {
         ("checkpointed-exit-code", "143"),
         ("ghost-limit", "0B"),
         ("io-uring", "allow"),
+        ("clocks", "host"),
         ("jvm-perf-data", "keep"),
         ("cpu-baseline", "x86-64-v3"),
         ("image-digest", "sha256:1"),
@@ -3630,6 +3650,7 @@ mod tests {
             checkpointed_exit_code: 143,
             ghost_limit_bytes: 0,
             io_uring: IoUring::Allow,
+            clocks: Clocks::Host,
             jvm_perf_data: PerfData::Keep,
             cpu_baseline: CpuBaseline::Level(Level::V3),
             image_digest: Some("sha256:1".into()),

@@ -186,6 +186,8 @@ An app that is started from scratch, with a store, is given what takes the commo
 | io_uring (Node.js from 20 on with its file operations, some databases) | `io_uring_setup` answers ENOSYS, and the app does \
 without as on an older kernel: by a library in `LD_PRELOAD`, after those that are there; with `--io-uring filter` by a seccomp filter, \
 for whatever program it is | `--io-uring allow` |
+| a host whose CLOCK_MONOTONIC and CLOCK_BOOTTIME show less than the last one's | the same library lets them go on \
+([what it reaches](limits.md#time)) | `--clocks host` |
 | a JVM's `/tmp/hsperfdata_*`, which the next host does not have | `-XX:-UsePerfData` at the end of `JAVA_TOOL_OPTIONS`, unless \
 something about it is there; every JVM says on its standard error that it picked that up | `--jvm-perf-data keep` |
 | file locks | CRIU is told to store them, always | |

@@ -281,6 +281,7 @@ mod tests {
             library: None,
             filtered: false,
             programs: Default::default(),
+            by_host_clocks: None,
         };
         for (needs, profile, expected) in [
             (Minimal, Minimal, None),

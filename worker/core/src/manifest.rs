@@ -112,11 +112,14 @@ impl Profile {
     }
 }
 
-/// The app's clocks, in nanoseconds.
+/// The app's clocks as its kernel told them, in nanoseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Clocks {
     pub monotonic_ns: u64,
     pub boottime_ns: u64,
+    /// CLOCK_MONOTONIC_RAW; older versions do not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub monotonic_raw_ns: Option<u64>,
 }
 
 /// What the restored app needs from its supervisor.
@@ -145,9 +148,20 @@ pub struct AppFacts {
     /// Its clocks at the freeze; snapshots of older versions do not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clocks: Option<Clocks>,
+    /// Processes that go by the host's clocks, each with the reason; the others have a library with which theirs go on. Not said if no
+    /// such library was given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by_host_clocks: Option<Vec<String>>,
     /// The profile that it needs to be resumed: full with System V IPC.
     #[serde(default, skip_serializing_if = "Profile::is_minimal")]
     pub needs: Profile,
+}
+
+impl AppFacts {
+    /// Whether the monotonic clocks of all its processes go on by a library, whatever a host's show.
+    pub fn keeps_its_clocks(&self) -> bool {
+        self.by_host_clocks.as_ref().is_some_and(Vec::is_empty)
+    }
 }
 
 /// What decides whether another host can run the snapshot.

@@ -453,6 +453,7 @@ fn running(resumed: Resumed, protection: Option<Protection>) -> Booted {
     );
     let behind_ms = match realm {
         Some(_) => 0,
+        None if manifest.app.keeps_its_clocks() => 0,
         None => manifest
             .app
             .monotonic_ms
@@ -461,6 +462,11 @@ fn running(resumed: Resumed, protection: Option<Protection>) -> Booted {
     if behind_ms > 0 {
         tracing::warn!(
             behind_ms,
+            processes = manifest
+                .app
+                .by_host_clocks
+                .as_ref()
+                .map(|named| named.join(", ")),
             "CLOCK_MONOTONIC is behind that of the host where the snapshot was taken; what the app does by that clock, \
              sleeping included, is late by as much"
         );

@@ -36,6 +36,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant as TokioInstant, sleep_until, timeout, timeout_at};
 
 use crate::catalog::{self, Catalog, CatalogError};
+use crate::clocks;
 use crate::cures::Given;
 use crate::engine::criu::{self, Criu, CriuError, DumpOrder};
 use crate::engine::hook::{Asked, Hooks};
@@ -336,6 +337,8 @@ struct Still {
     tree: Vec<Process>,
     held: Held,
     files: Option<Taken>,
+    /// As in the manifest.
+    by_host_clocks: Option<Vec<String>>,
 }
 
 /// The app's memory on its way from CRIU to the store.
@@ -1010,7 +1013,33 @@ impl Attempt<'_> {
             Some(preserver) => Some(self.preserve(preserver, &tree, transfer).await?),
             None => None,
         };
-        Ok(Still { tree, held, files })
+        let by_host_clocks = self.by_host_clocks(&tree).await?;
+        Ok(Still {
+            tree,
+            held,
+            files,
+            by_host_clocks,
+        })
+    }
+
+    /// Who would not go on by the library with which the app's clocks do; None if there is no such library.
+    async fn by_host_clocks(
+        &self,
+        tree: &[Process],
+    ) -> Result<Option<Vec<String>>, CheckpointError> {
+        let library = self.of.given.get().and_then(|given| given.library.clone());
+        let Some(library) = library.filter(clocks::keeps) else {
+            return Ok(None);
+        };
+        let tree = tree.to_vec();
+        let named = blocking(move || clocks::by_the_host(&tree, &library)).await?;
+        if !named.is_empty() {
+            tracing::info!(
+                processes = named.join(", "),
+                "processes go by the host's clocks, and not by the library with which the job's go on"
+            );
+        }
+        Ok(Some(named))
     }
 
     /// Finds the app's files, and hands over what is not in the store.
@@ -1098,6 +1127,7 @@ impl Attempt<'_> {
             tree,
             held,
             files: taken,
+            by_host_clocks,
         } = still;
         let (files_of_app, preserved) = match taken {
             Some(taken) => {
@@ -1208,6 +1238,7 @@ impl Attempt<'_> {
                 processes: u32::try_from(tree.len()).unwrap_or(u32::MAX),
                 monotonic_ms: self.app_clocks().monotonic_ns / 1_000_000,
                 clocks: self.clocks,
+                by_host_clocks,
                 needs: self.needs,
                 library: library.map(|library| library.path.to_string_lossy().into_owned()),
                 filtered,

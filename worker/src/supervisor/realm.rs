@@ -184,10 +184,11 @@ impl Realm {
 
     /// Its clocks, from what ours are.
     pub(crate) fn clocks(&self) -> Clocks {
-        let (monotonic, boottime) = now();
+        let [monotonic, boottime, raw] = now();
         Clocks {
             monotonic_ns: nanos(monotonic + self.ahead.monotonic),
             boottime_ns: nanos(boottime + self.ahead.boottime),
+            monotonic_raw_ns: Some(nanos(raw + self.ahead.monotonic)),
         }
     }
 
@@ -277,13 +278,17 @@ impl Entry<'_> {
     }
 }
 
-/// Our clocks, in nanoseconds: CLOCK_MONOTONIC and CLOCK_BOOTTIME.
-fn now() -> (i128, i128) {
-    let [monotonic, boottime] = [ClockId::CLOCK_MONOTONIC, ClockId::CLOCK_BOOTTIME].map(|clock| {
+/// Our clocks, in nanoseconds: CLOCK_MONOTONIC, CLOCK_BOOTTIME and CLOCK_MONOTONIC_RAW.
+fn now() -> [i128; 3] {
+    [
+        ClockId::CLOCK_MONOTONIC,
+        ClockId::CLOCK_BOOTTIME,
+        ClockId::CLOCK_MONOTONIC_RAW,
+    ]
+    .map(|clock| {
         let time = clock_gettime(clock).expect("Linux has this clock");
         i128::from(time.tv_sec()) * NANOS + i128::from(time.tv_nsec())
-    });
-    (monotonic, boottime)
+    })
 }
 
 fn nanos(time: i128) -> u64 {
@@ -292,10 +297,11 @@ fn nanos(time: i128) -> u64 {
 
 /// Our clocks, as an app without a realm has them.
 pub(crate) fn own_clocks() -> Clocks {
-    let (monotonic, boottime) = now();
+    let [monotonic, boottime, raw] = now();
     Clocks {
         monotonic_ns: nanos(monotonic),
         boottime_ns: nanos(boottime),
+        monotonic_raw_ns: Some(nanos(raw)),
     }
 }
 
@@ -380,10 +386,10 @@ fn set_clocks(monotonic: &OsStr, boottime: &OsStr) -> io::Result<()> {
     let (monotonic, boottime) = (wanted(monotonic)?, wanted(boottime)?);
     // What we see ours with is in it already.
     let own = Ahead::of("self")?;
-    let now = now();
+    let [monotonic_now, boottime_now, _] = now();
     let offsets = Ahead {
-        monotonic: own.monotonic + monotonic - now.0,
-        boottime: own.boottime + boottime - now.1,
+        monotonic: own.monotonic + monotonic - monotonic_now,
+        boottime: own.boottime + boottime - boottime_now,
     };
     fs::write("/proc/self/timens_offsets", offsets.to_text())
 }

@@ -18,6 +18,7 @@ use tokio::runtime::Handle;
 use tokio::time::{Instant as TokioInstant, sleep, timeout, timeout_at};
 
 use crate::catalog::{self, Catalog, CatalogError};
+use crate::clocks;
 use crate::engine::criu::{self, Criu, CriuError, RestoreOrder};
 use crate::engine::hook::Hooks;
 use crate::host;
@@ -74,8 +75,14 @@ pub(super) enum RestoreError {
     NotPreserving,
     #[error("{} as the job's processes had them: {}", count(.0), listed(.0))]
     Files(Vec<Mismatch>),
-    #[error("this host's CLOCK_MONOTONIC is {} behind the snapshot's", seconds(*.0))]
-    Clock(u64),
+    #[error("this host's CLOCK_MONOTONIC is {} behind the snapshot's{processes}", seconds(*.behind_ms))]
+    Clock {
+        behind_ms: u64,
+        /// Who goes by it.
+        processes: String,
+    },
+    #[error("the waits of the restored processes could not be set to this host's clock")]
+    Waits(#[source] io::Error),
     #[error("it was not restored within the limit")]
     Deadline,
     #[error("this host has no room for it")]
@@ -88,6 +95,15 @@ pub(super) enum RestoreError {
     /// The app was let run; nothing else may be started beside it or after it.
     #[error("the app was let run and was lost before it could be supervised")]
     Lost(#[source] Box<RestoreError>),
+}
+
+/// Who goes by a host's clocks, if that is known.
+fn by_the_host(manifest: &Manifest) -> String {
+    let named = manifest.app.by_host_clocks.as_deref().unwrap_or_default();
+    match named.is_empty() {
+        true => String::new(),
+        false => format!(", and so are those of {}", named.join(", ")),
+    }
 }
 
 fn seconds(ms: u64) -> String {
@@ -127,7 +143,7 @@ impl RestoreError {
 impl RestoreError {
     /// Whether only this host's clock is in the way: an older snapshot would undo work for nothing.
     pub(crate) fn is_about_the_clock(&self) -> bool {
-        matches!(self, Self::Clock(_))
+        matches!(self, Self::Clock { .. })
     }
 
     /// Whether only this worker's settings keep the job's files out: an older snapshot would undo work for nothing.
@@ -283,11 +299,13 @@ impl Restorer {
         // What is waited for the clock is no part of the time that a restore may take.
         let deadline = deadline + self.mind_the_clock(&snapshot.manifest).await?;
         snapshot.read_images(deadline).await?;
-        let library = library(&snapshot, deadline).await?;
-        if let Some(library) = &library {
+        let mut library = library(&snapshot, deadline).await?;
+        self.put_files(&snapshot, deadline).await?;
+        if let Some(library) = &mut library {
+            // After them: with what the host before had of it, the clocks would be that host's.
+            self.carry_clocks_over(library, &snapshot.manifest);
             library.write()?;
         }
-        self.put_files(&snapshot, deadline).await?;
         let mismatches = files::mismatches(&snapshot, deadline).await?;
         if !mismatches.is_empty() {
             return Err(RestoreError::Files(mismatches));
@@ -297,7 +315,7 @@ impl Restorer {
         steps::reached(Step::Selected);
         for attempt in 1.. {
             let step = self.journal.restore_step(RestorePhase::Restore);
-            match self.attempt(&snapshot, deadline).await {
+            match self.attempt(&snapshot, library.as_ref(), deadline).await {
                 Ok((watched, streams, realm)) => {
                     step.done();
                     steps::reached(Step::Restored);
@@ -331,11 +349,21 @@ impl Restorer {
         unreachable!("the loop ends by returning")
     }
 
+    /// The job's clocks go on from where they were, where no namespace does that.
+    fn carry_clocks_over(&self, library: &mut Library, manifest: &Manifest) {
+        if let (Profile::Minimal, Some(those)) = (self.host.profile, manifest.app.clocks) {
+            clocks::carry_over(library, those, realm::own_clocks());
+        }
+    }
+
     /// Waits for this host's monotonic clock, if it is behind and the settings say so. Returns how long that took.
     async fn mind_the_clock(&self, manifest: &Manifest) -> Result<Duration, RestoreError> {
         let begun = Instant::now();
         if self.host.profile == Profile::Full {
             // The app's clocks go on from where they were.
+            return Ok(Duration::ZERO);
+        }
+        if manifest.app.keeps_its_clocks() {
             return Ok(Duration::ZERO);
         }
         let mut told = false;
@@ -344,11 +372,21 @@ impl Restorer {
             match verdict {
                 // What is late is told once the app runs.
                 Verdict::Fine | Verdict::Late(_) => return Ok(begun.elapsed()),
-                Verdict::Refused(behind_ms) => return Err(RestoreError::Clock(behind_ms)),
+                Verdict::Refused(behind_ms) => {
+                    return Err(RestoreError::Clock {
+                        behind_ms,
+                        processes: by_the_host(manifest),
+                    });
+                }
                 Verdict::Wait(behind_ms) => {
                     if !told {
                         tracing::warn!(
                             behind_ms,
+                            processes = manifest
+                                .app
+                                .by_host_clocks
+                                .as_ref()
+                                .map(|named| named.join(", ")),
                             "CLOCK_MONOTONIC is behind that of the host where the snapshot was taken; waiting until it has caught up"
                         );
                         told = true;
@@ -362,11 +400,12 @@ impl Restorer {
     async fn attempt(
         &self,
         snapshot: &Arc<Snapshot>,
+        library: Option<&Library>,
         deadline: TokioInstant,
     ) -> Result<Restored, RestoreError> {
         let images = self.work.join(format!("restore-{}", catalog::nonce()));
         std::fs::create_dir(&images)?;
-        let result = self.run_criu(snapshot, &images, deadline).await;
+        let result = self.run_criu(snapshot, library, &images, deadline).await;
         if result.is_err() {
             let log = images.join(criu::LOG);
             drop(std::fs::copy(
@@ -383,6 +422,7 @@ impl Restorer {
     async fn run_criu(
         &self,
         snapshot: &Arc<Snapshot>,
+        library: Option<&Library>,
         images: &std::path::Path,
         deadline: TokioInstant,
     ) -> Result<Restored, RestoreError> {
@@ -415,7 +455,7 @@ impl Restorer {
                 &mut criu,
                 &hooks,
                 &server,
-                (&snapshot.manifest, realm.as_ref()),
+                (&snapshot.manifest, realm.as_ref(), library),
                 deadline,
             ),
         )
@@ -453,6 +493,7 @@ impl Restorer {
         let clocks = app.clocks.unwrap_or(Clocks {
             monotonic_ns: app.monotonic_ms * 1_000_000,
             boottime_ns: app.monotonic_ms * 1_000_000,
+            monotonic_raw_ns: None,
         });
         let made = Realm::make(&self.reaper, &self.work, Some(clocks)).await;
         made.map(Some).map_err(RestoreError::Realm)
@@ -464,7 +505,7 @@ impl Restorer {
         criu: &mut Watched,
         hooks: &Hooks,
         server: &ImageServer,
-        (manifest, realm): (&Manifest, Option<&Realm>),
+        (manifest, realm, library): (&Manifest, Option<&Realm>, Option<&Library>),
         deadline: TokioInstant,
     ) -> Result<Watched, Unbuilt> {
         loop {
@@ -483,6 +524,12 @@ impl Restorer {
                 .verdict()
                 .map_err(|error| Unbuilt::Failed(error.into()))?;
             steps::reached(Step::Built);
+            // With a realm they are right as they are.
+            if let (None, Some(library)) = (realm, library) {
+                let tree = proc::tree(&proc::processes().map_err(waits)?, manifest.app.root_pid);
+                let told = clocks::tell_waits(&tree, library).map_err(waits)?;
+                tracing::debug!(told, "waits under way are set to this host's clock");
+            }
             // Before it runs: what it stores from now on follows from this one. After everything that can fail.
             if let Some(back) = &self.going_back {
                 let noted = back
@@ -547,6 +594,10 @@ impl Restorer {
 }
 
 type Restored = (Watched, Streams, Option<Arc<Realm>>);
+
+fn waits(error: io::Error) -> Unbuilt {
+    Unbuilt::Failed(RestoreError::Waits(error))
+}
 
 /// Why there is no process tree.
 enum Unbuilt {

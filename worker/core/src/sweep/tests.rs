@@ -64,6 +64,7 @@ fn manifest_of(generation: u64, epoch: u64, attempt: &str, parts: Vec<Part>) -> 
             library: None,
             filtered: false,
             programs: Default::default(),
+            by_host_clocks: None,
             clocks: None,
             needs: Profile::Minimal,
         },
