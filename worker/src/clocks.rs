@@ -462,7 +462,8 @@ mod tests {
         };
         let (gnu, go) = (note(b"GNU\0"), note(b"Go\0\0"));
         let both = [gnu.clone(), go.clone()].concat();
-        let cases: [(&[(u32, &[u8])], Kind); 5] = [
+        type Segments<'a> = &'a [(u32, &'a [u8])];
+        let cases: [(Segments<'_>, Kind); 5] = [
             (&[interpreter, (4, &gnu[..])], Kind::Dynamic),
             (&[(4, &gnu[..])], Kind::Static),
             (&[(4, &go[..])], Kind::Static),
