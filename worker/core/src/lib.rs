@@ -19,6 +19,7 @@ pub mod head;
 pub mod launch;
 pub mod lifecycle;
 pub mod manifest;
+pub mod moved;
 pub mod notice;
 pub mod pace;
 pub mod planner;
