@@ -35,7 +35,7 @@ lint: ## Formatting, clippy without warnings, licences of dependencies, what man
 
 test: setup lint ## All that CI checks: setup, lint and every test, end to end on real hosts
 	@echo "test: unit tests, contracts and end-to-end tests"
-	@cargo test --workspace --locked
+	@cargo test --workspace --locked --no-fail-fast
 
 soak: setup ## 200 generations of a job whose memory churns, half an hour between two hosts, kills at each step with a key and with S3
 	@echo "soak: 200 generations of a job whose memory churns"

@@ -9,7 +9,7 @@ use std::fs;
 use harness::{Exit, Host, LIMIT, Stdio, wait_until};
 use job::{
     COUNTER, Store, assert_counts, checkpoint, checkpoint_ok, evict, numbers, resumed,
-    wait_for_log, wait_for_output,
+    told_of_checkpoint, wait_for_log, wait_for_output,
 };
 
 #[test]
@@ -146,18 +146,6 @@ fn a_job_that_was_left_running_goes_on_and_its_snapshot_goes_back_to_the_freeze(
     );
 }
 
-/// A number from the log line that tells of the newest checkpoint.
-#[track_caller]
-fn told(host: &Host, figure: &str) -> u64 {
-    let lines = host.stderr().lines();
-    let line = lines
-        .iter()
-        .rfind(|line| line.contains("checkpoint is durable"))
-        .expect("there was a checkpoint");
-    let line: serde_json::Value = serde_json::from_str(line).expect("the log is JSON");
-    line[figure].as_u64().expect("it is a number")
-}
-
 #[test]
 fn only_pages_that_changed_are_stored_again_and_every_byte_comes_back() {
     let store = Store::new();
@@ -168,18 +156,18 @@ fn only_pages_that_changed_are_stored_again_and_every_byte_comes_back() {
         .wait_for_line("digest", LIMIT, |line| line.starts_with("digest"));
     wait_for_output(&host, "ready");
     checkpoint_ok(&host);
-    let whole = told(&host, "stored_bytes");
-    assert_eq!(told(&host, "unchanged_bytes"), 0);
+    let whole = told_of_checkpoint(&host, "stored_bytes");
+    assert_eq!(told_of_checkpoint(&host, "unchanged_bytes"), 0);
     assert!(whole > 96 << 20, "{whole}");
     // Several generations, each begun from the one before, on a host of its own or on the same.
     for round in 1..=4 {
         checkpoint_ok(&host);
         assert!(
-            told(&host, "stored_bytes") < whole / 10,
+            told_of_checkpoint(&host, "stored_bytes") < whole / 10,
             "{}",
-            told(&host, "stored_bytes")
+            told_of_checkpoint(&host, "stored_bytes")
         );
-        assert!(told(&host, "unchanged_bytes") > 96 << 20);
+        assert!(told_of_checkpoint(&host, "unchanged_bytes") > 96 << 20);
         host.destroy();
         host = store.host(&format!("host-{round}"), &app).start();
         let app = resumed(&host);

@@ -4,11 +4,12 @@
 mod harness;
 mod job;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
-use std::sync::LazyLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{LazyLock, Mutex};
 
 use harness::{Builder, Exit, Host, LIMIT, Lookalike, Stdio, wait_until};
 use job::{COUNTER, Store, checkpoint_ok, evict, numbers, wait_for_log, wait_for_output};
@@ -250,6 +251,23 @@ struct Template {
     digest: String,
 }
 
+impl Template {
+    fn new(kind: Kind) -> Self {
+        let site = Site::new(kind);
+        let host = site.host_with("whole", &[], MEMORY).start();
+        wait_for_output(&host, "ready");
+        checkpoint_ok(&host);
+        let digest = digest(&host, libc::SIGUSR2);
+        evict(&host);
+        assert_eq!(site.newest(), 2);
+        Self {
+            site,
+            text: host.stdout().text(),
+            digest,
+        }
+    }
+}
+
 /// As a worker is that is killed at a step, the first time it is there or the second.
 #[derive(Clone, Copy, Debug)]
 struct Death {
@@ -413,28 +431,96 @@ fn assert_goes_on_within(first: &str, second: &str) {
 }
 
 fn killed_at(deaths: &[Death], kind: Kind) {
-    let site = Site::new(kind);
-    let host = site.host_with("whole", &[], MEMORY).start();
-    wait_for_output(&host, "ready");
-    checkpoint_ok(&host);
-    let digest = digest(&host, libc::SIGUSR2);
-    evict(&host);
-    let template = Template {
-        site,
-        text: host.stdout().text(),
-        digest,
-    };
-    assert_eq!(template.site.newest(), 2);
+    let template = Template::new(kind);
+    each(deaths, |death| death.die(&template));
+}
+
+/// Some at a time; what came of each, in their order.
+fn each<T: Send>(deaths: &[Death], die: impl Fn(Death) -> T + Sync) -> Vec<T> {
     let next = AtomicUsize::new(0);
+    let ended = Mutex::new(BTreeMap::new());
     std::thread::scope(|scope| {
         for _ in 0..AT_ONCE.min(deaths.len() / 2) {
             scope.spawn(|| {
-                while let Some(death) = deaths.get(next.fetch_add(1, Ordering::SeqCst)) {
-                    death.die(&template);
+                loop {
+                    let number = next.fetch_add(1, Ordering::SeqCst);
+                    let Some(death) = deaths.get(number) else {
+                        return;
+                    };
+                    let end = die(*death);
+                    ended
+                        .lock()
+                        .expect("none panics with it")
+                        .insert(number, end);
                 }
             });
         }
     });
+    let ended = ended.into_inner().expect("none panicked");
+    ended.into_values().collect()
+}
+
+/// Goes on where CRIU is killed at the step, as the kernel may when memory runs out: the job loses nothing, is stored at the
+/// next attempt, and what is stored is exact. Returns whether CRIU was there.
+fn outlives_its_criu(death: Death, template: &Template) -> bool {
+    let site = template.site.copied();
+    let host = site
+        .host_with("host", &[], MEMORY)
+        .env(
+            "KILL_CRIU_AT_STEP",
+            format!("{}:{}", death.step, death.time),
+        )
+        .start();
+    let resumed = wait_for_log(&host, "the job is resumed");
+    assert!(
+        resumed.contains("\"generation\":2,"),
+        "{death:?}: {resumed}"
+    );
+    wait_for_output(&host, "tick");
+    assert_eq!(digest(&host, libc::SIGUSR1), template.digest, "{death:?}");
+    // The first checkpoint is the one that CRIU may die in; whatever it says, the job goes on.
+    let first = job::checkpoint(&host);
+    let died_in_it = death.is_during("checkpoint") && death.time == 1;
+    assert!(first.code == 0 || died_in_it, "{death:?}: {}", first.stderr);
+    let changed = digest(&host, libc::SIGUSR2);
+    checkpoint_ok(&host);
+    // The last one has the time of the notice to be tried again.
+    evict(&host);
+    let next = site.host_with("next", &[], MEMORY).start();
+    wait_for_log(&next, "the job is resumed");
+    wait_for_output(&next, "tick");
+    assert_eq!(digest(&next, libc::SIGUSR1), changed, "{death:?}");
+    next.destroy();
+    assert_goes_on(&[&template.text, &host.stdout().text(), &next.stdout().text()]);
+    host.stderr().text().contains("CRIU is killed at")
+}
+
+#[test]
+fn a_job_outlives_its_criu_at_any_step_of_a_checkpoint_or_resume() {
+    let template = Template::new(Kind::Directory);
+    let steps = Step::ALL.iter().filter(|step| {
+        let name = step.as_str();
+        name.starts_with("restore") || name.starts_with("checkpoint")
+    });
+    // A checkpoint that lets the job go on, and the last one.
+    let deaths: Vec<Death> = steps
+        .flat_map(|step| [1, 3].map(|time| Death { step: *step, time }))
+        .filter(|death| death.time == 1 || death.is_during("checkpoint"))
+        .collect();
+    let struck = each(&deaths, |death| outlives_its_criu(death, &template));
+    for (death, struck) in deaths.iter().zip(struck) {
+        let runs_then = [
+            Step::Restoring,
+            Step::Built,
+            Step::Dumping,
+            Step::Frozen,
+            Step::Cut,
+        ];
+        assert!(
+            struck || !runs_then.contains(&death.step),
+            "{death:?}: there was no CRIU"
+        );
+    }
 }
 
 /// `make soak` goes through all steps in each place.

@@ -8,7 +8,10 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
-use harness::{Builder, Exit, Host, LIMIT, Lab, Lookalike, Proxy, project_path, wait_until};
+use harness::{
+    Builder, DOCKER_CAPABILITIES, Exit, Host, LIMIT, Lab, Lookalike, Proxy, project_path,
+    wait_until,
+};
 use job::{Store, assert_counts, evict, resumed, wait_for_log, wait_for_output};
 use serde_json::{Value, json};
 
@@ -225,24 +228,6 @@ fn the_actions_that_are_called_are_those_that_are_granted() {
     );
 }
 
-/// Docker's default set.
-const DOCKERS: [&str; 14] = [
-    "CAP_AUDIT_WRITE",
-    "CAP_CHOWN",
-    "CAP_DAC_OVERRIDE",
-    "CAP_FOWNER",
-    "CAP_FSETID",
-    "CAP_KILL",
-    "CAP_MKNOD",
-    "CAP_NET_BIND_SERVICE",
-    "CAP_NET_RAW",
-    "CAP_SETFCAP",
-    "CAP_SETGID",
-    "CAP_SETPCAP",
-    "CAP_SETUID",
-    "CAP_SYS_CHROOT",
-];
-
 const EPERM: i64 = 1;
 const ENOSYS: i64 = 38;
 
@@ -256,7 +241,9 @@ fn a_job_is_evicted_and_resumed_with_the_fewest_rights_there_can_be() {
             .user(1000, 1000)
             .no_new_privileges()
             .read_only_root();
-        let host = DOCKERS.into_iter().fold(host, Builder::drop_capability);
+        let host = DOCKER_CAPABILITIES
+            .into_iter()
+            .fold(host, Builder::drop_capability);
         ["CAP_CHECKPOINT_RESTORE", "CAP_SYS_PTRACE"]
             .into_iter()
             .fold(host, Builder::ambient_capability)

@@ -53,19 +53,8 @@ const LONG: [&str; 6] = [
 fn survives(app: &[&str], make: impl Fn(Builder) -> Builder) {
     let store = Store::new();
     let order = |name: &str| {
-        let all = [
-            "reprieve",
-            "run",
-            "--store",
-            "file:///snapshots",
-            "--job",
-            "job",
-            "--on-other-owner",
-            "take-over",
-        ];
-        let command = all.iter().chain(&LONG).chain(&["--"]).chain(app);
-        let host = Host::builder(name).bind(store.path(), "/snapshots");
-        make(host.args(command.copied())).start()
+        let host = store.host_with(name, &LONG, app);
+        make(host).start()
     };
     let host = order("host");
     wait_long_for(&host, "ready");
@@ -165,21 +154,8 @@ fn with_few_descriptors_a_job_is_stored_and_resumed_and_with_fewer_not_begun() {
     let store = Store::new();
     let order = |name: &str, descriptors: u32| {
         let limit = format!("--nofile={descriptors}:{descriptors}");
-        let command = [
-            "prlimit",
-            &limit,
-            "reprieve",
-            "run",
-            "--store",
-            "file:///snapshots",
-            "--job",
-            "job",
-            "--on-other-owner",
-            "take-over",
-            "--",
-        ];
-        let host = Host::builder(name).bind(store.path(), "/snapshots");
-        host.args(command.iter().chain(COUNTER).copied()).start()
+        let host = store.host(name, COUNTER);
+        host.run_by(["prlimit", &limit]).start()
     };
     let host = order("host", 256);
     wait_for_output(&host, "line 50");

@@ -7,7 +7,9 @@ use std::fs;
 use std::path::PathBuf;
 
 use harness::{Host, LIMIT, wait_until};
-use job::{Store, checkpoint, checkpoint_ok, resumed, wait_for_log, wait_for_output};
+use job::{
+    Store, checkpoint, checkpoint_ok, resumed, told_of_checkpoint, wait_for_log, wait_for_output,
+};
 use reprieve_core::head::Head;
 use serde_json::Value;
 
@@ -43,15 +45,6 @@ const PRUNE: [&str; 8] = [
 ];
 const SEEDED: &str = "the job's memory was seeded";
 
-/// A number from the newest log line with this message.
-#[track_caller]
-fn told(host: &Host, message: &str, figure: &str) -> u64 {
-    let lines = host.stderr().lines();
-    let line = lines.iter().rfind(|line| line.contains(message));
-    let line: Value = serde_json::from_str(line.expect("it was logged")).expect("the log is JSON");
-    line[figure].as_u64().expect("it is a number")
-}
-
 /// Of all that was seeded.
 fn sum(host: &Host, figure: &str) -> u64 {
     let lines = host.stderr().lines();
@@ -62,7 +55,7 @@ fn sum(host: &Host, figure: &str) -> u64 {
 
 #[track_caller]
 fn stored(host: &Host) -> u64 {
-    told(host, "checkpoint is durable", "stored_bytes")
+    told_of_checkpoint(host, "stored_bytes")
 }
 
 fn head(store: &Store) -> Head {

@@ -72,6 +72,13 @@ impl Builder {
         self
     }
 
+    /// The command is run by this one, which is given it as its last arguments.
+    pub(crate) fn run_by<'a>(mut self, program: impl IntoIterator<Item = &'a str>) -> Self {
+        let program = program.into_iter().map(str::to_owned);
+        self.bundle.arguments.splice(0..0, program);
+        self
+    }
+
     /// `reprieve run OPTIONS -- APP`
     pub(crate) fn reprieve<S: Into<String>, T: Into<String>>(
         self,

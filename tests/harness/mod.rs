@@ -28,7 +28,7 @@ mod proxy;
 mod workshop;
 
 pub(crate) use browser::Browser;
-pub(crate) use bundle::Rootfs;
+pub(crate) use bundle::{DOCKER_CAPABILITIES, Rootfs};
 pub(crate) use docker::{Container, Docker};
 pub(crate) use gcs::Gcs;
 pub(crate) use handout::Handout;

@@ -32,18 +32,14 @@ impl Store {
     }
 
     pub(crate) fn host_with(&self, name: &str, options: &[&str], app: &[&str]) -> harness::Builder {
-        let mut all = vec![
-            "--store",
-            "file:///snapshots",
-            "--job",
-            "job",
-            "--term-grace",
-            "60s",
-        ];
-        if !options.contains(&"--on-other-owner") {
+        let mut all = vec!["--store", "file:///snapshots", "--job", "job"];
+        let defaults = [
+            ["--term-grace", "60s"],
             // Hosts are destroyed here without a goodbye; what waiting means has tests of its own.
-            all.extend(["--on-other-owner", "take-over"]);
-        }
+            ["--on-other-owner", "take-over"],
+        ];
+        let not_given = defaults.iter().filter(|[name, _]| !options.contains(name));
+        all.extend(not_given.flatten().copied());
         all.extend(options);
         Host::builder(name)
             .bind(self.path(), "/snapshots")
@@ -124,6 +120,22 @@ pub(crate) fn assert_counts(text: &str, last: Option<u64>) {
     if let Some(last) = last {
         assert_eq!(found.last(), Some(&last));
     }
+}
+
+/// A number from the newest log line with this message.
+#[track_caller]
+pub(crate) fn told(host: &Host, message: &str, figure: &str) -> u64 {
+    let lines = host.stderr().lines();
+    let line = lines.iter().rfind(|line| line.contains(message));
+    let line: serde_json::Value =
+        serde_json::from_str(line.expect("it was logged")).expect("the log is JSON");
+    line[figure].as_u64().expect("it is a number")
+}
+
+/// What the newest checkpoint says of itself.
+#[track_caller]
+pub(crate) fn told_of_checkpoint(host: &Host, figure: &str) -> u64 {
+    told(host, "checkpoint is durable", figure)
 }
 
 /// Waits until the app runs again, and returns it.

@@ -1,5 +1,5 @@
 //! The boundaries between the steps of a boot, a restore, a checkpoint, seeding, a sweep and the end, by name: so that a test
-//! can have the worker killed at each of them, in builds for development only.
+//! can have the worker or CRIU killed at each of them, in builds for development only.
 //!
 //! What happens between two of them may be cut short anywhere; what a step promises to the next is told here by nothing but
 //! its name. A new step is a variant here and a call where it ends. The test goes through all variants, and fails for one
@@ -75,26 +75,50 @@ named! {
     }
 }
 
-/// `NAME` or `NAME:N`, for the Nth time, counting from 1.
+/// `NAME` or `NAME:N`, for the Nth time, counting from 1: where this process ends as by a kill, or CRIU does.
 #[cfg(debug_assertions)]
-const VARIABLE: &str = "KILL_AT_STEP";
+const VARIABLES: [(&str, fn(Step)); 2] = [
+    ("KILL_AT_STEP", |_| crate::sys::vanish()),
+    ("KILL_CRIU_AT_STEP", kill_criu),
+];
 
-/// Ends this process here as a kill would, if the environment says so.
+/// As the kernel does when memory runs out; says so if there was one.
+#[cfg(debug_assertions)]
+fn kill_criu(step: Step) {
+    let all = crate::supervisor::proc::processes().unwrap_or_default();
+    for criu in all.iter().filter(|process| process.command == "criu") {
+        if crate::sys::kill(criu.pid, nix::libc::SIGKILL).is_ok() {
+            eprintln!("CRIU is killed at {step}");
+        }
+    }
+}
+
+/// Here this process or CRIU ends, if the environment says so.
 #[cfg(debug_assertions)]
 pub(crate) fn reached(step: Step) {
     use std::sync::LazyLock;
     use std::sync::atomic::{AtomicU32, Ordering};
 
-    static DOOM: LazyLock<Option<(Step, u32)>> = LazyLock::new(|| {
-        let text = std::env::var(VARIABLE).ok()?;
-        let (name, times) = text.split_once(':').unwrap_or((&text, "1"));
-        let step = Step::from_name(name).expect("the name of a step");
-        Some((step, times.parse().expect("a number")))
+    struct Doom {
+        step: Step,
+        time: u32,
+        kill: fn(Step),
+    }
+    static DOOM: LazyLock<Option<Doom>> = LazyLock::new(|| {
+        VARIABLES.into_iter().find_map(|(variable, kill)| {
+            let text = std::env::var(variable).ok()?;
+            let (name, time) = text.split_once(':').unwrap_or((&text, "1"));
+            Some(Doom {
+                step: Step::from_name(name).expect("the name of a step"),
+                time: time.parse().expect("a number"),
+                kill,
+            })
+        })
     });
     static TIMES: AtomicU32 = AtomicU32::new(0);
-    let Some((doomed, times)) = *DOOM else { return };
-    if step == doomed && TIMES.fetch_add(1, Ordering::SeqCst) + 1 == times {
-        crate::sys::vanish();
+    let Some(doom) = &*DOOM else { return };
+    if step == doom.step && TIMES.fetch_add(1, Ordering::SeqCst) + 1 == doom.time {
+        (doom.kill)(step);
     }
 }
 

@@ -2,8 +2,10 @@
 #![allow(unsafe_code)]
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
@@ -189,12 +191,36 @@ pub fn bound_memory() {
     }
 }
 
-/// Gives what is not used back to the system: to be called when much was done and little comes.
+/// Gives what is not used back to the system: to be called when much was done and little comes. That is also the program's own
+/// code, most of which only a start or a checkpoint needs: what is needed again comes from the page cache.
 pub(crate) fn give_memory_back() {
     // SAFETY: it takes an integer and touches only memory that nobody has.
     unsafe {
         libc::malloc_trim(0);
     }
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    let program = std::env::current_exe().unwrap_or_default();
+    for range in maps.lines().filter_map(|line| code_of(&program, line)) {
+        // SAFETY: of a private mapping of a file that was never written to, pages are dropped, and read again when they are
+        // touched; code is not written to (no relocations in it, and nobody else has it mapped for writing).
+        unsafe {
+            libc::madvise(
+                std::ptr::with_exposed_provenance_mut(range.start),
+                range.len(),
+                libc::MADV_DONTNEED,
+            );
+        }
+    }
+}
+
+/// The addresses of a line of `/proc/PID/maps` (proc(5)), if it is of this program's code.
+fn code_of(program: &Path, line: &str) -> Option<Range<usize>> {
+    let mut words = line.splitn(6, ' ');
+    let (start, end) = words.next()?.split_once('-')?;
+    let is_code = words.next()? == "r-xp";
+    let is_ours = Path::new(words.nth(3)?.trim_start()) == program;
+    let address = |text| usize::from_str_radix(text, 16).ok();
+    (is_code && is_ours).then_some(address(start)?..address(end)?)
 }
 
 /// Makes the calling thread give way to every other one, for the processor and for disks.
@@ -487,6 +513,30 @@ pub(crate) fn vanish() -> ! {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn code_of_this_program_is_what_is_given_back() {
+        let program = Path::new("/usr/local/bin/a b");
+        let code = "7f00aa000000-7f00ab000000 r-xp 007be000 fe:00 557                    /usr/local/bin/a b";
+        assert_eq!(
+            code_of(program, code),
+            Some(0x7f00_aa00_0000..0x7f00_ab00_0000)
+        );
+        for other in [
+            "7f00aa000000-7f00ab000000 r--p 00000000 fe:00 557                    /usr/local/bin/a b",
+            "7f00aa000000-7f00ab000000 rwxp 00000000 fe:00 557                    /usr/local/bin/a b",
+            "7f00aa000000-7f00ab000000 r-xp 00000000 fe:00 557                    /usr/lib/libc.so.6",
+            "7ffe798ee000-7ffe79922000 r-xp 00000000 00:00 0",
+            "",
+        ] {
+            assert_eq!(code_of(program, other), None, "{other}");
+        }
+        // Whatever was dropped is there again.
+        give_memory_back();
+        let maps = std::fs::read_to_string("/proc/self/maps").expect("it is there");
+        let own = std::env::current_exe().expect("it is there");
+        assert!(maps.lines().any(|line| code_of(&own, line).is_some()));
+    }
 
     #[test]
     fn exits_are_reported_as_a_shell_would() {

@@ -173,6 +173,9 @@ pub(crate) struct DumpOrder<'a> {
     pub stdio: &'a manifest::Stdio,
     /// Bytes.
     pub ghost_limit: u64,
+    /// Within which all processes are to be stopped. CRIU's own limit is 10 s, which a machine that is overloaded just then
+    /// does not keep, and whoever gives up after that freezes the same processes for the next attempt.
+    pub freeze_within: Duration,
     pub hook: &'a Path,
 }
 
@@ -266,6 +269,7 @@ impl Criu {
             .arg("--skip-in-flight")
             .args(["--tree", &order.root_pid.to_string(), "--leave-running"])
             .args(["--ghost-limit", &order.ghost_limit.to_string()])
+            .args(["--timeout", &whole_seconds(order.freeze_within).to_string()])
             .args([
                 "--page-server",
                 "--ps-socket",
@@ -381,6 +385,11 @@ fn inherited<'a>(stdio: &manifest::Stdio, ends: &'a AppEnds) -> Vec<Inherited<'a
     }
 }
 
+/// Rounded up, and never 0, which would be no limit to CRIU.
+fn whole_seconds(limit: Duration) -> u64 {
+    limit.as_secs() + 1
+}
+
 /// What CRIU complained of: the errors in its log, or what it said before it had one.
 pub(crate) fn complaint(operation: &'static str, exit: Exit, images: &Path) -> CriuError {
     let read = |name: &str| fs::read(images.join(name)).unwrap_or_default();
@@ -396,7 +405,10 @@ pub(crate) fn complaint(operation: &'static str, exit: Exit, images: &Path) -> C
             .map(shorten)
             .collect();
     }
-    // The first error is the reason, what follows are its consequences.
+    // The first error is the reason, what follows are its consequences. That the process ended is one which CRIU sees in
+    // one attempt and not in the next; the same failure is to read the same.
+    let mut lines = 0..;
+    log.retain(|line| lines.next() == Some(0) || !line.contains(" exited, status="));
     log.truncate(QUOTED_LINES);
     CriuError::Failed {
         operation,
@@ -480,10 +492,17 @@ mod tests {
     }
 
     #[test]
+    fn criu_has_all_of_the_time_to_stop_the_processes() {
+        for (limit_ms, seconds) in [(0, 1), (999, 1), (9_500, 10), (110_001, 111)] {
+            assert_eq!(whole_seconds(Duration::from_millis(limit_ms)), seconds);
+        }
+    }
+
+    #[test]
     fn the_first_errors_of_the_log_are_quoted() {
         let directory = tempfile::tempdir().expect("temporary directory");
         let log = "(00.1) Warn  (criu/x.c:1): so so\n(00.2) Error (criu/a.c:7): Can't fork for 306: File exists\n\
-                   (00.3) Error (criu/b.c:8): Restoring FAILED.\n";
+                   (00.2) Error (criu/a.c:9): 306 exited, status=1\n(00.3) Error (criu/b.c:8): Restoring FAILED.\n";
         fs::write(directory.path().join(LOG), log).expect("write");
         let error = complaint("restore", Exit::Code(1), directory.path());
         assert!(is_pid_collision(&error));
@@ -502,5 +521,11 @@ mod tests {
             "CRIU's restore ended with exit code 1\n    (00.2) Error (criu/a.c:7): Can't fork for 306: File exists\n    \
              (00.3) Error (criu/b.c:8): Restoring FAILED."
         );
+
+        // It is told where there is nothing else to tell.
+        let log = "Error (criu/a.c:9): 306 exited, status=1\n";
+        fs::write(directory.path().join(LOG), log).expect("write");
+        let alone = complaint("restore", Exit::Code(1), directory.path());
+        assert!(alone.to_string().contains("306 exited, status=1"));
     }
 }

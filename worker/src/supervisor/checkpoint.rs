@@ -814,6 +814,11 @@ impl Attempt<'_> {
             page_server: &socket,
             stdio: self.subject.stdio.facts(),
             ghost_limit: self.of.ghost_limit,
+            freeze_within: self
+                .limits
+                .borrow()
+                .stored_by
+                .saturating_duration_since(TokioInstant::now()),
             hook: &hooks.path,
         };
         let watched = self.of.criu.start_dump(&self.of.reaper, &order)?;

@@ -696,6 +696,7 @@ impl Supervisor {
 
     fn booted(&mut self, booted: Booted) -> Vec<Effect> {
         steps::reached(Step::Booted);
+        sys::give_memory_back();
         let Booted {
             app,
             stdio,

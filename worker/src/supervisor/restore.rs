@@ -44,10 +44,14 @@ use crate::supervisor::realm::{self, Realm};
 use crate::supervisor::reaper::{Reaper, Watched};
 use crate::supervisor::reports::Unresumed;
 use crate::supervisor::stdio::{Held, Kind, Stdio, Streams};
+use crate::supervisor::with_causes;
 use crate::sys::{self, Exit};
 
 /// A process of somebody else that has a number which the app needs is usually gone a moment later.
 const COLLISION_TRIES: u32 = 20;
+
+/// What is killed is killed by a person or by the kernel where memory runs out, which says nothing about the snapshot.
+const KILL_TRIES: u32 = 3;
 
 /// How long CRIU may take to let the app go once it was told to.
 const RELEASE_LIMIT: Duration = Duration::from_secs(60);
@@ -185,6 +189,17 @@ impl RestoreError {
     }
 }
 
+impl RestoreError {
+    /// Whether somebody ended CRIU, so that nothing can be said about the snapshot.
+    fn is_a_kill(&self) -> bool {
+        match self {
+            Self::Criu(CriuError::Failed { exit, .. }) => *exit == Exit::Signal(nix::libc::SIGKILL),
+            Self::Lost(error) => error.is_a_kill(),
+            _ => false,
+        }
+    }
+}
+
 /// An app that runs again.
 #[derive(Debug)]
 pub(crate) struct Resumed {
@@ -238,12 +253,23 @@ impl Restorer {
         candidate: &Candidate,
         deadline: TokioInstant,
     ) -> Result<Resumed, RestoreError> {
-        let resumed = self.try_to(candidate, deadline).await;
-        if let Some(placed) = self.take_placed() {
-            // It was not let run.
-            drop(tokio::task::spawn_blocking(move || drop(placed)).await);
+        for attempt in 1.. {
+            let resumed = self.try_to(candidate, deadline).await;
+            if let Some(placed) = self.take_placed() {
+                // It was not let run.
+                drop(tokio::task::spawn_blocking(move || drop(placed)).await);
+            }
+            match resumed {
+                // If it was let run, nothing of it got out; what a new start would do is done here.
+                Err(error) if error.is_a_kill() && attempt < KILL_TRIES => tracing::warn!(
+                    reason = with_causes(&error),
+                    attempt,
+                    "CRIU was killed during the resume, as where memory runs out; trying again"
+                ),
+                ended => return ended,
+            }
         }
-        resumed
+        unreachable!("the loop ends by returning")
     }
 
     fn take_placed(&self) -> Option<Placed> {
@@ -582,11 +608,11 @@ impl Restorer {
                     root_pid
                 }
             };
-            self.settle_files(manifest).await;
             if !self.gate.open() {
-                // Whoever closed it ends this task, and with it CRIU.
+                // Whoever closed it ends this task, and with it CRIU; the host's files come back.
                 std::future::pending::<()>().await;
             }
+            self.settle_files(manifest).await;
             // The app is our child now, under the number it had; its end must not go unheard.
             let watched = self.reaper.expect(root);
             asked.go_on().await;
