@@ -75,9 +75,13 @@ named! {
     }
 }
 
+/// Who ends at a step.
+#[cfg(debug_assertions)]
+type Strike = fn(Step);
+
 /// `NAME` or `NAME:N`, for the Nth time, counting from 1: where this process ends as by a kill, or CRIU does.
 #[cfg(debug_assertions)]
-const VARIABLES: [(&str, fn(Step)); 2] = [
+const VARIABLES: [(&str, Strike); 2] = [
     ("KILL_AT_STEP", |_| crate::sys::vanish()),
     ("KILL_CRIU_AT_STEP", kill_criu),
 ];
