@@ -36,19 +36,13 @@ fn tables(host: &Host, made: &[&str]) -> String {
 }
 
 /// A host that begins when it has its address.
-fn with_address(store: &Store, name: &str, options: &[&str], app: &[&str]) -> harness::Builder {
+fn with_address(store: &Store, name: &str, app: &[&str]) -> harness::Builder {
     let wait = format!(
         "until ip -4 address show dev eth0 2> /dev/null | grep -qw {ADDRESS}; do sleep 0.01; done; exec \"$@\""
     );
-    let reprieve = "reprieve run --store file:///snapshots --job job --term-grace 60s --on-other-owner take-over";
-    let mut all = vec!["bash", "-c", &wait, "bash"];
-    all.extend(reprieve.split(' '));
-    all.extend(options);
-    all.push("--");
-    all.extend(app);
-    Host::builder(name)
-        .bind(store.path(), "/snapshots")
-        .args(all)
+    let host = store.host_with(name, &KEPT, app);
+    host.run_by(["bash", "-c", &wait, "bash"])
+        .add_capability("CAP_NET_ADMIN")
 }
 
 /// Gives a host the address; a cable to the peer hangs from it.
@@ -96,7 +90,7 @@ const KEPT: [&str; 2] = ["--tcp", "established"];
 fn an_established_connection_goes_on_where_its_address_is() {
     let store = Store::new();
     let app = ["python3", "/apps/talk.py", "job", PEER];
-    let host = |name| with_address(&store, name, &KEPT, &app).add_capability("CAP_NET_ADMIN");
+    let host = |name| with_address(&store, name, &app);
     let peer = peer();
     let first = host("first").start();
     address(&first, &peer);
@@ -143,9 +137,8 @@ fn an_established_connection_goes_on_where_its_address_is() {
 fn a_dump_that_fails_leaves_connections_and_no_rule() {
     let store = Store::new();
     let app = ["python3", "/apps/talk.py", "watching", PEER];
-    let host = with_address(&store, "host", &KEPT, &app).add_capability("CAP_NET_ADMIN");
     let peer = peer();
-    let host = host.start();
+    let host = with_address(&store, "host", &app).start();
     address(&host, &peer);
     plug_in(&peer);
     talks(&host, &peer);
