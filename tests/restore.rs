@@ -171,6 +171,97 @@ fn files_that_are_not_as_they_were_are_named_before_criu_is_asked() {
     wait_for_output(&last, "on");
 }
 
+/// Listens at addresses that only the first host has, and tells each caller where.
+const BOUND: &[&str] = &[
+    "python3",
+    "-c",
+    "import socket, time
+def bound(family, kind, address, port):
+    one = socket.socket(family, kind)
+    while True:
+        try:
+            one.bind((address, port))
+            return one
+        except OSError:
+            time.sleep(0.01)
+server = bound(socket.AF_INET, socket.SOCK_STREAM, '192.0.2.1', 7000)
+mail = bound(socket.AF_INET, socket.SOCK_DGRAM, '192.0.2.1', 7001)
+six = bound(socket.AF_INET6, socket.SOCK_STREAM, 'fd00::1', 7002)
+asking = bound(socket.AF_INET, socket.SOCK_DGRAM, '192.0.2.1', 7003)
+asking.connect(('127.0.0.1', 9))
+server.listen()
+six.listen()
+print('bound', flush=True)
+while True:
+    caller, _ = server.accept()
+    caller.sendall(' '.join(str(one.getsockname()[:2]) for one in (server, mail, six, asking)).encode())
+    caller.close()",
+];
+
+/// What it says when it is called from beside it.
+#[track_caller]
+fn called(host: &Host) -> String {
+    // The first one is never accepted, and the next eviction goes by it.
+    let call = "import socket
+waiting = socket.create_connection(('::1', 7002))
+print(socket.create_connection(('127.0.0.1', 7000)).recv(999).decode())";
+    host.exec_ok(["python3", "-c", call])
+}
+
+#[test]
+fn a_listening_socket_is_bound_to_the_address_that_this_host_has() {
+    let store = Store::new();
+    let host = |name: &str, options: &[&str]| store.host_with(name, options, BOUND).start();
+    let first = host("first", &[]);
+    first.add_address("192.0.2.1/24");
+    first.add_address("fd00::1/64");
+    wait_for_output(&first, "bound");
+    evict(&first);
+
+    let cases: [(&[&str], &str); 3] = [
+        (
+            &[],
+            "this host has no address 192.0.2.1 (tcp 192.0.2.1:7000 listening), fd00::1 (tcp [fd00::1]:7002 listening)",
+        ),
+        (
+            &["--listen-remap", "192.0.2.1:127.0.0.1"],
+            "this host has no address fd00::1 (tcp [fd00::1]:7002 listening)",
+        ),
+        (
+            &["--listen-remap", "192.0.2.1:198.51.100.7,[fd00::1]:[::1]"],
+            "this host has no address 198.51.100.7 (tcp 198.51.100.7:7000 listening)",
+        ),
+    ];
+    for (options, message) in cases {
+        let host = host("elsewhere", options);
+        assert_eq!(host.wait_exit(LIMIT), Exit::Code(171), "{message}");
+        let said = host.stderr().text();
+        assert!(said.contains(message), "{message}: {said}");
+        assert!(said.contains("--listen-remap OLD:NEW"), "{said}");
+        // It was not asked.
+        assert!(!host.path("/run/reprieve/last-failed-restore.log").exists());
+    }
+
+    let rules = [
+        ["--listen-remap", "198.51.100.1:127.0.0.2"],
+        ["--listen-remap", "192.0.2.1:127.0.0.1"],
+        ["--listen-remap", "[fd00::1]:[::1]"],
+    ];
+    let second = host("second", &rules.concat());
+    let idle = wait_for_log(&second, "no socket of the job is bound to the old address");
+    assert!(idle.contains("198.51.100.1:127.0.0.2"), "{idle}");
+    let told = wait_for_log(&second, "sockets are bound to other addresses");
+    assert!(told.contains("\"sockets\":4"), "{told}");
+    wait_for_log(&second, "the job is resumed");
+    let expected = "('127.0.0.1', 7000) ('127.0.0.1', 7001) ('::1', 7002) ('127.0.0.1', 7003)\n";
+    assert_eq!(called(&second), expected);
+    // What it is bound to now is what the next snapshot has.
+    evict(&second);
+    let third = host("third", &[]);
+    wait_for_log(&third, "the job is resumed");
+    assert_eq!(called(&third), expected);
+}
+
 #[test]
 fn a_clock_that_is_behind_is_told_waited_for_or_refused() {
     let store = Store::new();

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
+use std::net::{IpAddr, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
@@ -79,6 +80,25 @@ pub(crate) fn hostname() -> String {
     gethostname()
         .map(|name| name.to_string_lossy().into_owned())
         .unwrap_or_default()
+}
+
+/// Whether sockets can be bound to this address here.
+pub(crate) fn has_address(address: IpAddr) -> bool {
+    match UdpSocket::bind((address, 0)) {
+        Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => is_coming(address),
+        // Whatever else is the matter is no question of the address.
+        _ => true,
+    }
+}
+
+/// One of IPv6 cannot be bound to for a second after the host was given it, but by who is patient, as CRIU is.
+fn is_coming(address: IpAddr) -> bool {
+    let IpAddr::V6(address) = address else {
+        return false;
+    };
+    let listed = fs::read_to_string("/proc/net/if_inet6").unwrap_or_default();
+    let digits = format!("{:032x}", address.to_bits());
+    listed.lines().any(|line| line.starts_with(&digits))
 }
 
 /// CAP_SETPCAP, CAP_SYS_PTRACE, CAP_SYS_ADMIN and CAP_CHECKPOINT_RESTORE, linux/capability.h.

@@ -9,6 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use prost::Message;
 use reprieve_core::files::Wanted;
+use reprieve_core::moved::Move;
 
 /// The first number of every image but the inventory.
 const COMMON_MAGIC: u32 = 0x5456_4319;
@@ -49,6 +50,156 @@ pub fn first<M: Message + Default>(image: &[u8]) -> Result<M, ImageError> {
         return Err(ImageError::Empty);
     }
     Ok(M::decode(entry(rest)?.0)?)
+}
+
+/// `files.img` as the next host is to have it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Moved {
+    pub image: Vec<u8>,
+    /// How many sockets are bound to another address than before.
+    pub sockets: usize,
+    /// The rules that were about no socket.
+    pub idle: Vec<Move>,
+    /// What the sockets of this image are bound to.
+    pub bound: Vec<Bound>,
+    /// Our ends of connections of TCP.
+    pub connections: Vec<Bound>,
+}
+
+/// A socket that needs an address of its host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bound {
+    pub address: IpAddr,
+    /// As people know it.
+    pub socket: String,
+}
+
+/// `files.img` with sockets bound to the addresses that the rules say, but for those of TCP with a peer. Whatever else is
+/// in it, known here or not, stays as it is.
+pub fn with_moved(image: &[u8], rules: &[Move]) -> Result<Moved, ImageError> {
+    let mut rest = body(image)?;
+    let mut moved = Moved {
+        image: image[..image.len() - rest.len()].to_vec(),
+        sockets: 0,
+        idle: rules.to_vec(),
+        bound: Vec::new(),
+        connections: Vec::new(),
+    };
+    while !rest.is_empty() {
+        let (one, after) = entry(rest)?;
+        rest = after;
+        let file = OpenFile::decode(one)?;
+        let socket = file.internet;
+        let connection = socket.as_ref().filter(|socket| socket.is_connection());
+        moved
+            .connections
+            .extend(connection.and_then(Internet::bound));
+        let socket = socket.filter(Internet::is_bound);
+        let rule = socket.as_ref().and_then(|socket| {
+            let source = ip(socket.family, &socket.source);
+            Some((rules.iter().find(|rule| rule.is_about(source))?, source))
+        });
+        let (one, socket) = match rule {
+            None => (one.to_vec(), socket),
+            Some((rule, source)) => {
+                moved.sockets += 1;
+                moved.idle.retain(|idle| idle != rule);
+                let source = words(rule.applied(source));
+                let one = with_source(one, &source)?;
+                (one, socket.map(|socket| Internet { source, ..socket }))
+            }
+        };
+        moved
+            .bound
+            .extend(socket.as_ref().and_then(Internet::bound));
+        // It was read with such a number in front.
+        let length = u32::try_from(one.len()).map_err(|_| ImageError::Truncated)?;
+        moved.image.extend(length.to_le_bytes());
+        moved.image.extend(one);
+    }
+    Ok(moved)
+}
+
+/// The open file of a socket, with another address that it is bound to.
+fn with_source(file: &[u8], words: &[u32]) -> Result<Vec<u8>, ImageError> {
+    let mut written = Vec::new();
+    for field in fields(file)? {
+        if field.number != Internet::TAG {
+            written.extend(field.whole);
+            continue;
+        }
+        let others = fields(field.contents)?.into_iter();
+        let mut socket: Vec<u8> = others
+            .filter(|field| field.number != Internet::SOURCE)
+            .flat_map(|field| field.whole)
+            .copied()
+            .collect();
+        let source = Source {
+            words: words.to_vec(),
+        };
+        socket.extend(source.encode_to_vec());
+        written.extend(Whole { socket }.encode_to_vec());
+    }
+    Ok(written)
+}
+
+/// The one field of a socket that is written anew.
+#[derive(Clone, PartialEq, Message)]
+struct Source {
+    #[prost(uint32, repeated, packed = "false", tag = "11")]
+    words: Vec<u32>,
+}
+
+/// The one field of an open file that is written anew.
+#[derive(Clone, PartialEq, Message)]
+struct Whole {
+    #[prost(bytes = "vec", tag = "4")]
+    socket: Vec<u8>,
+}
+
+/// One field of a message as it lies there.
+struct Field<'a> {
+    number: u64,
+    whole: &'a [u8],
+    /// Of one with a length.
+    contents: &'a [u8],
+}
+
+fn fields(message: &[u8]) -> Result<Vec<Field<'_>>, ImageError> {
+    let mut found = Vec::new();
+    let mut rest = message;
+    while !rest.is_empty() {
+        let (key, after) = variable(rest)?;
+        // Protobuf's wire types; groups are not used any more.
+        let (length, from) = match key & 7 {
+            0 => (0, variable(after)?.1),
+            1 => (8, after),
+            2 => variable(after)?,
+            5 => (4, after),
+            _ => return Err(ImageError::Truncated),
+        };
+        let length = usize::try_from(length).map_err(|_| ImageError::Truncated)?;
+        let (contents, after) = from.split_at_checked(length).ok_or(ImageError::Truncated)?;
+        found.push(Field {
+            number: key >> 3,
+            whole: &rest[..rest.len() - after.len()],
+            contents,
+        });
+        rest = after;
+    }
+    Ok(found)
+}
+
+/// A number of seven bits in each byte, the lowest first.
+fn variable(bytes: &[u8]) -> Result<(u64, &[u8]), ImageError> {
+    let mut number = 0;
+    for (at, byte) in bytes.iter().enumerate().take(10) {
+        number |= u64::from(byte & 0x7f) << (7 * at);
+        if byte & 0x80 == 0 {
+            return Ok((number, &bytes[at + 1..]));
+        }
+    }
+    Err(ImageError::Truncated)
 }
 
 fn body(image: &[u8]) -> Result<&[u8], ImageError> {
@@ -294,6 +445,18 @@ struct Internet {
     source: Vec<u32>,
     #[prost(uint32, repeated, packed = "false", tag = "12")]
     destination: Vec<u32>,
+    #[prost(message, optional, tag = "16")]
+    options: Option<InternetOptions>,
+    /// For an address that is one only on this interface.
+    #[prost(string, tag = "17")]
+    interface: String,
+}
+
+#[derive(Clone, Copy, PartialEq, Message)]
+struct InternetOptions {
+    /// It may be bound to what is no address of the host.
+    #[prost(bool, tag = "1")]
+    freebind: bool,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -470,6 +633,35 @@ impl OpenFile {
 }
 
 impl Internet {
+    /// Its field in an open file, and that of the address which it is bound to in itself.
+    const TAG: u64 = 4;
+    const SOURCE: u64 = 11;
+
+    /// One of TCP. It is about an address that its peer knows.
+    fn is_connection(&self) -> bool {
+        const TCP: u32 = 6;
+        self.protocol == TCP && self.destination_port != 0
+    }
+
+    /// Whether CRIU binds it at a restore, whatever becomes of connections.
+    fn is_bound(&self) -> bool {
+        self.source_port != 0 && !self.is_connection()
+    }
+
+    /// What it needs of its host. One that may be bound to an address before that is there needs nothing; nor can be
+    /// looked for what is an address on one interface only.
+    fn bound(&self) -> Option<Bound> {
+        let address = ip(self.family, &self.source).to_canonical();
+        let is_free = self.options.is_some_and(|options| options.freebind);
+        if address.is_unspecified() || is_free || !self.interface.is_empty() {
+            return None;
+        }
+        Some(Bound {
+            address,
+            socket: self.name(),
+        })
+    }
+
     fn name(&self) -> String {
         let protocol = match self.protocol {
             1 => "icmp",
@@ -490,18 +682,32 @@ impl Internet {
     }
 }
 
+/// The words of an address, see [`ip`].
+fn words(address: IpAddr) -> Vec<u32> {
+    let octets = match address {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
+    };
+    let words = octets.chunks_exact(4);
+    let words = words.map(|word| word.try_into().expect("they are of four bytes"));
+    words.map(u32::from_le_bytes).collect()
+}
+
 /// The words of an address are in network order as they lie in memory.
-fn address(family: u32, words: &[u32], port: u32) -> String {
+fn ip(family: u32, words: &[u32]) -> IpAddr {
     const AF_INET6: u32 = 10;
     let mut bytes = words.iter().flat_map(|word| word.to_le_bytes());
-    let ip: IpAddr = if family == AF_INET6 {
+    if family == AF_INET6 {
         let octets: [u8; 16] = std::array::from_fn(|_| bytes.next().unwrap_or(0));
         Ipv6Addr::from(octets).into()
     } else {
         let octets: [u8; 4] = std::array::from_fn(|_| bytes.next().unwrap_or(0));
         Ipv4Addr::from(octets).into()
-    };
-    match ip {
+    }
+}
+
+fn address(family: u32, words: &[u32], port: u32) -> String {
+    match ip(family, words) {
         IpAddr::V4(ip) => format!("{ip}:{port}"),
         IpAddr::V6(ip) => format!("[{ip}]:{port}"),
     }
@@ -604,6 +810,7 @@ mod tests {
                 .map(|word| u32::from_le_bytes(word.try_into().expect("four bytes")))
                 .collect(),
             destination: vec![u32::from_le_bytes([10, 0, 0, 7])],
+            ..Internet::default()
         };
         assert_eq!(
             socket(2, 10, &[127, 0, 0, 1], 0).name(),
@@ -628,6 +835,97 @@ mod tests {
         assert_eq!(unix(b"", 1).name(), None);
     }
 
+    #[test]
+    fn sockets_move_but_for_connections_and_all_else_stays() {
+        let socket = |protocol, source: &str, destination_port| {
+            let source: IpAddr = source.parse().expect("it is an address");
+            Internet {
+                family: if source.is_ipv4() { 2 } else { 10 },
+                protocol,
+                state: 10,
+                source_port: 80,
+                destination_port,
+                source: words(source),
+                destination: words(Ipv4Addr::UNSPECIFIED.into()),
+                ..Internet::default()
+            }
+        };
+        let open = |internet| OpenFile {
+            kind: 4,
+            number: 7,
+            internet: Some(internet),
+            ..OpenFile::default()
+        };
+        // A field that nothing here knows, in front of the others: number 99, with a length.
+        let unknown = [&[0x9a, 0x06, 2][..], b"xy"].concat();
+        let pack = |file: &OpenFile| [&unknown[..], &file.encode_to_vec()].concat();
+        let (tcp, udp) = (6, 17);
+        let files = |four: &str, mapped: &str, six: &str| {
+            let unbound = Internet {
+                source_port: 0,
+                ..socket(udp, "10.0.0.1", 0)
+            };
+            let free = Internet {
+                options: Some(InternetOptions { freebind: true }),
+                ..socket(tcp, "10.0.0.9", 0)
+            };
+            let on_one = Internet {
+                interface: "eth0".to_owned(),
+                ..socket(tcp, "fe80::1", 0)
+            };
+            [
+                socket(tcp, four, 0),
+                // A connection stays what it was, whatever becomes of it.
+                socket(tcp, "10.0.0.1", 999),
+                socket(udp, four, 999),
+                socket(tcp, "0.0.0.0", 0),
+                socket(tcp, mapped, 0),
+                socket(udp, six, 0),
+                unbound,
+                free,
+                on_one,
+                socket(tcp, "::1", 0),
+            ]
+            .map(open)
+        };
+        let stored = files("10.0.0.1", "::ffff:10.0.0.1", "fd00::1").map(|file| pack(&file));
+        let stored = image(&stored.each_ref().map(Vec::as_slice));
+        let rules = [
+            "10.0.0.1:10.0.0.2",
+            "[fd00::1]:[fd00::2]",
+            "10.0.0.3:10.0.0.2",
+        ];
+        let rules = rules.map(|rule| rule.parse().expect("it is a rule"));
+        let moved = with_moved(&stored, &rules).expect("it is sound");
+        assert_eq!(moved.sockets, 4);
+        let [connection] = &moved.connections[..] else {
+            panic!("{:?}", moved.connections);
+        };
+        assert_eq!(connection.socket, "tcp 10.0.0.1:80 listening");
+        assert_eq!(moved.idle, rules[2..]);
+        let expected = files("10.0.0.2", "::ffff:10.0.0.2", "fd00::2");
+        let found = entries::<OpenFile>(&moved.image).expect("it is sound");
+        assert_eq!(found, expected);
+        let known = moved.image.windows(unknown.len());
+        let known = known.filter(|part| *part == unknown);
+        assert_eq!(known.count(), expected.len(), "what is not known stays");
+        let needed: Vec<String> = moved
+            .bound
+            .iter()
+            .map(|bound| format!("{}, {}", bound.address, bound.socket))
+            .collect();
+        let wanted = [
+            "10.0.0.2, tcp 10.0.0.2:80 listening",
+            "10.0.0.2, udp 10.0.0.2:80 listening",
+            "10.0.0.2, tcp [::ffff:10.0.0.2]:80 listening",
+            "fd00::2, udp [fd00::2]:80 listening",
+            "::1, tcp [::1]:80 listening",
+        ];
+        assert_eq!(needed, wanted);
+        let same = with_moved(&stored, &[]).expect("it is sound");
+        assert_eq!((same.image, same.sockets), (stored, 0));
+    }
+
     proptest! {
         #[test]
         fn no_bytes_upset_the_reader(bytes in proptest::collection::vec(any::<u8>(), 0..200), is_image in any::<bool>()) {
@@ -635,6 +933,7 @@ mod tests {
             // Whether it is read or refused, it ends.
             drop(entries::<AddressSpace>(&bytes));
             drop(entries::<OpenFile>(&bytes));
+            drop(fields(&bytes).map(|fields| fields.len()));
             drop(first::<Core>(&bytes));
         }
     }

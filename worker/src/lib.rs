@@ -24,6 +24,7 @@ pub mod logging;
 pub mod machine;
 pub mod metrics;
 mod named;
+mod network;
 pub mod operate;
 pub mod pages;
 #[cfg(any(test, fuzzing))]

@@ -186,6 +186,8 @@ fn criu_images(image: &[u8]) {
     for remap in images::entries::<images::Remap>(image).unwrap_or_default() {
         use_up(remap.ghost());
     }
+    let rules = ["10.0.0.1:10.0.0.2", "[::]:[::2]"].map(|rule| rule.parse().expect("it is a rule"));
+    use_up(images::with_moved(image, &rules));
     use_up(images::first::<images::Ghost>(image));
     use_up(images::entries::<images::Descriptor>(image));
     use_up(images::entries::<images::Directories>(image));

@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use config::{Config, ConfigError, File, FileFormat, Map, Value, ValueKind};
 use reprieve_core::cpu::Level;
+use reprieve_core::moved::Move;
 use reprieve_core::notice::Source;
 use reprieve_core::preserve::{Pattern, Privileged, Rules};
 use reprieve_core::retention::Policy;
@@ -112,6 +113,8 @@ pub enum Kind {
     /// Several with commas between them.
     KmsKeys,
     ListenAddress,
+    /// Rules for addresses with commas between them.
+    Moves,
     LogFilter,
     /// Printable ASCII without spaces, and its greatest length.
     PlainText(usize),
@@ -139,7 +142,7 @@ impl Kind {
     /// What stands between the values of a list.
     pub(crate) fn separator(self) -> Option<char> {
         match self {
-            Self::Paths | Self::KmsKeys => Some(','),
+            Self::Paths | Self::KmsKeys | Self::Moves => Some(','),
             Self::Preserve | Self::PreserveExclude => Some(':'),
             _ => None,
         }
@@ -943,6 +946,25 @@ pub const TABLE: &[Setting] = &[
         meaning: "With on-clock-behind \"wait\": the longest wait. A clock that is further behind ends the start at once, with 171.",
     },
     Setting {
+        name: "listen-remap",
+        section: BOOT,
+        kind: Kind::Moves,
+        default: None,
+        unset: "each is bound to the address that it was bound to, which this host has to have",
+        meaning: "Which address of the host where the snapshot was taken stands for which one of this host, as `OLD:NEW` or \
+                  `[OLD]:[NEW]` for IPv6: what listens at the one listens at the other when it is resumed, and so do sockets of UDP \
+                  that are not connected. The flag can be repeated.",
+    },
+    Setting {
+        name: "tcp",
+        section: BOOT,
+        kind: Kind::Choice(Tcp::NAMES),
+        default: Some("close"),
+        unset: "",
+        meaning: "What becomes of established connections of TCP: `close` ends them at a resume, so that clients come again. \
+                  `established` keeps them over an eviction, on hosts that have their address; it needs NET_ADMIN and nftables.",
+    },
+    Setting {
         name: "lease-term",
         section: BOOT,
         kind: Kind::Duration(Duration::from_secs(1), DAY),
@@ -1162,6 +1184,11 @@ named! {
 named! {
     /// What to do when this host's monotonic clock is behind that of the snapshot.
     pub enum OnClockBehind { Warn = "warn", Wait = "wait", Refuse = "refuse", }
+}
+
+named! {
+    /// What becomes of established connections of TCP.
+    pub enum Tcp { Close = "close", Established = "established", }
 }
 
 named! {
@@ -1431,6 +1458,9 @@ pub struct Settings {
     pub from: Option<rollback::Request>,
     pub on_other_owner: OnOtherOwner,
     pub on_clock_behind: OnClockBehind,
+    /// The first one that fits counts.
+    pub listen_remap: Vec<Move>,
+    pub tcp: Tcp,
     pub clock_wait: Duration,
     pub lease_term: Duration,
     pub on_no_valid_snapshot: OnNoValidSnapshot,
@@ -1855,6 +1885,14 @@ impl Settings {
                 request.expect("every layer was checked")
             }),
             on_other_owner: merged.need("on-other-owner", Checked::choice(OnOtherOwner::from_name)),
+            listen_remap: merged
+                .text("listen-remap")
+                .unwrap_or_default()
+                .split(',')
+                // Each was checked when it was read.
+                .filter_map(|rule| rule.parse().ok())
+                .collect(),
+            tcp: merged.need("tcp", Checked::choice(Tcp::from_name)),
             on_clock_behind: merged
                 .need("on-clock-behind", Checked::choice(OnClockBehind::from_name)),
             clock_wait: merged.need("clock-wait", Checked::duration),
@@ -2766,6 +2804,13 @@ fn check(kind: Kind, text: &str) -> Result<Checked, Problem> {
             true => Ok(Checked::Text(text.into())),
             false => Err(Problem::new(kind, "is not a list of names of keys of KMS")),
         },
+        Kind::Moves => {
+            let mut rules = text.split(',').map(str::parse::<Move>);
+            match rules.find_map(Result::err) {
+                None => Ok(Checked::Text(text.into())),
+                Some(error) => Err(Problem::new(kind, error.to_string())),
+            }
+        }
         Kind::ListenAddress => match text.parse() {
             Ok(address) => Ok(Checked::Address(address)),
             Err(_) => Err(Problem::new(kind, "is not an IP address and a port")),
@@ -3002,6 +3047,9 @@ pub(crate) fn expected(kind: Kind) -> String {
             "ids, ARNs or aliases (alias/NAME) of keys with commas between them".into()
         }
         Kind::ListenAddress => "an IP address and a port like 0.0.0.0:9184 or [::]:9184".into(),
+        Kind::Moves => {
+            "two IP addresses like 10.0.0.1:10.0.0.2 or [fd00::1]:[fd00::2]; several with commas between them".into()
+        }
         Kind::LogFilter => "a level or a list like info,reprieve::store=debug".into(),
         Kind::Rollback => {
             "a generation's number, a tag, or newest; behind it, if you like, @ and a word of A-Z a-z 0-9 . _ -".into()
@@ -3428,6 +3476,8 @@ mod tests {
                 from: None,
                 on_other_owner: OnOtherOwner::Wait,
                 on_clock_behind: OnClockBehind::Warn,
+                listen_remap: Vec::new(),
+                tcp: Tcp::Close,
                 clock_wait: Duration::from_secs(600),
                 lease_term: Duration::from_secs(30),
                 on_no_valid_snapshot: OnNoValidSnapshot::Fail,
@@ -3551,6 +3601,8 @@ mod tests {
         ("on-other-owner", "leave"),
         ("on-clock-behind", "refuse"),
         ("clock-wait", "30s"),
+        ("listen-remap", "10.0.0.1:10.0.0.2"),
+        ("tcp", "established"),
         ("lease-term", "1m"),
         ("on-no-valid-snapshot", "start"),
         ("profile", "minimal"),
@@ -3705,6 +3757,8 @@ mod tests {
             from: "12@again".parse().ok(),
             on_other_owner: OnOtherOwner::Leave,
             on_clock_behind: OnClockBehind::Refuse,
+            listen_remap: vec!["10.0.0.1:10.0.0.2".parse().expect("it is a rule")],
+            tcp: Tcp::Established,
             clock_wait: Duration::from_secs(30),
             lease_term: Duration::from_secs(60),
             on_no_valid_snapshot: OnNoValidSnapshot::Start,
@@ -3938,6 +3992,12 @@ reprieve: 9 settings are not valid
             ),
             ("preserve", "/a/../b", Some("has a segment . or ..")),
             ("preserve-exclude", "a//b", Some("is not an absolute path")),
+            ("listen-remap", "10.0.0.1", Some("is not two addresses")),
+            (
+                "listen-remap",
+                "10.0.0.1:10.0.0.2,[::1]:10.0.0.2",
+                Some("cannot stand for one another"),
+            ),
             ("checkpointed-exit-code", "0", None),
             (
                 "checkpointed-exit-code",

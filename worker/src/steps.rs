@@ -75,15 +75,16 @@ named! {
     }
 }
 
+/// Ends somebody at a step.
+#[cfg(debug_assertions)]
+type Kill = fn(Step);
+
 /// `NAME` or `NAME:N`, for the Nth time, counting from 1: where this process ends as by a kill, or CRIU does.
 #[cfg(debug_assertions)]
 const VARIABLES: [(&str, Kill); 2] = [
     ("KILL_AT_STEP", |_| crate::sys::vanish()),
     ("KILL_CRIU_AT_STEP", kill_criu),
 ];
-
-#[cfg(debug_assertions)]
-type Kill = fn(Step);
 
 /// As the kernel does when memory runs out; says so if there was one.
 #[cfg(debug_assertions)]

@@ -20,6 +20,7 @@ pub mod instances;
 pub mod launch;
 pub mod lifecycle;
 pub mod manifest;
+pub mod moved;
 pub mod notice;
 pub mod pace;
 pub mod planner;

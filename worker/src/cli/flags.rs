@@ -154,6 +154,7 @@ fn value_name(kind: Kind) -> &'static str {
         Kind::KmsKey | Kind::KmsKeys => "KEY",
         Kind::Rollback => "GENERATION",
         Kind::ListenAddress => "ADDRESS:PORT",
+        Kind::Moves => "OLD:NEW",
         Kind::LogFilter => "FILTER",
         Kind::PlainText(_) => "TEXT",
     }

@@ -143,9 +143,28 @@ pub struct Criu {
     script: PathBuf,
 }
 
+/// What becomes of established connections of TCP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Connections {
+    Closed,
+    /// They go on. Until CRIU lets the app go, all of their packets are dropped by a table of nftables.
+    Kept,
+}
+
+impl Connections {
+    /// Of a restore. How packets are dropped is CRIU's to know, from the dump.
+    fn flags(self) -> &'static [&'static str] {
+        match self {
+            Self::Closed => &["--tcp-close"],
+            Self::Kept => &["--tcp-established"],
+        }
+    }
+}
+
 /// What a dump needs.
 #[derive(Debug)]
 pub(crate) struct DumpOrder<'a> {
+    pub connections: Connections,
     /// As it knows itself.
     pub root_pid: i32,
     pub realm: Option<Entry<'a>>,
@@ -163,6 +182,7 @@ pub(crate) struct DumpOrder<'a> {
 /// What a restore needs.
 #[derive(Debug)]
 pub(crate) struct RestoreOrder<'a> {
+    pub connections: Connections,
     pub realm: Option<Entry<'a>>,
     /// Where the image server listens.
     pub images: &'a Path,
@@ -240,7 +260,13 @@ impl Criu {
         };
         let limits = limits.as_ref().map(|library| library.path.as_path());
         let mut command = self.command("dump", order.images, order.hook, limits);
+        if order.connections == Connections::Kept {
+            command.args(["--network-lock", "nftables"]);
+        }
         command
+            .args(order.connections.flags())
+            // Those that nobody has accepted yet; they end, and would be in the way of all.
+            .arg("--skip-in-flight")
             .args(["--tree", &order.root_pid.to_string(), "--leave-running"])
             .args(["--ghost-limit", &order.ghost_limit.to_string()])
             .args(["--timeout", &whole_seconds(order.freeze_within).to_string()])
@@ -268,7 +294,11 @@ impl Criu {
         order: &RestoreOrder<'_>,
     ) -> Result<Watched, CriuError> {
         let mut command = self.command("restore", order.images, order.hook, None);
-        command.args(["--stream", "--restore-detached", "--restore-sibling"]);
+        command.args(order.connections.flags()).args([
+            "--stream",
+            "--restore-detached",
+            "--restore-sibling",
+        ]);
         let passed = inherited(order.stdio, order.ends);
         for (name, _, number) in &passed {
             command.args(["--inherit-fd", &format!("fd[{number}]:{name}")]);
@@ -293,14 +323,7 @@ impl Criu {
             .arg(operation)
             .arg("--images-dir")
             .arg(images)
-            .args([
-                "--log-file",
-                LOG,
-                "-v2",
-                "--unprivileged",
-                "--tcp-close",
-                "--file-locks",
-            ])
+            .args(["--log-file", LOG, "-v2", "--unprivileged", "--file-locks"])
             .arg("--action-script")
             .arg(&self.script)
             .env(hook::SOCKET_VARIABLE, hook);

@@ -34,6 +34,9 @@ use crate::pages::{BLOCK, PAGE};
 /// The name of the socket that CRIU connects to, in its images directory (criu/img-streamer.c).
 const SOCKET: &str = "streamer-serve.sock";
 
+/// The image of all open files, sockets included.
+pub const OPEN_FILES: &str = "files.img";
+
 /// A request is a file name; a longer one is none.
 const LONGEST_REQUEST: usize = 4096;
 
@@ -120,6 +123,8 @@ impl Drop for ImageServer {
 struct Shared {
     snapshot: Arc<Snapshot>,
     deadline: Instant,
+    /// `files.img`, if it is to be another one than was stored.
+    open_files: Option<Bytes>,
     /// For what is fetched and not handed over yet, of all images together.
     room: Room,
     feeders: Mutex<JoinSet<Result<(), ServeError>>>,
@@ -129,9 +134,10 @@ struct Shared {
 impl ImageServer {
     /// Listens in CRIU's images directory. One thread answers requests until CRIU hangs up or the listener's directory
     /// is given up by [`Self::verdict`].
-    /// Up to `ahead_bytes` are fetched before CRIU asks for them.
+    /// Up to `ahead_bytes` are fetched before CRIU asks for them. With `open_files` it gets these for `files.img`.
     pub fn start(
         snapshot: Arc<Snapshot>,
+        open_files: Option<Bytes>,
         directory: &Path,
         ahead_bytes: u64,
         deadline: Instant,
@@ -141,6 +147,7 @@ impl ImageServer {
         let shared = Arc::new(Shared {
             snapshot,
             deadline,
+            open_files,
             room: Room::new(ahead_bytes),
             feeders: Mutex::new(JoinSet::new()),
             protocol: Mutex::new(None),
@@ -286,6 +293,7 @@ pub(crate) fn digest(snapshot: Arc<Snapshot>, runtime: &Handle, bytes: &[u8]) ->
     let shared = Arc::new(Shared {
         snapshot,
         deadline: Instant::now() + AFTERMATH,
+        open_files: None,
         room: Room::new(0),
         feeders: Mutex::new(JoinSet::new()),
         protocol: Mutex::new(None),
@@ -336,7 +344,12 @@ async fn produce(
     };
     match image {
         Image::File(number) => {
-            let mut blocks = read(snapshot.index.files[number].blocks.clone());
+            let file = &snapshot.index.files[number];
+            if let (OPEN_FILES, Some(image)) = (file.name.as_str(), &shared.open_files) {
+                drop(pieces.send(image.clone()).await);
+                return Ok(());
+            }
+            let mut blocks = read(file.blocks.clone());
             while let Some(piece) = blocks.next().await? {
                 if pieces.send(piece).await.is_err() {
                     break;

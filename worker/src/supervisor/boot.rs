@@ -31,6 +31,7 @@ use crate::journal::Journal;
 use crate::keys::MasterKey;
 use crate::machine;
 use crate::metrics::{self, RestoreOutcome, SelfTest, StartedHow};
+use crate::network::{self, Hush};
 use crate::pages::load::{self, Read, Unusable};
 use crate::pages::parts::PART;
 use crate::pages::tuning::Wanted;
@@ -38,7 +39,7 @@ use crate::place::{self, refused_keys, unreachable_store};
 use crate::preserve::Preserver;
 use crate::settings::{
     Compression, OnClockBehind, OnNoValidSnapshot, OnOtherOwner, OnUnsealed, ProfileChoice,
-    Settings, StoreSelfTest,
+    Settings, StoreSelfTest, Tcp,
 };
 use crate::steps::{self, Step};
 use crate::store::selftest::{self, SelfTestError};
@@ -534,6 +535,8 @@ struct Prepared {
     /// For a start from scratch; each restore makes its own.
     realm: Option<Arc<Realm>>,
     preserver: Option<Arc<Preserver>>,
+    /// Until the app runs: its peers may be heard of before its connections are there.
+    _hush: Option<Hush>,
 }
 
 async fn prepare(settings: &Settings, address: &str, reaper: &Reaper) -> Result<Prepared, Failure> {
@@ -545,6 +548,7 @@ async fn prepare(settings: &Settings, address: &str, reaper: &Reaper) -> Result<
             failure.remedy("see above; or leave --store out to run the app without checkpoints");
         return Err(obstacles.into_iter().fold(failure, Failure::detail));
     }
+    let hush = hush(settings)?;
     let work = host::work_directory(settings.work_dir.as_deref()).map_err(|error| {
         before("the work directory cannot be used")
             .caused_by(error)
@@ -595,7 +599,29 @@ async fn prepare(settings: &Settings, address: &str, reaper: &Reaper) -> Result<
         realm,
         preserver: preserver(settings, address, &work).await?,
         work,
+        _hush: hush,
     })
+}
+
+/// For connections that go on, and that they can is found out so.
+fn hush(settings: &Settings) -> Result<Option<Hush>, Failure> {
+    if settings.tcp == Tcp::Close {
+        return Ok(None);
+    }
+    // Of a worker that was killed in the middle of a dump.
+    let begun = network::remove_locks().and_then(|()| Hush::begin());
+    let begun = begun.map_err(|error| {
+        Failure::new(
+            ExitCode::FailedBeforeReady,
+            "established connections cannot be kept in this container",
+        )
+        .caused_by(error)
+        .remedy(
+            "nothing was started; give the container NET_ADMIN (--cap-add NET_ADMIN) on a kernel with nftables, 5.12 or \
+             later, or leave --tcp at close",
+        )
+    });
+    begun.map(Some)
 }
 
 /// Namespaces for the app, if there are to be any.
@@ -708,6 +734,8 @@ impl Prepared {
             unresumed,
             preserver: self.preserver.clone(),
             placed: Mutex::default(),
+            moves: settings.listen_remap.clone(),
+            tcp: settings.tcp,
             clock: match settings.on_clock_behind {
                 OnClockBehind::Warn => clock::Policy::Warn,
                 OnClockBehind::Wait => clock::Policy::Wait(millis(settings.clock_wait)),
@@ -753,6 +781,7 @@ impl Prepared {
                     .clamp(2, 64),
                 workers,
                 ghost_limit: u64::from(settings.ghost_limit_bytes),
+                tcp: settings.tcp,
                 keep: settings.retention(),
                 waste_factor: settings.waste_factor,
                 strangers: self.strangers,
@@ -914,6 +943,10 @@ async fn resume(
                 failed(restorer, candidate, &error);
                 return Err(too_early(settings, error));
             }
+            Err(error) if error.is_about_addresses() => {
+                failed(restorer, candidate, &error);
+                return Err(elsewhere(settings, error));
+            }
             Err(error) if error.is_about_settings() => {
                 failed(restorer, candidate, &error);
                 return Err(not_allowed(settings, error));
@@ -981,6 +1014,7 @@ async fn resume_exactly(
         Err(error) if error.is_stores() => undelivered(settings, error),
         Err(error) if error.is_about_keys() => refused_keys(&settings.job, error),
         Err(error) if error.is_about_the_clock() => too_early(settings, error),
+        Err(error) if error.is_about_addresses() => elsewhere(settings, error),
         Err(error) if error.is_about_settings() => not_allowed(settings, error),
         Err(error) => {
             let number = generation.generation;
@@ -1019,6 +1053,19 @@ fn too_early(settings: &Settings, error: RestoreError) -> Failure {
             "nothing was started and nothing is lost; start it on a host that has been up for longer, wait for the clock \
              (--on-clock-behind wait, --clock-wait), or resume all the same (--on-clock-behind warn): the app's timers \
              are late then by as much",
+        )
+}
+
+fn elsewhere(settings: &Settings, error: RestoreError) -> Failure {
+    let what = format!(
+        "job {} is not resumed on a host without the addresses that it is bound to",
+        settings.job
+    );
+    Failure::new(ExitCode::NoValidSnapshot, what)
+        .caused_by(error)
+        .remedy(
+            "nothing was started and nothing is lost; say which address of this host stands for the old one \
+             (--listen-remap OLD:NEW), give this host the old one, or let the app bind to 0.0.0.0 or ::",
         )
 }
 

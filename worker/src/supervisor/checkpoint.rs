@@ -38,12 +38,13 @@ use tokio::time::{Instant as TokioInstant, sleep_until, timeout, timeout_at};
 use crate::catalog::{self, Catalog, CatalogError};
 use crate::clocks;
 use crate::cures::Given;
-use crate::engine::criu::{self, Criu, CriuError, DumpOrder};
+use crate::engine::criu::{self, Connections, Criu, CriuError, DumpOrder};
 use crate::engine::hook::{Asked, Hooks};
 use crate::host;
 use crate::journal::Journal;
 use crate::keys::MasterKey;
 use crate::metrics::CheckpointPhase;
+use crate::network::{self, Hush};
 use crate::pages::capture::{Blocks, CaptureError, Captured, PageServer};
 use crate::pages::fingerprint::PageKey;
 use crate::pages::index::{File, Index};
@@ -56,6 +57,7 @@ use crate::preload::Library;
 use crate::preserve::Preserver;
 use crate::preserve::take::{TakeError, Taken};
 use crate::programs;
+use crate::settings::Tcp;
 use crate::steps::{self, Step};
 use crate::store::StoreError;
 use crate::supervisor::ownership::Ownership;
@@ -274,6 +276,7 @@ pub(crate) struct Checkpointer {
     pub workers: usize,
     /// Bytes.
     pub ghost_limit: u64,
+    pub tcp: Tcp,
     pub keep: Policy,
     /// The parts that a snapshot refers to may be this many times as large as what it needs of them.
     pub waste_factor: u32,
@@ -314,6 +317,7 @@ struct Attempt<'a> {
     /// The app's, at the freeze.
     clocks: Option<Clocks>,
     needs: Profile,
+    connections: Connections,
 }
 
 /// What an attempt seals with.
@@ -374,6 +378,11 @@ impl Checkpointer {
     ) -> Result<Report, CheckpointError> {
         let mut attempt = self.attempt(subject, limits, Kept::Stored)?;
         let result = attempt.run(notice).await;
+        if attempt.connections == Connections::Kept
+            && let Err(error) = network::remove_locks()
+        {
+            tracing::error!(%error, "a table of nftables may be left behind");
+        }
         if let Some(tuning) = &attempt.tuning {
             *self.usual.lock().expect("no holder of this lock panics") = tuning.learned();
             self.carried(|way| way.carried(tuning.all_carried()));
@@ -423,6 +432,11 @@ impl Checkpointer {
             programs: BTreeMap::new(),
             clocks: None,
             needs: Profile::Minimal,
+            // One that the job survives would bring back connections that went on without it.
+            connections: match (self.tcp, kept, subject.course.now()) {
+                (Tcp::Established, Kept::Stored, Afterwards::Stop) => Connections::Kept,
+                _ => Connections::Closed,
+            },
         })
     }
 
@@ -794,6 +808,7 @@ impl Attempt<'_> {
             self.needs = Profile::Full;
         }
         let order = DumpOrder {
+            connections: self.connections,
             root_pid: proc::innermost(self.subject.root_pid),
             realm: realm
                 .zip(ipc.as_ref())
@@ -939,8 +954,9 @@ impl Attempt<'_> {
                         self.kill();
                         steps::reached(Step::Killed);
                         let frozen_for = since.elapsed();
-                        if let Some(asked) = asked.take() {
-                            asked.go_on().await;
+                        match (self.connections, asked.take()) {
+                            (Connections::Closed, Some(asked)) => asked.go_on().await,
+                            _ => leave_connections(&criu),
                         }
                         frozen_for
                     }
@@ -1375,6 +1391,17 @@ fn prefer(failure: CheckpointError, transfer: Option<CaptureError>) -> Checkpoin
         ) => reason.into(),
         (failure, _) => failure,
     }
+}
+
+/// Ends CRIU, which has the last descriptors of the job's connections by now. It would let them go, and the kernel would
+/// close them; of one that ends as it is, their peers are told nothing. Nor by resets, as long as we are here.
+fn leave_connections(criu: &Running) {
+    match Hush::begin() {
+        Ok(hush) => hush.last(),
+        // They are lost if a packet comes.
+        Err(error) => tracing::error!(%error, "connections may be lost"),
+    }
+    drop(sys::kill(criu.pid, nix::libc::SIGKILL));
 }
 
 /// Waits for CRIU's end, with rising insistence.

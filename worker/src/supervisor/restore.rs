@@ -9,9 +9,11 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use reprieve_core::clock::{self, Verdict};
 use reprieve_core::files::Mismatch;
 use reprieve_core::manifest::{self, Clocks, HostFacts, Manifest, Profile};
+use reprieve_core::moved::Move;
 use reprieve_core::rollback;
 use reprieve_core::selection::Candidate;
 use tokio::runtime::Handle;
@@ -19,16 +21,19 @@ use tokio::time::{Instant as TokioInstant, sleep, timeout, timeout_at};
 
 use crate::catalog::{self, Catalog, CatalogError};
 use crate::clocks;
-use crate::engine::criu::{self, Criu, CriuError, RestoreOrder};
+use crate::engine::criu::{self, Connections, Criu, CriuError, RestoreOrder};
 use crate::engine::hook::Hooks;
 use crate::host;
+use crate::images::{self, Bound};
 use crate::journal::Journal;
 use crate::metrics::RestorePhase;
+use crate::pages::index::File;
 use crate::pages::load::{self, Snapshot, Unusable};
-use crate::pages::serve::{ImageServer, ServeError};
+use crate::pages::serve::{ImageServer, OPEN_FILES, ServeError};
 use crate::preload::Library;
 use crate::preserve::Preserver;
 use crate::preserve::put::{Placed, PutError};
+use crate::settings::Tcp;
 use crate::steps::{self, Step};
 use crate::supervisor::boot::Gate;
 use crate::supervisor::checkpoint::{self, HELD, LIBRARY};
@@ -75,6 +80,8 @@ pub(super) enum RestoreError {
     NotPreserving,
     #[error("{} as the job's processes had them: {}", count(.0), listed(.0))]
     Files(Vec<Mismatch>),
+    #[error("this host has no address {}", addresses(.0))]
+    Addresses(Vec<Bound>),
     #[error("this host's CLOCK_MONOTONIC is {} behind the snapshot's{processes}", seconds(*.behind_ms))]
     Clock {
         behind_ms: u64,
@@ -110,6 +117,13 @@ fn seconds(ms: u64) -> String {
     format!("{}.{} s", ms / 1000, ms % 1000 / 100)
 }
 
+fn addresses(missing: &[Bound]) -> String {
+    let named = missing
+        .iter()
+        .map(|bound| format!("{} ({})", bound.address, bound.socket));
+    named.collect::<Vec<_>>().join(", ")
+}
+
 /// Files that are named in a message.
 const NAMED: usize = 8;
 
@@ -128,6 +142,35 @@ fn listed(files: &[Mismatch]) -> String {
     named.join("; ")
 }
 
+/// What becomes of the snapshot's sockets on this host.
+#[derive(Debug)]
+struct Sockets {
+    /// The image of open files, if it is another one than was stored.
+    instead: Option<Bytes>,
+    connections: Connections,
+}
+
+/// Connections go on together or not at all: CRIU knows no more than that.
+fn goes_on(connections: &[Bound]) -> Connections {
+    let stranger = connections
+        .iter()
+        .find(|bound| !host::has_address(bound.address));
+    match stranger {
+        Some(Bound { address, socket }) => {
+            tracing::warn!(
+                %address,
+                socket,
+                "connections are closed: this host does not have their address"
+            );
+            Connections::Closed
+        }
+        None => {
+            tracing::info!(connections = connections.len(), "connections go on");
+            Connections::Kept
+        }
+    }
+}
+
 impl RestoreError {
     /// Whether the trouble is the store's, so that nothing can be said about the snapshot.
     pub(crate) fn is_stores(&self) -> bool {
@@ -144,6 +187,11 @@ impl RestoreError {
     /// Whether only this host's clock is in the way: an older snapshot would undo work for nothing.
     pub(crate) fn is_about_the_clock(&self) -> bool {
         matches!(self, Self::Clock { .. })
+    }
+
+    /// Whether only this host's addresses are in the way, likewise.
+    pub(crate) fn is_about_addresses(&self) -> bool {
+        matches!(self, Self::Addresses(_))
     }
 
     /// Whether only this worker's settings keep the job's files out: an older snapshot would undo work for nothing.
@@ -197,6 +245,9 @@ pub(crate) struct Restorer {
     /// What is stored about the restore before the app may run.
     pub going_back: Option<GoingBack>,
     pub unresumed: Unresumed,
+    /// Where sockets are bound on this host.
+    pub moves: Vec<Move>,
+    pub tcp: Tcp,
     /// None if no files travel.
     pub preserver: Option<Arc<Preserver>>,
     /// The job's files, until it runs.
@@ -310,12 +361,16 @@ impl Restorer {
         if !mismatches.is_empty() {
             return Err(RestoreError::Files(mismatches));
         }
+        let sockets = self.sockets(&snapshot, deadline).await?;
         let held = held(&snapshot, deadline).await?;
         step.done();
         steps::reached(Step::Selected);
         for attempt in 1.. {
             let step = self.journal.restore_step(RestorePhase::Restore);
-            match self.attempt(&snapshot, library.as_ref(), deadline).await {
+            match self
+                .attempt(&snapshot, library.as_ref(), &sockets, deadline)
+                .await
+            {
                 Ok((watched, streams, realm)) => {
                     step.done();
                     steps::reached(Step::Restored);
@@ -397,15 +452,64 @@ impl Restorer {
         }
     }
 
+    /// Looks at what the job's sockets are to be here, and sees that this host has those that
+    /// sockets are bound to. CRIU would find out when all memory has been read, and not at all of IPv6.
+    async fn sockets(
+        &self,
+        snapshot: &Snapshot,
+        deadline: TokioInstant,
+    ) -> Result<Sockets, RestoreError> {
+        let mut sockets = Sockets {
+            instead: None,
+            connections: Connections::Closed,
+        };
+        let Some(file) = snapshot.find(OPEN_FILES) else {
+            return Ok(sockets);
+        };
+        let stored = snapshot.file(file, deadline).await?;
+        let moved = images::with_moved(&stored, &self.moves);
+        let moved = moved.map_err(|source| Unusable::Image {
+            name: OPEN_FILES.to_owned(),
+            source,
+        })?;
+        for rule in &moved.idle {
+            tracing::warn!(%rule, "no socket of the job is bound to the old address of this rule");
+        }
+        let mut missing: Vec<Bound> = Vec::new();
+        for bound in moved.bound {
+            let is_known = missing.iter().any(|one| one.address == bound.address);
+            if !is_known && !host::has_address(bound.address) {
+                missing.push(bound);
+            }
+        }
+        if !missing.is_empty() {
+            return Err(RestoreError::Addresses(missing));
+        }
+        // Else they were closed in it already.
+        let is_stream = |file: &File| file.name.starts_with("tcp-stream-");
+        if self.tcp == Tcp::Established && snapshot.index.files.iter().any(is_stream) {
+            sockets.connections = goes_on(&moved.connections);
+        }
+        if moved.sockets > 0 {
+            let sockets = moved.sockets;
+            tracing::info!(sockets, "sockets are bound to other addresses than before");
+        }
+        sockets.instead = (moved.sockets > 0).then(|| moved.image.into());
+        Ok(sockets)
+    }
+
     async fn attempt(
         &self,
         snapshot: &Arc<Snapshot>,
         library: Option<&Library>,
+        sockets: &Sockets,
         deadline: TokioInstant,
     ) -> Result<Restored, RestoreError> {
         let images = self.work.join(format!("restore-{}", catalog::nonce()));
         std::fs::create_dir(&images)?;
-        let result = self.run_criu(snapshot, library, &images, deadline).await;
+        let result = self
+            .run_criu(snapshot, library, sockets, &images, deadline)
+            .await;
         if result.is_err() {
             let log = images.join(criu::LOG);
             drop(std::fs::copy(
@@ -423,6 +527,7 @@ impl Restorer {
         &self,
         snapshot: &Arc<Snapshot>,
         library: Option<&Library>,
+        sockets: &Sockets,
         images: &std::path::Path,
         deadline: TokioInstant,
     ) -> Result<Restored, RestoreError> {
@@ -432,13 +537,15 @@ impl Restorer {
             manifest::Stdio::Terminal { .. } => Kind::Terminal,
         };
         let (streams, ends) = Streams::open(kind)?;
-        let server = ImageServer::start(Arc::clone(snapshot), images, self.ahead_bytes, deadline)?;
+        let (instead, ahead) = (sockets.instead.clone(), self.ahead_bytes);
+        let server = ImageServer::start(Arc::clone(snapshot), instead, images, ahead, deadline)?;
         let hooks = Hooks::bind(images.join("hook.sock"))?;
         let realm = self.realm(&snapshot.manifest).await?;
         // Who has the number already is nobody of ours, and stays when CRIU has failed for it.
         let is_taken = realm.is_none() && proc::process(app.root_pid).is_some();
         let ours = (!is_taken).then_some(app.root_pid);
         let order = RestoreOrder {
+            connections: sockets.connections,
             realm: realm.as_ref().map(Realm::entry),
             images,
             stdio: &app.stdio,
