@@ -7,9 +7,10 @@ mod job;
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
 
 use harness::{
-    Builder, DOCKER_CAPABILITIES, Exit, Host, LIMIT, Lab, Lookalike, Proxy, project_path,
+    Builder, DOCKER_CAPABILITIES, Exit, Fault, Host, LIMIT, Lab, Lookalike, Proxy, project_path,
     wait_until,
 };
 use job::{Store, assert_counts, evict, resumed, wait_for_log, wait_for_output};
@@ -168,6 +169,11 @@ fn the_actions_that_are_called_are_those_that_are_granted() {
     let command = json!({ "v": 1, "id": "1", "command": "checkpoint", "target": { "job": "job" }, "afterwards": "continue" });
     account.send(&own, &command.to_string());
     wait_until(LIMIT, "the reply", || account.count(&replies) > 0);
+    // A checkpoint that is over at once needs no sign of life.
+    let slow = Fault::Delay(Duration::from_secs(2));
+    account
+        .aws
+        .fail_next(slow, 1, |request| request.is("PUT", "/manifests/"));
     account.lab.notice(json!({ "kind": "asg" }));
     assert_eq!(host.wait_exit(LIMIT), Exit::Code(75));
     host.destroy();
