@@ -8,6 +8,7 @@ mod job;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 
 use harness::{Host, LIMIT, wait_until};
 use job::{
@@ -387,6 +388,7 @@ fn a_rehearsal_says_that_a_checkpoint_works_and_keeps_nothing() {
 const CONNECTED: &str = "import itertools, socket, time\n\
     s = socket.socket(socket.AF_UNIX)\n\
     s.connect('/outside/socket')\n\
+    open('/outside/connected', 'w').close()\n\
     for number in itertools.count(1):\n    print('line', number, flush=True)\n    time.sleep(0.01)\n";
 
 #[test]
@@ -395,9 +397,15 @@ fn a_rehearsal_that_fails_is_told_long_before_an_eviction() {
     let outside = tempfile::tempdir().expect("a temporary directory can be made");
     let listener = std::os::unix::net::UnixListener::bind(outside.path().join("socket"))
         .expect("the path is short");
+    // It is rehearsed when there is something to fail at.
+    hook(
+        outside.path(),
+        "while [ ! -e /outside/connected ]; do sleep 0.05; done",
+    );
+    let options = [&REHEARSE[..], &["--hooks-dir", "/outside"]].concat();
     let app = ["python3", "-c", CONNECTED];
     let host = store
-        .host_with("host", &REHEARSE, &app)
+        .host_with("host", &options, &app)
         .bind(outside.path(), "/outside")
         .start();
     let peer = listener.accept().expect("the app connects");
@@ -425,18 +433,21 @@ fn a_rehearsal_that_fails_is_told_long_before_an_eviction() {
     drop((peer, listener));
 }
 
+/// The program that runs before a freeze, a rehearsal's included.
+fn hook(directory: &Path, script: &str) {
+    let program = directory.join("before-freeze");
+    fs::write(&program, format!("#!/bin/sh\n{script}\n")).expect("the directory is ours");
+    fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).expect("the file is ours");
+}
+
 #[test]
 fn a_checkpoint_does_not_wait_for_a_rehearsal() {
     let store = Store::new();
     let hooks = tempfile::tempdir().expect("a temporary directory can be made");
-    let program = hooks.path().join("before-freeze");
-    std::fs::write(
-        &program,
-        "#!/bin/sh\ngrep -q '\"trigger\":\"rehearsal\"' || exit 0\ntouch /tmp/rehearses\nexec sleep 1000\n",
-    )
-    .expect("the directory is ours");
-    let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-    std::fs::set_permissions(&program, executable).expect("the file is ours");
+    hook(
+        hooks.path(),
+        "grep -q '\"trigger\":\"rehearsal\"' || exit 0\ntouch /tmp/rehearses\nexec sleep 1000",
+    );
     let options = [
         &REHEARSE[..],
         &["--hooks-dir", "/hooks", "--hook-timeout", "5m"],

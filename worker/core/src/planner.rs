@@ -671,6 +671,16 @@ mod tests {
     }
 
     #[test]
+    fn a_job_that_is_suspended_with_its_machine_is_stored_once_and_works_on() {
+        let of = Situation {
+            going: going(Fate::Hibernate, 120_000),
+            safe: Some(NOW),
+            ..CALM
+        };
+        assert_eq!(chosen(&of, &promise(5, 10)), (Act::Wait, Reason::WorksOn));
+    }
+
+    #[test]
     fn once_safe_the_job_works_on_to_the_last_safe_moment() {
         let promise = promise(5, 10);
         let mut of = Situation {
