@@ -174,7 +174,11 @@ fn an_eviction_is_told_as_it_happens() {
 
     let host = shown(&store, "second", COUNTER);
     resumed(&host);
-    let told = status(&self::address(&host));
+    let address = self::address(&host);
+    wait_until(LIMIT, "that it is told", || {
+        status(&address)["state"] == "running"
+    });
+    let told = status(&address);
     let run = newest(&told, "restores");
     assert_eq!(run["outcome"], "resumed", "{told}");
     assert_eq!(run["generation"], told["resumed_from"]);

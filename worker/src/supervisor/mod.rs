@@ -734,7 +734,8 @@ impl Supervisor {
 
     fn booted(&mut self, booted: Booted) -> Vec<Effect> {
         steps::reached(Step::Booted);
-        sys::give_memory_back();
+        // Beside what is more important now.
+        drop(tokio::task::spawn_blocking(sys::give_memory_back));
         let Booted {
             app,
             stdio,
