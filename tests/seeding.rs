@@ -5,10 +5,12 @@ mod job;
 
 use std::fs;
 use std::path::PathBuf;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use harness::{Host, LIMIT, wait_until};
 use job::{
-    Store, checkpoint, checkpoint_ok, resumed, told_of_checkpoint, wait_for_log, wait_for_output,
+    Store, address, checkpoint, checkpoint_ok, get, resumed, told_of_checkpoint, wait_for_log,
+    wait_for_output,
 };
 use reprieve_core::head::Head;
 use serde_json::Value;
@@ -280,7 +282,8 @@ fn a_job_that_changes_again_and_again_without_a_checkpoint_is_still_stored_ahead
     let store = Store::new();
     // Nearly all of its 10240 pages, each time.
     let app = ["python3", "/apps/memory.py", "40", "--churn", "30000"];
-    let host = store.host_with("first", EAGER, &app).start();
+    let options = [EAGER, &["--metrics-listen", "127.0.0.1:0"]].concat();
+    let host = store.host_with("first", &options, &app).share_net().start();
     wait_for_output(&host, "ready");
     wait_until(LIMIT, "all of it is seeded", || {
         sum(&host, "seeded_bytes") > 40 << 20
@@ -308,11 +311,21 @@ fn a_job_that_changes_again_and_again_without_a_checkpoint_is_still_stored_ahead
     // What it had stored until then is nobody's any more.
     host.exec_ok(PRUNE);
     assert!(litter.iter().all(|path| !path.exists()), "{litter:?}");
+    // A look that was under way while it changed leaves some of it for the next one.
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    let since = u64::try_from(since.expect("it is later").as_millis()).expect("for long");
+    let address = address(&host);
+    let looked = || {
+        let (_, told) = get(&address, "/status");
+        let told: Value = serde_json::from_str(&told).expect("it is JSON");
+        let memory = &told["history"]["memory"];
+        [&memory["at_ms"], &memory["unsafe_bytes"]].map(Value::as_u64)
+    };
+    wait_until(LIMIT, "the end of that look", || looked()[0] > Some(since));
+    let [ended, _] = looked();
     wait_until(LIMIT, "all of it is seeded again", || {
-        let lines = host.stderr().lines();
-        let newest = lines.iter().rfind(|line| line.contains(SEEDED));
-        let newest: Value = serde_json::from_str(newest.expect("it was")).expect("it is JSON");
-        newest["seeded_bytes"].as_u64() > Some(40 << 20)
+        let [at, left] = looked();
+        at > ended && left < Some(1 << 20)
     });
     checkpoint_ok(&host);
     assert!(stored(&host) < 8 << 20, "{} stored", stored(&host));
