@@ -955,8 +955,9 @@ impl Attempt<'_> {
                         steps::reached(Step::Killed);
                         let frozen_for = since.elapsed();
                         match (self.connections, asked.take()) {
+                            (Connections::Kept, _) => leave_connections(&criu),
                             (Connections::Closed, Some(asked)) => asked.go_on().await,
-                            _ => leave_connections(&criu),
+                            (Connections::Closed, None) => {}
                         }
                         frozen_for
                     }
