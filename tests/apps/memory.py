@@ -1,5 +1,6 @@
 """Fills memory with bytes that follow from a seed and proves on request that they are still there."""
 import argparse
+import ctypes
 import hashlib
 import os
 import random
@@ -17,6 +18,8 @@ parser.add_argument("--churn", type=int, default=0, help="pages to rewrite on ea
 options = parser.parse_args()
 source = random.Random(options.seed)
 blocks = [bytearray(source.randbytes(MIB)) for _ in range(options.mib)]
+# Where the first page begins that lies in the block alone.
+leads = [-ctypes.addressof(ctypes.c_char.from_buffer(block)) % PAGE for block in blocks]
 
 
 def say_digest():
@@ -60,9 +63,9 @@ while True:
         asked = False
         say_digest()
     for _ in range(options.rewrite // 10):
-        block = source.choice(blocks)
-        start = source.randrange(MIB // PAGE) * PAGE
-        block[start:start + PAGE] = source.randbytes(PAGE)
+        number = source.randrange(options.mib)
+        start = leads[number] + source.randrange(MIB // PAGE - 1) * PAGE
+        blocks[number][start:start + PAGE] = source.randbytes(PAGE)
     if options.fresh:
         # The first bytes of each page count; the digest is of the rest.
         for block in blocks:

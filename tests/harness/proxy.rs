@@ -21,6 +21,9 @@ const HEAD_LIMIT: usize = 64 * 1024;
 /// The piece in which bodies are handed on, and paced.
 const PIECE: usize = 16 * 1024;
 
+/// A line that was not used for longer than this is not the faster for it afterwards.
+const LATE: Duration = Duration::from_millis(50);
+
 /// What goes wrong with a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
@@ -119,8 +122,8 @@ struct State {
 #[derive(Default)]
 struct Shared {
     state: Mutex<State>,
-    /// Held while one piece is on its way, so that all connections share one line.
-    line: Mutex<()>,
+    /// Until when it is taken by what is on its way: all connections share one line.
+    line: Mutex<Option<Instant>>,
 }
 
 impl Shared {
@@ -153,8 +156,14 @@ impl Shared {
         let Some(rate) = self.lock().bytes_per_second else {
             return;
         };
-        let _line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
-        std::thread::sleep(Duration::from_secs_f64(count as f64 / f64::from(rate)));
+        let takes = Duration::from_secs_f64(count as f64 / f64::from(rate));
+        let mut line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        // Whoever wakes late was not slow.
+        let begins = line.map_or(now, |until| until.max(now - LATE));
+        *line = Some(begins + takes);
+        drop(line);
+        std::thread::sleep((begins + takes).saturating_duration_since(now));
     }
 }
 
