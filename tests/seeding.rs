@@ -178,6 +178,34 @@ fn memory_is_stored_ahead_before_its_time_if_a_checkpoint_would_not_fit_into_the
 }
 
 #[test]
+fn before_an_end_that_is_announced_memory_is_stored_ahead_at_once_and_without_budgets() {
+    let store = Store::new();
+    // By these, the first look would come in an hour and take one.
+    let options = [
+        "--seed-interval",
+        "1h",
+        "--seed-cpu",
+        "1",
+        "--seed-bandwidth",
+        "64KiB",
+    ];
+    let host = store.host_with("first", &options, STILL).start();
+    wait_for_output(&host, "ready");
+    checkpoint_ok(&host);
+    let line = serde_json::json!({
+        "v": 1, "request": "notice", "fate": "terminate", "in_ms": 300_000, "identity": "a",
+    });
+    job::notice(&host, &line);
+    wait_for_log(&host, "works on until the last moment that is safe");
+    rewrite(&host);
+    wait_until(LIMIT, "what changed is seeded", || {
+        sum(&host, "seeded_bytes") >= 1 << 20
+    });
+    checkpoint_ok(&host);
+    assert!(stored(&host) < 1 << 20, "{} stored", stored(&host));
+}
+
+#[test]
 fn memory_that_changes_while_it_is_seeded_comes_back_exactly() {
     let store = Store::new();
     let mut host = store.host_with("first", EAGER, CHURN).start();

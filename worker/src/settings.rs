@@ -421,7 +421,8 @@ pub const TABLE: &[Setting] = &[
         default: Some("1m"),
         unset: "",
         meaning: "The pause before each look at the job's memory. What changed is stored once it was found the same in \
-                  two looks.",
+                  two looks. Before an end that is announced, while the job is safe and works on, one look follows the \
+                  other.",
     },
     Setting {
         name: "seed-bandwidth",
@@ -429,7 +430,7 @@ pub const TABLE: &[Setting] = &[
         kind: Kind::Size(64 * 1024, 1024 * 1024 * MIB),
         default: Some("32MiB"),
         unset: "",
-        meaning: "How much is stored ahead in a second, at most.",
+        meaning: "How much is stored ahead in a second, at most; as much as there is before an end that is announced.",
     },
     Setting {
         name: "seed-cpu",
@@ -437,8 +438,8 @@ pub const TABLE: &[Setting] = &[
         kind: Kind::Count(1, 100),
         default: Some("10"),
         unset: "",
-        meaning: "The share of one processor, in percent, that looking at memory and packing it may take. It yields to \
-                  the job in any case.",
+        meaning: "The share of one processor, in percent, that looking at memory and packing it may take; all of one \
+                  before an end that is announced. It yields to the job in any case.",
     },
     Setting {
         name: "term-grace",

@@ -276,10 +276,20 @@ impl Lifecycle {
         self.promise.begin_from(now);
     }
 
-    /// When memory is to be stored ahead again at the latest, so that the next checkpoint fits into the shortest notice.
+    /// When memory is to be stored ahead again at the latest: so that the next checkpoint fits into the shortest notice, or
+    /// so that the final one can begin later.
     pub fn seed_by(&self, now: Moment) -> Option<Moment> {
+        if self.works_on() {
+            return Some(planner::seed_before_end(now, &self.promise));
+        }
         let rules = &self.policy.rules;
         planner::seed_by(now, self.notice_ms?, self.in_vain, rules, &self.promise)
+    }
+
+    /// An end is announced, the job is safe, and it works on until the last moment that is safe.
+    pub fn works_on(&self) -> bool {
+        let decided = self.decided;
+        decided.is_some_and(|of| of.act == Act::Wait && of.reason == Reason::WorksOn)
     }
 
     /// What is planned.
@@ -1237,6 +1247,64 @@ mod tests {
         assert_eq!(pauses, [2_000, 4_000, 8_000]);
         life.handle(Event::StoredAhead(None), now);
         assert_eq!(life.promise().looked(), None);
+    }
+
+    #[test]
+    fn before_an_end_that_is_announced_one_look_follows_the_other_while_the_job_works_on() {
+        let says = |says| Event::Announced {
+            id: RequestId(1),
+            announcement: Announcement {
+                source: Source::Ec2Metadata,
+                identity: "spot".to_owned(),
+                says,
+            },
+            wall_now: WallMs(T0.0),
+        };
+        let goes = || {
+            says(Says::Goes {
+                fate: Fate::Terminate,
+                at: Some(WallMs(T0.0 + 120_000)),
+            })
+        };
+        for is_withdrawn in [false, true] {
+            let mut life = running(POLICY);
+            assert_eq!(begins(&life.handle(goes(), T0)), 1);
+            let measured = Measured {
+                memory: 1 << 30,
+                changed: 200 << 20,
+                wall_ms: 5_000,
+                ..MEASURED
+            };
+            assert!(!life.works_on(), "it is made safe first");
+            let now = T0.plus_ms(5_000);
+            life.handle(Event::CheckpointEnded(Ended::Durable(measured)), now);
+            assert!(life.works_on());
+            assert_eq!(life.seed_by(now), Some(now));
+            let look = Ahead {
+                begun: now,
+                took_ms: 3_000,
+                unseeded: 10 << 20,
+                unseen: 0,
+            };
+            let mut now = now.plus_ms(3_000);
+            let wake = life.wake();
+            life.handle(Event::StoredAhead(Some(look)), now);
+            assert_eq!(life.seed_by(now), Some(now.plus_ms(1_000)));
+            assert!(life.wake() >= wake, "and it works on for longer");
+            if is_withdrawn {
+                life.handle(says(Says::Withdrawn), now);
+                assert!(!life.works_on());
+                assert_eq!(life.seed_by(now), None, "then there is no haste");
+                continue;
+            }
+            while let Some(wake) = life.wake() {
+                now = wake;
+                life.handle(Event::Woken, now);
+            }
+            assert_eq!(life.phase(), Phase::Checkpointing);
+            assert!(now > T0.plus_ms(60_000), "{now:?}");
+            assert!(!life.works_on());
+        }
     }
 
     #[test]

@@ -476,6 +476,13 @@ pub fn seed_by(
     )
 }
 
+/// The same before an end that is announced, while the job is safe and works on: what is in the store by then need not be
+/// stored at the end, so one look follows the other.
+pub fn seed_before_end(now: Moment, promise: &Promise) -> Moment {
+    let looked = promise.looked();
+    looked.map_or(now, |(ended, _)| ended.plus_ms(SEED_PAUSE_MS))
+}
+
 /// Whether a checkpoint that begins now fits into the shortest notice, as far as it is known.
 pub fn promise_holds(now: Moment, notice_ms: u64, rules: &Rules, promise: &Promise) -> bool {
     let needed = promise.ms_to_safe(now).map(slack);

@@ -72,6 +72,14 @@ pub(crate) struct Budgets {
     pub cpu_percent: u32,
 }
 
+impl Budgets {
+    /// All there is.
+    pub(crate) const NONE: Self = Self {
+        bandwidth: u64::MAX,
+        cpu_percent: 100,
+    };
+}
+
 /// How far a pass came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ended {
@@ -654,17 +662,13 @@ mod tests {
                 in_flight: 1,
                 deadline: tokio::time::Instant::now().into(),
             };
-            let budgets = Budgets {
-                bandwidth: 1 << 40,
-                cpu_percent: 100,
-            };
             let stop = self.stop.subscribe();
             let runtime = self.runtime.handle().clone();
             let pass = Pass::new(
                 &mut self.bed,
                 &destination,
                 Effort::Zstd(-1),
-                budgets,
+                Budgets::NONE,
                 stop,
                 runtime,
             )?;

@@ -567,12 +567,13 @@ impl Supervisor {
         effects
     }
 
-    /// So that the promise holds, if settings want that.
+    /// So that the promise holds, if settings want that, or that the job can work on for longer.
     fn pace_seeding(&self) {
         if let (Some(_), Some(protection)) = (&self.seeding, &self.protection) {
             let by = self.life.seed_by(self.clock.now());
-            let by = by.map(|by| self.clock.instant(by));
-            protection.checkpointer.seeds.by(by);
+            let seeds = &protection.checkpointer.seeds;
+            seeds.hurry(self.life.works_on());
+            seeds.by(by.map(|by| self.clock.instant(by)));
         }
     }
 

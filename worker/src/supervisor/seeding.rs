@@ -11,6 +11,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use reprieve_core::effort::Level;
@@ -81,6 +82,8 @@ pub(crate) struct Seeds {
     ahead: watch::Sender<Option<Ahead>>,
     /// When the next pass has to begin at the latest.
     by: watch::Sender<Option<Instant>>,
+    /// The machine goes: passes take what they can get.
+    hurried: AtomicBool,
 }
 
 /// A whole look at the job's memory.
@@ -109,6 +112,7 @@ impl Default for Seeds {
             held: watch::Sender::new(false),
             ahead: watch::Sender::default(),
             by: watch::Sender::default(),
+            hurried: AtomicBool::default(),
         }
     }
 }
@@ -159,6 +163,11 @@ impl Seeds {
         });
     }
 
+    /// Whether passes that begin from now on go without budgets. The thread they are on still yields to the job.
+    pub(crate) fn hurry(&self, hurried: bool) {
+        self.hurried.store(hurried, Ordering::Relaxed);
+    }
+
     /// Seeding may go on.
     pub(crate) fn release(&self) {
         self.held.send_replace(false);
@@ -196,8 +205,12 @@ async fn tend(checkpointer: Arc<Checkpointer>, root_pid: i32, plan: Plan) {
             _ = held.wait_for(|held| *held) => continue,
         };
         let begun = Instant::now();
+        let budgets = match checkpointer.seeds.hurried.load(Ordering::Relaxed) {
+            true => Budgets::NONE,
+            false => plan.budgets,
+        };
         let passed = tokio::select! {
-            passed = checkpointer.pass(root_pid, plan.budgets) => passed,
+            passed = checkpointer.pass(root_pid, budgets) => passed,
             // A pass hears of it by itself; this is for one that hangs.
             () = given_up(&checkpointer) => continue,
         };
@@ -260,7 +273,7 @@ fn hurry(hurried: &mut bool, is_early: bool, plan: Plan) {
     if is_early && !*hurried {
         tracing::info!(
             usual = ?plan.interval,
-            "the job's memory is stored ahead more often, so that a checkpoint fits into the shortest notice"
+            "the job's memory is stored ahead more often, so that a checkpoint fits into the time that there is"
         );
     }
     *hurried = is_early;
