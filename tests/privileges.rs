@@ -243,6 +243,21 @@ fn the_actions_that_are_called_are_those_that_are_granted() {
 const EPERM: i64 = 1;
 const ENOSYS: i64 = 38;
 
+/// Everything that `rights.py` asked for.
+#[track_caller]
+fn assert_refused(line: &str) {
+    let answers: Value = serde_json::from_str(line).expect("it is JSON");
+    let answers = answers.as_object().expect("it is a table");
+    for (call, errno) in answers {
+        let errno = errno.as_i64();
+        assert!(
+            matches!(errno, Some(EPERM | ENOSYS)),
+            "{call} answers {errno:?} in {answers:?}"
+        );
+    }
+    assert!(answers.len() > 20, "{answers:?}");
+}
+
 #[test]
 fn a_job_is_evicted_and_resumed_with_the_fewest_rights_there_can_be() {
     let store = Store::new();
@@ -264,19 +279,8 @@ fn a_job_is_evicted_and_resumed_with_the_fewest_rights_there_can_be() {
     let line = host
         .stdout()
         .wait_for_line("what is allowed", LIMIT, |line| line.starts_with('{'));
-    let answers: Value = serde_json::from_str(&line).expect("it is JSON");
     // What a seccomp filter like Docker's would deny is denied by the lack of capabilities.
-    for (call, errno) in answers.as_object().expect("it is a table") {
-        let errno = errno.as_i64();
-        assert!(
-            matches!(errno, Some(EPERM | ENOSYS)),
-            "{call} answers {errno:?} in {answers}"
-        );
-    }
-    assert!(
-        answers.as_object().is_some_and(|all| all.len() > 20),
-        "{answers}"
-    );
+    assert_refused(&line);
     wait_for_output(&host, "line 50");
     host.signal(libc::SIGTERM);
     assert_eq!(host.wait_exit(LIMIT), Exit::Code(75));
@@ -293,6 +297,41 @@ fn a_job_is_evicted_and_resumed_with_the_fewest_rights_there_can_be() {
     wait_for_output(&next, "line 200");
     evict(&next);
     assert_counts(&(before + &counted(next.stdout().text())), None);
+}
+
+#[test]
+fn a_filter_of_the_job_refuses_what_dockers_does_and_comes_back_with_it() {
+    let store = Store::new();
+    let app = ["python3", "/apps/rights.py", "--filtered"];
+    let options = ["--profile", "full", "--seccomp", "job"];
+    let host = |name: &str| {
+        let host = store.host_with(name, &options, &app);
+        host.add_capability("CAP_SYS_ADMIN")
+            .add_capability("CAP_SYS_TIME")
+            .start()
+    };
+    let first = host("first");
+    let told = |line: &str| line.starts_with('{');
+    assert_refused(&first.stdout().wait_for_line("answers", LIMIT, told));
+    wait_for_output(&first, "line 50");
+    evict(&first);
+    first.destroy();
+    let second = host("second");
+    wait_for_log(&second, "the job is resumed");
+    let app = second.wait_for_process("python3 /apps/rights.py --filtered", LIMIT);
+    second.exec_ok(["sh", "-c", &format!("kill -USR1 {}", app.pid)]);
+    assert_refused(&second.stdout().wait_for_line("answers", LIMIT, told));
+    evict(&second);
+    second.destroy();
+    // Where nobody may suspend it, it is not put on, and the job is not begun without.
+    let (store, options) = (Store::new(), ["--seccomp", "job"]);
+    let third = store
+        .host_with("third", &options, &["sleep", "1000"])
+        .start();
+    assert_eq!(third.wait_exit(LIMIT), Exit::Code(170));
+    let log = third.stderr().text();
+    assert!(log.contains("cannot be stored in this container"), "{log}");
+    assert_eq!(third.stdout().text(), "");
 }
 
 #[test]

@@ -11,9 +11,10 @@ use reprieve_core::cpu::{self, Fleet, Level};
 use reprieve_core::launch::{self, Denial};
 
 use crate::failure::{ExitCode, Failure};
+use crate::filter::Filter;
 use crate::host;
 use crate::preload::Library;
-use crate::settings::{Clocks, CpuBaseline, IoUring, PerfData, Settings};
+use crate::settings::{Clocks, CpuBaseline, IoUring, PerfData, Seccomp, Settings};
 
 /// What stays with the app's processes as long as they live, on whatever host.
 #[derive(Clone, Debug, Default)]
@@ -30,6 +31,7 @@ pub(crate) struct Given {
 pub(crate) struct Cures {
     /// Variables and their new values.
     pub environment: Vec<(&'static str, String)>,
+    pub filter: Option<Filter>,
     pub given: Given,
 }
 
@@ -37,7 +39,7 @@ impl Cures {
     /// By what settings want and what this container allows. What cannot be had is said, and the app starts without.
     ///
     /// # Errors
-    /// When the file of a baseline says nothing that can be used.
+    /// When the file of a baseline says nothing that can be used, or the job's filter would keep it from being stored.
     pub(crate) fn prepare(settings: &Settings) -> Result<Self, Failure> {
         let mut cures = Self::default();
         let had = |name: &str| std::env::var(name).ok();
@@ -45,12 +47,21 @@ impl Cures {
             let options = launch::without_perf_data(had("JAVA_TOOL_OPTIONS").as_deref());
             cures.set("JAVA_TOOL_OPTIONS", options);
         }
-        let filter = || launch::denial(host::may_suspend_filters(), host::is_filtered());
+        let can_filter =
+            launch::denial(host::may_suspend_filters(), host::is_filtered()) == Denial::Filter;
+        if settings.seccomp == Seccomp::Job {
+            if !can_filter {
+                return Err(not_filtered());
+            }
+            cures.filter = Some(Filter::job());
+        }
         let denies = match settings.io_uring {
+            // The job's filter does so for every program.
+            _ if cures.filter.is_some() => false,
             IoUring::Allow => false,
             IoUring::Deny => true,
-            IoUring::Filter if filter() == Denial::Filter => {
-                cures.given.filtered = true;
+            IoUring::Filter if can_filter => {
+                cures.filter = Some(Filter::no_io_uring());
                 false
             }
             IoUring::Filter => {
@@ -60,6 +71,7 @@ impl Cures {
                 true
             }
         };
+        cures.given.filtered = cures.filter.is_some();
         let keeps = settings.clocks == Clocks::Keep;
         let library = match (keeps, denies) {
             (true, _) => Some(Library::clocks(&settings.job, denies)),
@@ -123,6 +135,13 @@ impl Cures {
         let all = self.environment.iter();
         all.map(|(name, value)| (OsString::from(name), OsString::from(value)))
     }
+}
+
+fn not_filtered() -> Failure {
+    let what = "a job under a seccomp filter cannot be stored in this container";
+    Failure::new(ExitCode::FailedBeforeReady, what)
+        .detail("CRIU suspends the job's filter only with SYS_ADMIN, and if the container has none itself")
+        .remedy("run the container with --cap-add SYS_ADMIN --security-opt seccomp=unconfined, or leave --seccomp out")
 }
 
 fn baseline(wanted: &CpuBaseline) -> Result<Option<Level>, Failure> {

@@ -15,6 +15,7 @@ pub mod doctor;
 pub mod endpoint;
 pub mod engine;
 pub mod failure;
+mod filter;
 mod host;
 pub mod images;
 pub mod journal;

@@ -516,6 +516,17 @@ pub const TABLE: &[Setting] = &[
                   is resumed (docs/checkup.md).",
     },
     Setting {
+        name: "seccomp",
+        section: EVICTION,
+        kind: Kind::Choice(Seccomp::NAMES),
+        default: Some("off"),
+        unset: "",
+        meaning: "Whether an app that is started from scratch gets a seccomp filter of its own (`job`), which refuses what \
+                  Docker's default one does: mounts, namespaces, keys, modules, handles, io_uring and the like \
+                  (infra/policy/job.seccomp.json). It needs SYS_ADMIN, here and wherever the job is resumed, and no filter on \
+                  the container; 32-bit programs do not run under it. A resumed app has what it was started with.",
+    },
+    Setting {
         name: "clocks",
         section: EVICTION,
         kind: Kind::Choice(Clocks::NAMES),
@@ -1143,6 +1154,11 @@ named! {
     pub enum IoUring { Deny = "deny", Filter = "filter", Allow = "allow", }
 }
 
+named! {
+    /// Whether the app gets a seccomp filter of its own.
+    pub enum Seccomp { Off = "off", Job = "job", }
+}
+
 /// What the app is held to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CpuBaseline {
@@ -1411,6 +1427,7 @@ pub struct Settings {
     pub checkpointed_exit_code: u8,
     pub ghost_limit_bytes: u32,
     pub io_uring: IoUring,
+    pub seccomp: Seccomp,
     pub clocks: Clocks,
     pub jvm_perf_data: PerfData,
     pub cpu_baseline: CpuBaseline,
@@ -1829,6 +1846,7 @@ impl Settings {
                 checked.bytes().and_then(|bytes| u32::try_from(bytes).ok())
             }),
             io_uring: merged.need("io-uring", Checked::choice(IoUring::from_name)),
+            seccomp: merged.need("seccomp", Checked::choice(Seccomp::from_name)),
             clocks: merged.need("clocks", Checked::choice(Clocks::from_name)),
             jvm_perf_data: merged.need("jvm-perf-data", Checked::choice(PerfData::from_name)),
             cpu_baseline: merged.need("cpu-baseline", Checked::choice(CpuBaseline::from_text)),
@@ -3430,6 +3448,7 @@ mod tests {
                 checkpointed_exit_code: 75,
                 ghost_limit_bytes: 64 * 1024 * 1024,
                 io_uring: IoUring::Deny,
+                seccomp: Seccomp::Off,
                 clocks: Clocks::Keep,
                 jvm_perf_data: PerfData::Off,
                 cpu_baseline: CpuBaseline::Off,
@@ -3543,6 +3562,7 @@ mod tests {
         ("checkpointed-exit-code", "143"),
         ("ghost-limit", "0B"),
         ("io-uring", "allow"),
+        ("seccomp", "job"),
         ("clocks", "host"),
         ("jvm-perf-data", "keep"),
         ("cpu-baseline", "x86-64-v3"),
@@ -3703,6 +3723,7 @@ mod tests {
             checkpointed_exit_code: 143,
             ghost_limit_bytes: 0,
             io_uring: IoUring::Allow,
+            seccomp: Seccomp::Job,
             clocks: Clocks::Host,
             jvm_perf_data: PerfData::Keep,
             cpu_baseline: CpuBaseline::Level(Level::V3),

@@ -12,6 +12,8 @@ use std::sync::OnceLock;
 use nix::libc;
 use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 
+use crate::filter::Filter;
+
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
@@ -312,33 +314,17 @@ pub(crate) fn hand_down_capabilities(command: &mut Command) {
     }
 }
 
-/// Lets `command` and everything that it starts find no io_uring: a seccomp filter, for which SYS_ADMIN is needed.
-pub(crate) fn deny_io_uring(command: &mut Command) {
-    /// The number is the same on every architecture; in x32 it has this bit as well (asm/unistd.h).
-    const IO_URING_SETUP: u32 = 425;
-    const X32: u32 = 0x4000_0000;
-    /// linux/bpf_common.h and linux/seccomp.h: load the call's number, compare with it, answer.
-    const LOAD: u16 = 0x20;
-    const IS: u16 = 0x15;
-    const ANSWER: u16 = 0x06;
-    const ALLOW: u32 = 0x7fff_0000;
-    const NO_SUCH_CALL: u32 = 0x0005_0000 | libc::ENOSYS as u32;
-    let step = |code, k, jt| libc::sock_filter { code, jt, jf: 0, k };
-    let mut filter = [
-        step(LOAD, 0, 0),
-        step(IS, IO_URING_SETUP, 2),
-        step(IS, X32 | IO_URING_SETUP, 1),
-        step(ANSWER, ALLOW, 0),
-        step(ANSWER, NO_SUCH_CALL, 0),
-    ];
-    let len = libc::c_ushort::try_from(filter.len()).expect("it has five steps");
+/// Puts `command` and everything that it starts under a seccomp filter, for which SYS_ADMIN is needed at that moment.
+pub(crate) fn filter(command: &mut Command, filter: Filter) {
+    let mut steps = filter.into_steps();
+    let len = libc::c_ushort::try_from(steps.len()).expect("filters are short");
     // SAFETY: the closure runs between fork and exec and makes one system call, which reads the filter; that was made before
     // the fork and is owned by the closure.
     unsafe {
         command.pre_exec(move || {
             let program = libc::sock_fprog {
                 len,
-                filter: filter.as_mut_ptr(),
+                filter: steps.as_mut_ptr(),
             };
             match libc::syscall(
                 libc::SYS_seccomp,

@@ -144,7 +144,7 @@ impl fmt::Display for Mismatch {
                 host,
             } => write!(out, "{path} is another one here: it had {snapshot}, this host has {host}"),
             Self::CannotFilter => out.write_str(
-                "its processes are under a seccomp filter (--io-uring filter), and this container has no SYS_ADMIN",
+                "its processes are under a seccomp filter of Reprieve's, and this container has no SYS_ADMIN",
             ),
             Self::Profile => write!(
                 out,

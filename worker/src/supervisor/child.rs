@@ -33,21 +33,28 @@ pub(crate) fn start(
         command.env_remove(name);
     }
     command.envs(cures.variables());
-    if cures.given.filtered {
-        sys::deny_io_uring(&mut command);
-    }
     let failed = |error: io::Error| failure(&program.to_string_lossy(), error);
+    let filter = |command: &mut Command| {
+        if let Some(filter) = cures.filter.clone() {
+            sys::filter(command, filter);
+        }
+    };
     let (streams, terminal) = ends.into_streams().map_err(failed)?;
     reaper
         .spawn(|| match realm {
             Some(realm) => {
                 let entry = realm.entry();
                 entry.spawn(command, |mut command| {
+                    // With the capabilities that the realm is made with, and after it was entered.
+                    filter(&mut command);
                     sys::keep_realm_capabilities_back(&mut command);
                     sys::spawn(command, streams, terminal, &[])
                 })
             }
-            None => sys::spawn(command, streams, terminal, &[]),
+            None => {
+                filter(&mut command);
+                sys::spawn(command, streams, terminal, &[])
+            }
         })
         .map_err(failed)
 }
