@@ -44,8 +44,8 @@ soak: setup ## 200 generations of a job whose memory churns, half an hour betwee
 	@SIMULATIONS=2000 cargo test --locked --package reprieve --lib simulation -- --nocapture
 	@echo "soak: half an hour between two hosts"
 	@SOAK_MINUTES=$${SOAK_MINUTES:-30} cargo test --locked --package reprieve --test kills moves_between -- --nocapture
-	@echo "soak: a kill at each step, with a key and with S3"
-	@SOAK_STEPS=all cargo test --locked --package reprieve --test kills killed_at_a_step
+	@echo "soak: a kill at each step, with a key and with S3, and a host that stands still there"
+	@SOAK_STEPS=all cargo test --locked --package reprieve --test kills at_a_step
 
 stress: setup ## Jobs with 2,000 processes, 200,000 mappings, 10,000 descriptors, 1 GiB in pipes (minutes; docs/reliability.md)
 	@echo "stress: very much of each thing, evicted and resumed"

@@ -10,6 +10,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{LazyLock, Mutex};
+use std::time::{Duration, Instant};
 
 use harness::{Builder, Exit, Host, LIMIT, Lookalike, Stdio, wait_until};
 use job::{COUNTER, Store, checkpoint_ok, evict, numbers, wait_for_log, wait_for_output};
@@ -386,6 +387,93 @@ impl Death {
             _ => panic!("{self:?}: {counts}"),
         }
     }
+}
+
+impl Death {
+    /// Stands still there for longer than its lease, while another host takes the job over: it gives its copy up, and
+    /// neither what is stored nor the other one's copy suffers.
+    fn stand_still(self, template: &Template) {
+        let is_new = [Step::Starting, Step::Started].contains(&self.step);
+        let site = match is_new {
+            true => Site::new(template.site.kind),
+            false => template.site.copied(),
+        };
+        let mut options = vec!["--keep-generations", "2", "--lease-term", "1s"];
+        options.extend(["--on-other-owner", "leave"]);
+        if self.is_during("seeding") {
+            options.extend(["--seed-interval", "100ms"]);
+        }
+        let still = site
+            .host_with("still", &options, MEMORY)
+            .env(
+                "STAND_STILL_AT_STEP",
+                format!("{}:{}", self.step, self.time),
+            )
+            .start();
+        let other = |name| {
+            let options = ["--lease-term", "1s", "--on-other-owner", "wait"];
+            site.host_with(name, &options, MEMORY).start()
+        };
+        std::thread::scope(|scope| {
+            let living = scope.spawn(|| self.live(&still));
+            wait_for_log(&still, "the machine is to stand still");
+            let stopped = still.stand_still();
+            let since = Instant::now();
+            let second = other("second");
+            let (counts, found) = match is_new {
+                true => {
+                    wait_for_log(&second, "the app is started from scratch");
+                    wait_for_output(&second, "ready");
+                    (0, String::new())
+                }
+                false => {
+                    let line = wait_for_log(&second, "the job is resumed");
+                    let line: serde_json::Value = serde_json::from_str(&line).expect("it is JSON");
+                    wait_for_output(&second, "tick");
+                    let counts = line["generation"].as_u64().expect("a number");
+                    (counts, digest(&second, libc::SIGUSR1))
+                }
+            };
+            // Where there is no lease to wait for, the other one was there at once.
+            wait_until(LIMIT, "longer than the lease", || {
+                since.elapsed() > Duration::from_secs(2)
+            });
+            still.go_on(&stopped);
+            let exit = still.wait_exit(LIMIT);
+            let digests = living.join().expect("it lived as long as it was to");
+            // Who says that the job was stored is followed by somebody who resumed just that.
+            let ended = match counts {
+                4 => [Exit::Code(172), Exit::Code(75)].contains(&exit),
+                _ => exit == Exit::Code(172),
+            };
+            assert!(ended, "{self:?}: {exit:?} after {counts}");
+            if !is_new {
+                let expected = match counts {
+                    2 => &template.digest,
+                    later => &digests[usize::try_from(later).expect("few") - 3],
+                };
+                assert_eq!(found, *expected, "{self:?} {counts}");
+            }
+            checkpoint_ok(&second);
+            let changed = digest(&second, libc::SIGUSR2);
+            evict(&second);
+            site.command(&["verify", "--all"]);
+            let third = other("third");
+            wait_for_log(&third, "the job is resumed");
+            wait_for_output(&third, "tick");
+            assert_eq!(digest(&third, libc::SIGUSR1), changed, "{self:?}");
+        });
+    }
+}
+
+#[test]
+fn a_host_that_stands_still_at_a_step_past_its_lease_gives_its_copy_up_and_harms_nothing() {
+    let template = Template::new(Kind::Directory);
+    let deaths = match std::env::var_os("SOAK_STEPS") {
+        Some(_) => Death::all(),
+        None => Death::some(),
+    };
+    each(&deaths, |death| death.stand_still(&template));
 }
 
 fn ticks(text: &str) -> Vec<u64> {

@@ -736,6 +736,37 @@ impl Host {
         }
     }
 
+    /// From now on the machine stands still. Returns what was stopped, for [`Self::go_on`].
+    ///
+    /// What CRIU has stopped stays as it is, because CRIU stands still as well: a signal would be one more for it to find. (The
+    /// freezer of cgroups does not freeze a process that is traced.)
+    #[track_caller]
+    pub(crate) fn stand_still(&self) -> Vec<i32> {
+        let mut stopped = Vec::new();
+        let mut stop = |which: &dyn Fn(&Process) -> bool| {
+            for process in self.processes().iter().filter(|process| which(process)) {
+                let is_free = self.status_field(process.pid, "TracerPid").as_deref() == Some("0");
+                if is_free && !stopped.contains(&process.pid) {
+                    self.signal_process(process.pid, libc::SIGSTOP);
+                    stopped.push(process.pid);
+                }
+            }
+        };
+        // Those first who start, stop or trace others.
+        stop(&|process| process.pid == 1);
+        stop(&|process| process.name == "criu");
+        stop(&|_| true);
+        stopped
+    }
+
+    /// It goes on as if no time had passed.
+    #[track_caller]
+    pub(crate) fn go_on(&self, stopped: &[i32]) {
+        for pid in stopped.iter().rev() {
+            self.signal_process(*pid, libc::SIGCONT);
+        }
+    }
+
     /// The machine is gone: no warning, nothing left of it. What it wrote can still be read.
     pub(crate) fn destroy(&self) {
         self.init.signal(libc::SIGKILL);

@@ -1,5 +1,5 @@
 //! The boundaries between the steps of a boot, a restore, a checkpoint, seeding, a sweep and the end, by name: so that a test
-//! can have the worker or CRIU killed at each of them, in builds for development only.
+//! can have the worker or CRIU killed, or the machine stopped, at each of them, in builds for development only.
 //!
 //! What happens between two of them may be cut short anywhere; what a step promises to the next is told here by nothing but
 //! its name. A new step is a variant here and a call where it ends. The test goes through all variants, and fails for one
@@ -79,12 +79,30 @@ named! {
 #[cfg(debug_assertions)]
 type Kill = fn(Step);
 
-/// `NAME` or `NAME:N`, for the Nth time, counting from 1: where this process ends as by a kill, or CRIU does.
+/// `NAME` or `NAME:N`, for the Nth time, counting from 1: where this process ends as by a kill, or CRIU does, or where the
+/// machine stands still.
 #[cfg(debug_assertions)]
-const VARIABLES: [(&str, Kill); 2] = [
+const VARIABLES: [(&str, Kill); 3] = [
     ("KILL_AT_STEP", |_| crate::sys::vanish()),
     ("KILL_CRIU_AT_STEP", kill_criu),
+    ("STAND_STILL_AT_STEP", stand_still),
 ];
+
+/// Says so, and goes no further until everything was stopped for a while, from outside.
+#[cfg(debug_assertions)]
+fn stand_still(step: Step) {
+    use std::time::{Duration, Instant};
+    /// A nap that takes this much longer was one in which nothing ran.
+    const STILL: Duration = Duration::from_secs(1);
+    eprintln!("at {step} the machine is to stand still");
+    loop {
+        let begun = Instant::now();
+        std::thread::sleep(Duration::from_millis(5));
+        if begun.elapsed() > STILL {
+            return;
+        }
+    }
+}
 
 /// As the kernel does when memory runs out; says so if there was one.
 #[cfg(debug_assertions)]
@@ -97,7 +115,7 @@ fn kill_criu(step: Step) {
     }
 }
 
-/// Here this process or CRIU ends, if the environment says so.
+/// Here this process or CRIU ends, or the machine stands still, if the environment says so.
 #[cfg(debug_assertions)]
 pub(crate) fn reached(step: Step) {
     use std::sync::LazyLock;
