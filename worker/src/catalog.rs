@@ -660,6 +660,7 @@ fn generation(manifest: &Manifest, bytes: &[u8]) -> Generation {
         pinned: false,
         tags: Vec::new(),
         commands: manifest.commands.clone(),
+        unknown: reprieve_core::document::Unknown::new(),
     }
 }
 
@@ -718,7 +719,7 @@ pub(crate) mod tests {
             attempt: nonce(),
             parent: None,
             taken_at_ms: 1,
-            trigger: Source::Control,
+            trigger: Some(Source::Control),
             decision: None,
             storing: None,
             commands: Vec::new(),

@@ -266,13 +266,23 @@ pub struct Manifest {
     pub parent: Option<u64>,
     /// Wall clock of the host at the freeze, in milliseconds since the Unix epoch.
     pub taken_at_ms: u64,
-    pub trigger: Source,
+    /// What asked for it; none if this program does not know that.
+    #[serde(deserialize_with = "document::if_understood")]
+    pub trigger: Option<Source>,
     pub afterwards: Afterwards,
     /// Why it was taken; snapshots of older versions do not say.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "document::if_understood",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub decision: Option<Decision>,
     /// How it was stored, and why so.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "document::if_understood",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub storing: Option<Storing>,
     /// The commands that it answers, by their ids.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

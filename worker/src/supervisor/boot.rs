@@ -888,6 +888,7 @@ async fn recovered(
                     pinned: false,
                     tags: Vec::new(),
                     commands: Vec::new(),
+                    unknown: reprieve_core::document::Unknown::new(),
                 });
             }
             Ok(_) => {}

@@ -1242,7 +1242,7 @@ impl Attempt<'_> {
             attempt: self.name.clone(),
             parent: head.tip().map(|tip| tip.generation),
             taken_at_ms: host::wall_ms(),
-            trigger: notice.trigger,
+            trigger: Some(notice.trigger),
             afterwards: self.subject.course.now(),
             decision: self.subject.decision,
             storing: self.tuning.as_ref().and_then(|tuning| tuning.storing()),

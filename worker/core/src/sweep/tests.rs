@@ -38,6 +38,7 @@ fn generation(number: u64, manifest: String) -> Generation {
         pinned: false,
         tags: Vec::new(),
         commands: Vec::new(),
+        unknown: crate::document::Unknown::new(),
     }
 }
 
@@ -49,7 +50,7 @@ fn manifest_of(generation: u64, epoch: u64, attempt: &str, parts: Vec<Part>) -> 
         attempt: attempt.to_owned(),
         parent: None,
         taken_at_ms: 0,
-        trigger: Source::Control,
+        trigger: Some(Source::Control),
         decision: None,
         storing: None,
         commands: Vec::new(),
