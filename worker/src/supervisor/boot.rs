@@ -927,30 +927,9 @@ async fn resume(
                 );
                 return Ok(Some(resumed));
             }
-            Err(error @ RestoreError::Lost(_)) => {
+            Err(error) if error.is_the_last_word() => {
                 failed(restorer, candidate, &error);
-                return Err(lost(settings, error));
-            }
-            Err(error) if error.is_stores() => {
-                failed(restorer, candidate, &error);
-                return Err(undelivered(settings, error));
-            }
-            // An older one, or a start from scratch, would undo work that only waits for its key.
-            Err(error) if error.is_about_keys() => {
-                failed(restorer, candidate, &error);
-                return Err(refused_keys(&settings.job, error));
-            }
-            Err(error) if error.is_about_the_clock() => {
-                failed(restorer, candidate, &error);
-                return Err(too_early(settings, error));
-            }
-            Err(error) if error.is_about_addresses() => {
-                failed(restorer, candidate, &error);
-                return Err(elsewhere(settings, error));
-            }
-            Err(error) if error.is_about_settings() => {
-                failed(restorer, candidate, &error);
-                return Err(not_allowed(settings, error));
+                return Err(unresumed(settings, error));
             }
             Err(error) => {
                 metrics::restore_ended(RestoreOutcome::PassedOver);
@@ -1010,13 +989,8 @@ async fn resume_exactly(
             );
             return Ok(resumed);
         }
-        Err(error @ RestoreError::Lost(_)) => lost(settings, error),
         Err(RestoreError::NotNoted(error)) => unclaimed(address, &settings.job, error),
-        Err(error) if error.is_stores() => undelivered(settings, error),
-        Err(error) if error.is_about_keys() => refused_keys(&settings.job, error),
-        Err(error) if error.is_about_the_clock() => too_early(settings, error),
-        Err(error) if error.is_about_addresses() => elsewhere(settings, error),
-        Err(error) if error.is_about_settings() => not_allowed(settings, error),
+        Err(error) if error.is_the_last_word() => unresumed(settings, error),
         Err(error) => {
             let number = generation.generation;
             let what = format!(
@@ -1043,44 +1017,42 @@ fn failed(restorer: &Restorer, candidate: &Candidate, error: &RestoreError) {
     restorer.unresumed.add(&candidate.manifest, &reason);
 }
 
-fn too_early(settings: &Settings, error: RestoreError) -> Failure {
-    let what = format!(
-        "job {} is not resumed on a host whose clock is behind",
-        settings.job
-    );
-    Failure::new(ExitCode::NoValidSnapshot, what)
-        .caused_by(error)
-        .remedy(
-            "nothing was started and nothing is lost; start it on a host that has been up for longer, wait for the clock \
-             (--on-clock-behind wait, --clock-wait), or resume all the same (--on-clock-behind warn): the app's timers \
-             are late then by as much",
-        )
+/// What to say of an error after which no other snapshot is tried.
+fn unresumed(settings: &Settings, error: RestoreError) -> Failure {
+    match error {
+        error @ RestoreError::Lost(_) => lost(settings, error),
+        error if error.is_stores() => undelivered(settings, error),
+        error if error.is_about_keys() => refused_keys(&settings.job, error),
+        error if error.is_about_the_clock() => held_back(
+            settings,
+            error,
+            "is not resumed on a host whose clock is behind",
+            "start it on a host that has been up for longer, wait for the clock (--on-clock-behind wait, --clock-wait), or \
+             resume all the same (--on-clock-behind warn): the app's timers are late then by as much",
+        ),
+        error if error.is_about_addresses() => held_back(
+            settings,
+            error,
+            "is not resumed on a host without the addresses that it is bound to",
+            "say which address of this host stands for the old one (--listen-remap OLD:NEW), give this host the old one, or \
+             let the app bind to 0.0.0.0 or ::",
+        ),
+        error => held_back(
+            settings,
+            error,
+            "is not resumed: its files may not be put on this host",
+            "start it with the --preserve and --preserve-privileged that the snapshot was taken with. If you did not expect \
+             these files, find out who wrote the snapshot before you allow them",
+        ),
+    }
 }
 
-fn elsewhere(settings: &Settings, error: RestoreError) -> Failure {
-    let what = format!(
-        "job {} is not resumed on a host without the addresses that it is bound to",
-        settings.job
-    );
+/// Only this host, or what it was told, is in the way.
+fn held_back(settings: &Settings, error: RestoreError, why: &str, remedy: &str) -> Failure {
+    let what = format!("job {} {why}", settings.job);
     Failure::new(ExitCode::NoValidSnapshot, what)
         .caused_by(error)
-        .remedy(
-            "nothing was started and nothing is lost; say which address of this host stands for the old one \
-             (--listen-remap OLD:NEW), give this host the old one, or let the app bind to 0.0.0.0 or ::",
-        )
-}
-
-fn not_allowed(settings: &Settings, error: RestoreError) -> Failure {
-    let what = format!(
-        "job {} is not resumed: its files may not be put on this host",
-        settings.job
-    );
-    Failure::new(ExitCode::NoValidSnapshot, what)
-        .caused_by(error)
-        .remedy(
-            "nothing was started and nothing is lost; start it with the --preserve and --preserve-privileged that the \
-             snapshot was taken with. If you did not expect these files, find out who wrote the snapshot before you allow them",
-        )
+        .remedy(format!("nothing was started and nothing is lost; {remedy}"))
 }
 
 fn none_valid(settings: &Settings, reasons: Vec<String>) -> Failure {

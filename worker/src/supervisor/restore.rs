@@ -184,6 +184,17 @@ impl RestoreError {
 }
 
 impl RestoreError {
+    /// Whether no other snapshot is to be tried: an older one, or a start from scratch, would undo work that only waits for its key,
+    /// its store, or another host.
+    pub(crate) fn is_the_last_word(&self) -> bool {
+        matches!(self, Self::Lost(_))
+            || self.is_stores()
+            || self.is_about_keys()
+            || self.is_about_the_clock()
+            || self.is_about_addresses()
+            || self.is_about_settings()
+    }
+
     /// Whether only this host's clock is in the way: an older snapshot would undo work for nothing.
     pub(crate) fn is_about_the_clock(&self) -> bool {
         matches!(self, Self::Clock { .. })
