@@ -530,7 +530,6 @@ impl Restorer {
             self.unresumed.said(checkpoint::end_of(&log));
         }
         drop(std::fs::remove_dir_all(&images));
-        sys::give_memory_back();
         result
     }
 
