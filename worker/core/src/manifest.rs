@@ -165,7 +165,7 @@ impl AppFacts {
 }
 
 /// What decides whether another host can run the snapshot.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostFacts {
     pub hostname: String,
     /// `x86_64`, `aarch64`.
