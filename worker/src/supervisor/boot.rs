@@ -792,6 +792,7 @@ impl Prepared {
                 journal,
                 complaint: Mutex::default(),
                 given: OnceLock::new(),
+                seen: Arc::default(),
             }),
         }
     }
