@@ -630,38 +630,34 @@ async fn realm(
     reaper: &Reaper,
     work: &Path,
 ) -> Result<Option<Arc<Realm>>, Failure> {
-    if settings.profile == ProfileChoice::Minimal {
-        tracing::info!(
-            profile = "minimal",
-            reason = "the settings say so",
-            "the profile of privileges is chosen"
-        );
-        return Ok(None);
-    }
+    let (realm, reason) = match settings.profile {
+        ProfileChoice::Minimal => (None, "the settings say so".to_owned()),
+        choice => match make_realm(reaper, work).await {
+            Ok(realm) => {
+                let reason = "the app can have namespaces of its own";
+                (Some(Arc::new(realm)), reason.to_owned())
+            }
+            Err(error) if choice == ProfileChoice::Full => return Err(no_realm(error)),
+            Err(error) => (None, error.to_string()),
+        },
+    };
+    let profile = match realm {
+        Some(_) => Profile::Full,
+        None => Profile::Minimal,
+    };
+    tracing::info!(
+        profile = profile.as_str(),
+        reason,
+        "the profile of privileges is chosen"
+    );
+    Ok(realm)
+}
+
+async fn make_realm(reaper: &Reaper, work: &Path) -> std::io::Result<Realm> {
     let lacks = host::lacks_for_full();
-    let made = match lacks.is_empty() {
+    match lacks.is_empty() {
         true => Realm::make(reaper, work, None).await,
         false => Err(std::io::Error::other(lacks.join(", "))),
-    };
-    match made {
-        Ok(realm) => {
-            tracing::info!(
-                profile = "full",
-                reason = "the app can have namespaces of its own",
-                "the profile of privileges is chosen"
-            );
-            Ok(Some(Arc::new(realm)))
-        }
-        Err(error) if settings.profile == ProfileChoice::Full => Err(no_realm(error)),
-        Err(error) => {
-            let reason = error.to_string();
-            tracing::info!(
-                profile = "minimal",
-                reason,
-                "the profile of privileges is chosen"
-            );
-            Ok(None)
-        }
     }
 }
 
