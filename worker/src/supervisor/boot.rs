@@ -892,6 +892,10 @@ async fn recovered(
             // It may be sound: a head without it would lose it.
             Err(error @ Unusable::Store(_)) => return Err(undelivered(settings, error.into())),
             Err(error) if error.is_about_keys() => return Err(refused_keys(&settings.job, error)),
+            // Likewise, and the version that stored it may be started next.
+            Err(error) if error.is_about_the_format() => {
+                return Err(unresumed(settings, error.into()));
+            }
             Err(error) => {
                 tracing::warn!(
                     manifest = candidate.manifest,
@@ -1026,6 +1030,13 @@ fn unresumed(settings: &Settings, error: RestoreError) -> Failure {
             "is not resumed on a host whose clock is behind",
             "start it on a host that has been up for longer, wait for the clock (--on-clock-behind wait, --clock-wait), or \
              resume all the same (--on-clock-behind warn): the app's timers are late then by as much",
+        ),
+        error if error.is_about_the_format() => held_back(
+            settings,
+            error,
+            "is not resumed by this version of Reprieve",
+            "start it with the version that stored the snapshot, or a later one; to give up what was done since an older \
+             snapshot, name that one with --from",
         ),
         error if error.is_about_addresses() => held_back(
             settings,
