@@ -777,6 +777,25 @@ pub(crate) mod tests {
         all.map(|known| known.generation).collect()
     }
 
+    #[test]
+    fn what_a_reader_of_the_first_version_would_resume_without_has_the_second() {
+        use reprieve_core::document::Stored as _;
+        let plain = manifest(&Head::new("job"), &[]);
+        assert_eq!(plain.version(), 1);
+        let changes: [fn(&mut Manifest); 4] = [
+            |manifest| manifest.sizes.preserved = Some(Default::default()),
+            |manifest| manifest.app.library = Some("/run/library".into()),
+            |manifest| manifest.app.filtered = true,
+            |manifest| manifest.app.needs = Profile::Full,
+        ];
+        for change in changes {
+            let mut manifest = plain.clone();
+            change(&mut manifest);
+            assert_eq!(manifest.version(), 2, "{manifest:?}");
+            assert_eq!(Manifest::from_bytes(&manifest.to_bytes()), Ok(manifest));
+        }
+    }
+
     #[tokio::test]
     async fn what_an_operator_changed_outlives_the_owners_next_commit() {
         let (_directory, catalog) = catalog();

@@ -13,8 +13,8 @@ use crate::notice::{Afterwards, Source};
 use crate::planner::Decision;
 
 const KIND: &str = "manifest";
-/// The newest version that this program writes and reads: that of snapshots with the app's files in them, which a reader
-/// that does not know of files must not resume without.
+/// The newest version that this program writes and reads: that of snapshots which a reader of the one before would resume without
+/// what they need, or fail to for a reason that misleads.
 pub const VERSION: u32 = 2;
 
 /// The version of all others, which older programs read as well.
@@ -320,9 +320,15 @@ impl Stored for Manifest {
     const OLDEST: u32 = PLAIN_VERSION;
 
     fn version(&self) -> u32 {
-        match self.sizes.preserved {
-            Some(_) => VERSION,
-            None => PLAIN_VERSION,
+        let Self { app, sizes, .. } = self;
+        // Readers of the first version know of no files, no library that is to be put in place, and no profiles.
+        let is_plain = sizes.preserved.is_none()
+            && app.library.is_none()
+            && !app.filtered
+            && app.needs.is_minimal();
+        match is_plain {
+            true => PLAIN_VERSION,
+            false => VERSION,
         }
     }
 }
