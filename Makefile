@@ -2,7 +2,7 @@
 # infra/local/setup, which starts with saying so.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build image dist test lint soak fuzz demo bench evictions load test-faults test-reproducible test-page stress test-apps test-observability test-terraform clean
+.PHONY: help setup build image dist test lint soak fuzz demo bench evictions load test-faults test-upgrade test-reproducible test-page stress test-apps test-observability test-terraform clean
 
 help: ## This text
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -70,6 +70,16 @@ load: setup ## 200 small jobs evicted at the same moment, and what they ask of t
 test-faults: setup ## A store that misbehaves in 30 ways, at three deadlines (ten minutes; the table goes into docs/reliability.md)
 	@echo "test-faults: a store that misbehaves while the machine is about to go"
 	@FAULTS=$${FAULTS:-all} cargo test --locked --package reprieve --test faults -- --nocapture
+
+# When stores and owners had just come; before the second version of the format; before an app's clocks went on by a library.
+OLDER ?= 834346f 2b49a4d 397b2ab
+
+test-upgrade: setup ## Two versions in one fleet: earlier commits of this repository, OLDER (ten minutes; docs/reliability.md)
+	@for older in $(OLDER); do \
+	    binary=$$(infra/local/older $$older) || exit 1; \
+	    echo "test-upgrade: the present version and $$older"; \
+	    OLDER_REPRIEVE=$$binary cargo test --locked --package reprieve --test upgrade -- --nocapture --test-threads 4 || exit 1; \
+	done
 
 test-apps: setup ## Real apps, evicted and resumed; the table goes into docs/apps.md (a quarter of an hour; APPS=redis,node for some)
 	@echo "test-apps: real apps under work, each on hosts with other addresses and clocks"
