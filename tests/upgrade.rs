@@ -439,8 +439,12 @@ fn is_swept(by: Version) {
     }
     let app = ["python3", "/apps/memory.py", "40", "--churn", "200"];
     let options = ["--keep-generations", "4"];
+    // Begun with the older one, so that both know the format of what is stored.
+    let began = place.host(Older, "job", &options, &app).start();
+    wait_for_output(&began, "ready");
+    evict(&began);
     let mut host = place.host(writer, "job", &options, &app).start();
-    wait_for_output(&host, "ready");
+    assert!(matches!(came(&host), Came::Resumed(1)));
     let mut refused = 0;
     for round in 0..moves() {
         let changed = digest(&host, libc::SIGUSR2);
@@ -632,6 +636,11 @@ fn a_snapshot_with_files_is_not_resumed_without_them() {
     };
     assert_is_a_clear_word(exit, &word);
     println!("the older version, of files: {exit:?}, {word}");
+    // Nor does it sweep what it does not know.
+    let prune = ["prune", "--keep-generations", "1", "--sweep-grace", "0s"];
+    let pruned = place.command(Older, "job", &prune).status.code();
+    println!("the older version, told to sweep: {pruned:?}");
+    place.command_ok(Newer, "job", &["verify", "--all"]);
     let host = place
         .host(Newer, "job", &["--preserve", "/srv"], &app)
         .start();
