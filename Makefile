@@ -71,8 +71,8 @@ test-faults: setup ## A store that misbehaves in 30 ways, at three deadlines (te
 	@echo "test-faults: a store that misbehaves while the machine is about to go"
 	@FAULTS=$${FAULTS:-all} cargo test --locked --package reprieve --test faults -- --nocapture
 
-# When stores and owners had just come; before the second version of the format; before an app's clocks went on by a library.
-OLDER ?= 834346f 2b49a4d 397b2ab
+# When stores and owners had just come; before the second version of the format.
+OLDER ?= 834346f 2b49a4d
 
 test-upgrade: setup ## Two versions in one fleet: earlier commits of this repository, OLDER (ten minutes; docs/reliability.md)
 	@for older in $(OLDER); do \

@@ -637,7 +637,7 @@ fn a_snapshot_with_files_is_not_resumed_without_them() {
     assert_is_a_clear_word(exit, &word);
     println!("the older version, of files: {exit:?}, {word}");
     // Nor does it sweep what it does not know.
-    let prune = ["prune", "--keep-generations", "1", "--sweep-grace", "0s"];
+    let prune = ["prune", "--keep-generations", "2", "--sweep-grace", "0s"];
     let pruned = place.command(Older, "job", &prune).status.code();
     println!("the older version, told to sweep: {pruned:?}");
     place.command_ok(Newer, "job", &["verify", "--all"]);
