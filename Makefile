@@ -2,17 +2,17 @@
 # infra/local/setup, which starts with saying so.
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build image dist test lint soak fuzz demo bench evictions load test-faults test-page stress test-apps test-observability test-terraform clean
+.PHONY: help setup build image dist test lint soak fuzz demo bench evictions load test-faults test-upgrade test-reproducible test-page stress test-apps test-observability test-terraform clean
 
 help: ## This text
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: ## Install what is missing and make the root file systems of the test hosts (half a minute, once)
 	@infra/local/setup
 
 build: ## The static release binary, in target/x86_64-unknown-linux-gnu/release/reprieve
 	@echo "build: compiling the release binary"
-	@cargo build --release --locked --package reprieve
+	@infra/packages/build
 
 image: build ## The container image, as `reprieve`, with this machine's Docker (docs/docker.md)
 	@infra/image/build --tag reprieve
@@ -71,11 +71,24 @@ test-faults: setup ## A store that misbehaves in 30 ways, at three deadlines (te
 	@echo "test-faults: a store that misbehaves while the machine is about to go"
 	@FAULTS=$${FAULTS:-all} cargo test --locked --package reprieve --test faults -- --nocapture
 
+# When stores and owners had just come; before the second version of the format.
+OLDER ?= 834346f 2b49a4d
+
+test-upgrade: setup ## Two versions in one fleet: earlier commits of this repository, OLDER (ten minutes; docs/reliability.md)
+	@for older in $(OLDER); do \
+	    binary=$$(infra/local/older $$older) || exit 1; \
+	    echo "test-upgrade: the present version and $$older"; \
+	    OLDER_REPRIEVE=$$binary cargo test --locked --package reprieve --test upgrade -- --nocapture --test-threads 4 || exit 1; \
+	done
+
 test-apps: setup ## Real apps, evicted and resumed; the table goes into docs/apps.md (a quarter of an hour; APPS=redis,node for some)
 	@echo "test-apps: real apps under work, each on hosts with other addresses and clocks"
 	@APPS=$${APPS:-all} cargo test --locked --package reprieve --test apps -- --nocapture
 	@echo "test-apps: programs in Node and Java that are told of freezes and resumes"
 	@cargo test --locked --package reprieve --test contrib_apps
+
+test-reproducible: ## The release binary is built twice, in other places, and compared (a quarter of an hour)
+	@infra/packages/test-reproducible
 
 test-page: setup ## The status page in a headless Chromium; screenshots in target/status-page
 	@echo "test-page: the status page during real evictions"

@@ -256,13 +256,19 @@ fn how_a_checkpoint_is_stored_is_told_and_kept_with_the_snapshot() {
     }
 }
 
+/// A job with an orphan, which stands in the way until it has ended, after so many seconds or sooner.
+fn with_an_orphan(store: &Store, seconds: &str) -> Host {
+    let script = format!("(sleep {seconds} &); echo ready; read go");
+    let app = ["bash", "-c", &script];
+    let host = store.host("host", &app).stdin(harness::Stdio::Pipe).start();
+    wait_for_output(&host, "ready");
+    host
+}
+
 #[test]
 fn what_failed_on_sigterm_is_tried_again_within_the_grace() {
     let store = Store::new();
-    // An orphan stands in the way until it has ended.
-    let app = ["bash", "-c", "(sleep 3 &); echo ready; read go"];
-    let host = store.host("host", &app).stdin(harness::Stdio::Pipe).start();
-    wait_for_output(&host, "ready");
+    let host = with_an_orphan(&store, "3");
     host.signal(libc::SIGTERM);
     assert_eq!(host.wait_exit(LIMIT), Exit::Code(75));
     assert!(!lines(&host, "checkpoint failed").is_empty());
@@ -272,10 +278,7 @@ fn what_failed_on_sigterm_is_tried_again_within_the_grace() {
 #[test]
 fn a_second_sigterm_means_now_and_not_after_the_pause() {
     let store = Store::new();
-    // An orphan stands in the way until it is ended.
-    let app = ["bash", "-c", "(sleep 1000 &); echo ready; read go"];
-    let host = store.host("host", &app).stdin(harness::Stdio::Pipe).start();
-    wait_for_output(&host, "ready");
+    let host = with_an_orphan(&store, "1000");
     host.signal(libc::SIGTERM);
     // Each failure makes the pause longer: after this one it is 4 s.
     wait_until(LIMIT, "four failures", || {

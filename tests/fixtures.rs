@@ -15,6 +15,8 @@ use std::process::Command;
 
 use harness::{project_path, wait_until};
 use job::{Store, evict};
+use reprieve_core::document;
+use reprieve_core::head::Head;
 
 /// The beginning of the names of the present format.
 const NEWEST: &str = "2-";
@@ -148,4 +150,37 @@ fn snapshots_of_every_format_are_read() {
         .expect("it is there")
         .count();
     assert_eq!(all, names.len(), "there is one that no test reads");
+}
+
+/// What only informs may be of a kind that only a later program knows: the snapshot is as good as before.
+#[test]
+fn a_snapshot_whose_information_is_of_a_later_program_is_read() {
+    let store = tempfile::tempdir().expect("a temporary directory can be made");
+    let store = store.path().join("1-plain");
+    copy(&fixture("1-plain"), &store);
+    let listed = || {
+        let listed = reprieve(&store, &["snapshots", "--json"]);
+        let listed: serde_json::Value = serde_json::from_str(&listed).expect("it is JSON");
+        let one = &listed["snapshots"][0];
+        (one["valid"].clone(), one["trigger"].clone())
+    };
+    assert_eq!(listed(), (true.into(), "signal".into()));
+
+    let root = store.join("job");
+    let head = fs::read(root.join("HEAD")).expect("it is there");
+    let mut head = Head::from_bytes(&head).expect("it is whole");
+    let path = root.join(&head.generations[0].manifest);
+    let bytes = fs::read_to_string(&path).expect("documents are text");
+    let json = bytes.lines().nth(1).expect("it has three lines");
+    let mut json: serde_json::Value = serde_json::from_str(json).expect("the second is JSON");
+    for field in ["trigger", "decision", "storing"] {
+        json[field] = "of a later program".into();
+    }
+    let bytes = document::seal("manifest", 1, &json);
+    head.generations[0].digest = document::digest(&bytes);
+    fs::write(&path, bytes).expect("it can be written");
+    fs::write(root.join("HEAD"), head.to_bytes()).expect("it can be written");
+    assert_eq!(listed(), (true.into(), serde_json::Value::Null));
+    assert!(reprieve(&store, &["verify", "--all"]).contains("sound"));
+    reprieve(&store, &["show", "newest"]);
 }

@@ -13,7 +13,7 @@ use std::sync::{LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
 use harness::{Builder, Exit, Host, LIMIT, Lookalike, Stdio, wait_until};
-use job::{COUNTER, Store, checkpoint_ok, evict, numbers, wait_for_log, wait_for_output};
+use job::{COUNTER, Store, checkpoint_ok, digest, evict, numbers, wait_for_log, wait_for_output};
 use reprieve::steps::Step;
 use reprieve_core::head::Head;
 use reprieve_core::worker::Worker;
@@ -790,18 +790,6 @@ fn a_running_job_removes_what_retention_lets_go() {
 
 /// Pages of 4 KiB that change between two snapshots, of the job's 12288.
 const CHURN: u64 = 1000;
-
-#[track_caller]
-fn digest(host: &Host, signal: i32) -> String {
-    let mark = host.stdout().mark();
-    let app = host
-        .processes()
-        .into_iter()
-        .find(|process| process.parent == 1 && process.pid > 300);
-    host.signal_process(app.expect("the app runs").pid, signal);
-    host.stdout()
-        .wait_for_line_after(mark, "a digest", LIMIT, |line| line.starts_with("digest"))
-}
 
 fn copy(from: &Path, to: &Path) {
     let copied = Command::new("cp").arg("-a").arg(from).arg(to).status();

@@ -9,9 +9,11 @@ use std::time::Instant;
 
 use harness::{Exit, Host, LIMIT, Rootfs, Stdio, wait_until};
 use job::{
-    COUNTER, Store, assert_counts, checkpoint, checkpoint_ok, evict, numbers, resumed,
-    wait_for_log, wait_for_output,
+    COUNTER, Store, assert_counts, checkpoint, checkpoint_ok, evict, numbers, of_a_later_version,
+    resumed, wait_for_log, wait_for_output,
 };
+use reprieve_core::document;
+use reprieve_core::head::Head;
 
 /// Two generations of a counter, the second begun from the first. Returns what the job had written by then, each time.
 fn two_generations(store: &Store) -> [String; 2] {
@@ -721,4 +723,55 @@ fn metrics_and_status_tell_what_happened() {
     assert_eq!(status["state"], "running", "{status}");
     assert_eq!(status["last_generation"], 1, "{status}");
     assert_eq!(status["checkpoints_durable"], 1, "{status}");
+}
+
+#[test]
+fn what_a_later_version_stored_is_left_alone_and_not_gone_back_behind() {
+    let store = Store::new();
+    let host = store.host("first", COUNTER).start();
+    wait_for_output(&host, "line 10");
+    checkpoint_ok(&host);
+    evict(&host);
+    let root = store.path().join("job");
+    let place = root.join("HEAD");
+    let original = fs::read(&place).expect("it is there");
+    let refused = |why: &str| {
+        let before = fs::read(&place).expect("it is there");
+        let host = store.host("second", COUNTER).start();
+        assert_eq!(host.wait_exit(LIMIT), Exit::Code(171), "{why}");
+        let said = host.stderr().text();
+        assert!(said.contains(why), "{said}");
+        assert!(said.contains("run a program of that version"), "{said}");
+        before
+    };
+
+    fs::write(&place, of_a_later_version(&original, "head")).expect("it can be written");
+    let before = refused("the job's place in");
+    assert_eq!(fs::read(&place).expect("it is there"), before);
+
+    // The newest manifest, as it was committed.
+    let mut head = Head::from_bytes(&original).expect("it is whole");
+    let manifest = root.join(&head.generations[0].manifest);
+    let whole = fs::read(&manifest).expect("it is there");
+    let later = of_a_later_version(&whole, "manifest");
+    head.generations[0].digest = document::digest(&later);
+    fs::write(&manifest, &later).expect("it can be written");
+    fs::write(&place, head.to_bytes()).expect("it can be written");
+    refused("is not resumed by this version of Reprieve");
+    let known = fs::read(&place).expect("it is there");
+    let known = Head::from_bytes(&known).expect("it is whole");
+    assert_eq!(known.generations, head.generations);
+
+    // The same without a head, which a start would make anew from what it can read.
+    let lost = fs::read(&place).expect("it is there");
+    fs::remove_file(&place).expect("it can be removed");
+    let host = store.host("third", COUNTER).start();
+    assert_eq!(host.wait_exit(LIMIT), Exit::Code(171));
+    assert!(!place.exists(), "nothing was claimed");
+
+    // On purpose it can be given up.
+    fs::write(&place, lost).expect("it can be written");
+    let host = store.host_with("last", &["--from", "1"], COUNTER).start();
+    wait_for_log(&host, "the job is resumed");
+    assert_eq!(fs::read(&manifest).expect("it stays"), later);
 }

@@ -15,11 +15,11 @@ use reprieve_core::worker::Purchase;
 use serde::Deserialize;
 use tokio::task::JoinSet;
 
-use crate::Ear;
 use crate::http::{Answer, Client, Endpoint, HttpError, Limits, chain};
 use crate::presence::{Expect, Fault, Halt, Meaning, Pace, Presence};
 use crate::time;
 use crate::told::{Found, Missing, Said, Told};
+use crate::{Ear, Instance};
 
 const USUAL: &str = "http://169.254.169.254";
 const EVENTS: &str = "/metadata/scheduledevents?api-version=2020-07-01";
@@ -96,16 +96,6 @@ pub async fn listen(options: Options, ear: Ear) {
     }
     // The outcome may be the last thing that we hear before the end.
     while watch.acknowledging.join_next().await.is_some() {}
-}
-
-/// What a machine knows of itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Instance {
-    pub name: String,
-    pub kind: String,
-    /// Region and zone, or the region alone where machines are in no zone.
-    pub zone: String,
-    pub purchase: Option<Purchase>,
 }
 
 /// Asks what this machine is, once. Each wait is limited.

@@ -11,11 +11,11 @@ use hyper::StatusCode;
 use reprieve_core::notice::{Fate, WallMs};
 use reprieve_core::worker::Purchase;
 
-use crate::Ear;
 use crate::http::{Answer, BadEndpoint, Client, Endpoint, Limits};
 use crate::presence::{Expect, Fault, Halt, Meaning, Pace, Presence};
 use crate::time;
 use crate::told::{Found, Missing, Told};
+use crate::{Ear, Instance};
 
 /// The address behind metadata.google.internal: no name has to be resolved.
 const USUAL: &str = "http://169.254.169.254";
@@ -94,15 +94,6 @@ pub async fn listen(options: Options, ear: Ear) {
         )
         .run(),
     );
-}
-
-/// What a machine knows of itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Instance {
-    pub name: String,
-    pub kind: String,
-    pub zone: String,
-    pub purchase: Option<Purchase>,
 }
 
 /// Asks what this machine is, once. Each wait is limited; the whole should be, too.

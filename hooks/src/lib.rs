@@ -28,6 +28,7 @@ mod told;
 use std::sync::Arc;
 
 use reprieve_core::notice::{Announcement, Order, Reply, Settled, Source, WallMs};
+use reprieve_core::worker::Purchase;
 use tokio::sync::{mpsc, oneshot, watch};
 
 /// Announcements that were made and not yet heard. A source that meets a full queue waits.
@@ -47,6 +48,16 @@ pub struct Asked {
     pub order: Order,
     /// Where to tell what became of it.
     pub reply: oneshot::Sender<Reply>,
+}
+
+/// What a machine of Google's or Azure's knows of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Instance {
+    pub name: String,
+    pub kind: String,
+    /// Region and zone, or the region alone where machines are in no zone.
+    pub zone: String,
+    pub purchase: Option<Purchase>,
 }
 
 /// How a source is.

@@ -23,11 +23,11 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures::FutureExt;
 use reprieve_core::command::{self, Asks, Command, Me};
 use reprieve_core::notice::{Afterwards, Order, Reply, Says, Settled, WallMs};
 use serde_json::Value;
@@ -192,7 +192,8 @@ pub async fn listen(mail: Arc<dyn Mail>, options: Options, ear: Ear) {
                     let desk = Arc::clone(&desk);
                     work.spawn(async move {
                         let _place = place;
-                        if fell(Box::pin(desk.treat(&message, verdict))).await {
+                        let treated = AssertUnwindSafe(Box::pin(desk.treat(&message, verdict)));
+                        if treated.catch_unwind().await.is_err() {
                             desk.bury(&message, A_BUG).await;
                         }
                     });
@@ -219,19 +220,6 @@ pub async fn listen(mail: Arc<dyn Mail>, options: Options, ear: Ear) {
     }
     // Whoever waits for an answer learns now that none comes, and hands its message back.
     while work.join_next().await.is_some() {}
-}
-
-/// Whether it panicked.
-async fn fell(work: impl Future<Output = ()>) -> bool {
-    let mut work = pin!(work);
-    std::future::poll_fn(|context| {
-        // It is not polled again after that.
-        match catch_unwind(AssertUnwindSafe(|| work.as_mut().poll(context))) {
-            Ok(polled) => polled.map(|()| false),
-            Err(_) => std::task::Poll::Ready(true),
-        }
-    })
-    .await
 }
 
 async fn receive(desk: &Desk, places: &Semaphore) -> Result<Vec<Message>, MailError> {

@@ -50,6 +50,9 @@ pub(crate) enum Stdio {
     Closed,
 }
 
+/// Where hosts have the worker.
+const WORKER: &str = "/usr/local/bin/reprieve";
+
 /// A port of loopback where nothing can be.
 const NOBODY: &str = "http://127.0.0.1:1";
 
@@ -133,6 +136,14 @@ impl Builder {
             inside,
             access,
         });
+        self
+    }
+
+    /// Another build of the worker, at the usual place.
+    pub(crate) fn worker(mut self, binary: impl Into<PathBuf>) -> Self {
+        let usual = |bind: &&mut Bind| bind.inside == Path::new(WORKER);
+        let bind = self.bundle.binds.iter_mut().find(usual);
+        bind.expect("each host has a worker").outside = binary.into();
         self
     }
 
@@ -518,7 +529,7 @@ impl Host {
             stderr: Stdio::Pipe,
             clock_ahead: 0,
         }
-        .bind_read_only(env!("CARGO_BIN_EXE_reprieve"), "/usr/local/bin/reprieve")
+        .bind_read_only(env!("CARGO_BIN_EXE_reprieve"), WORKER)
         .bind_read_only(project_path("tests/apps"), "/apps")
     }
 

@@ -8,6 +8,8 @@ use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 
+use reprieve_core::document;
+
 use crate::harness::{self, Exit, Host, LIMIT};
 
 /// A directory for snapshots, removed with the test.
@@ -173,6 +175,27 @@ pub(crate) fn notice(host: &Host, line: &serde_json::Value) {
                    print(s.recv(65536).decode())";
     let answer = host.exec_ok(["python3", "-c", program, &line.to_string()]);
     assert!(answer.contains("noted"), "{answer}");
+}
+
+/// What `memory.py` says of its memory when it gets this signal.
+#[track_caller]
+pub(crate) fn digest(host: &Host, signal: i32) -> String {
+    let mark = host.stdout().mark();
+    let app = host
+        .processes()
+        .into_iter()
+        .find(|process| process.parent == 1 && process.pid > 300);
+    host.signal_process(app.expect("the app runs").pid, signal);
+    host.stdout()
+        .wait_for_line_after(mark, "a digest", LIMIT, |line| line.starts_with("digest"))
+}
+
+/// The document as a later version may write it.
+pub(crate) fn of_a_later_version(bytes: &[u8], kind: &'static str) -> Vec<u8> {
+    let text = std::str::from_utf8(bytes).expect("documents are text");
+    let json = text.lines().nth(1).expect("it has three lines");
+    let json: serde_json::Value = serde_json::from_str(json).expect("the second is JSON");
+    document::seal(kind, 99, &json)
 }
 
 /// Where the host serves, which is on the test's own network.

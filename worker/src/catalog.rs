@@ -660,6 +660,7 @@ fn generation(manifest: &Manifest, bytes: &[u8]) -> Generation {
         pinned: false,
         tags: Vec::new(),
         commands: manifest.commands.clone(),
+        unknown: reprieve_core::document::Unknown::new(),
     }
 }
 
@@ -718,7 +719,7 @@ pub(crate) mod tests {
             attempt: nonce(),
             parent: None,
             taken_at_ms: 1,
-            trigger: Source::Control,
+            trigger: Some(Source::Control),
             decision: None,
             storing: None,
             commands: Vec::new(),
@@ -740,19 +741,9 @@ pub(crate) mod tests {
             host: HostFacts {
                 hostname: "host".into(),
                 arch: "x86_64".into(),
-                kernel: String::new(),
-                cpu_model: String::new(),
-                cpu_features: Vec::new(),
                 page_size: 4096,
                 criu: "4.2".into(),
-                image: String::new(),
-                may_filter: false,
-                cpu_baseline: None,
-                cpuid: Default::default(),
-                xsave_bytes: 0,
-                libc: String::new(),
-                image_digest: String::new(),
-                profile: Profile::Minimal,
+                ..HostFacts::default()
             },
             parts: parts.iter().map(part).collect(),
             index: Vec::new(),
@@ -784,6 +775,25 @@ pub(crate) mod tests {
     fn numbers(head: &Head) -> Vec<u64> {
         let all = head.generations.iter();
         all.map(|known| known.generation).collect()
+    }
+
+    #[test]
+    fn what_a_reader_of_the_first_version_would_resume_without_has_the_second() {
+        use reprieve_core::document::Stored as _;
+        let plain = manifest(&Head::new("job"), &[]);
+        assert_eq!(plain.version(), 1);
+        let changes: [fn(&mut Manifest); 4] = [
+            |manifest| manifest.sizes.preserved = Some(Default::default()),
+            |manifest| manifest.app.library = Some("/run/library".into()),
+            |manifest| manifest.app.filtered = true,
+            |manifest| manifest.app.needs = Profile::Full,
+        ];
+        for change in changes {
+            let mut manifest = plain.clone();
+            change(&mut manifest);
+            assert_eq!(manifest.version(), 2, "{manifest:?}");
+            assert_eq!(Manifest::from_bytes(&manifest.to_bytes()), Ok(manifest));
+        }
     }
 
     #[tokio::test]

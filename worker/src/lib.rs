@@ -3,6 +3,8 @@
 //! The library holds every part; the binary (`main.rs`) only reads settings, builds the parts and turns the outcome
 //! into an exit code. Decisions live in `reprieve_core`, event sources in `reprieve_hooks`.
 
+#[cfg(test)]
+mod again;
 mod aws;
 pub mod callouts;
 pub mod catalog;

@@ -1,9 +1,12 @@
 //! Which programs and libraries a job's processes have mapped, and which lie at those paths on this host.
 
-use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::Read;
+use std::collections::{BTreeMap, HashMap};
+use std::fs::{self, File, Metadata};
+use std::io::{Read, Seek};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::Mutex;
+use std::time::{Duration, SystemTime};
 
 /// Where CRIU looks for a build id: a longer way into the file it does not go either.
 const BUILD_ID_WITHIN: u64 = 1 << 20;
@@ -21,18 +24,104 @@ const MOST: usize = 512;
 /// What has no build id is read whole, if it is not larger.
 const HASHED_WITHIN: u64 = 64 << 20;
 
-/// Those of these processes, by path. A file that cannot be read is left out.
-pub(crate) fn mapped(pids: impl Iterator<Item = i32>) -> BTreeMap<String, String> {
-    let mut found = BTreeMap::new();
-    for pid in pids {
-        let maps = fs::read(format!("/proc/{pid}/maps")).unwrap_or_default();
-        for path in String::from_utf8_lossy(&maps).lines().filter_map(program) {
-            if found.len() < MOST && !found.contains_key(path) {
-                found.extend(identity(path).map(|identity| (path.to_owned(), identity)));
-            }
+/// A file that was written to a shorter time ago may be written to again without a sign: its times are no finer than the kernel's
+/// ticks.
+const SETTLED_AFTER: Duration = Duration::from_secs(2);
+
+/// What was found in files, so that one that stays as it is is read once in a run and not at every checkpoint.
+#[derive(Debug, Default)]
+pub(crate) struct Seen(Mutex<HashMap<(What, State), Option<String>>>);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum What {
+    Identity,
+    Libc,
+}
+
+/// A file as it is: whoever writes to it changes this.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct State {
+    device: u64,
+    inode: u64,
+    bytes: u64,
+    /// In seconds and nanoseconds since the Unix epoch.
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl State {
+    fn of(metadata: &Metadata) -> Self {
+        Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            bytes: metadata.len(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
         }
     }
-    found
+
+    fn is_settled(&self, now: SystemTime) -> bool {
+        let seconds = u64::try_from(self.changed.0).unwrap_or(u64::MAX);
+        let changed = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds));
+        let age = changed.and_then(|changed| now.duration_since(changed).ok());
+        age.is_some_and(|age| age > SETTLED_AFTER)
+    }
+}
+
+impl Seen {
+    /// The programs and libraries of these processes, by path. A file that cannot be read is left out.
+    pub(crate) fn mapped(&self, pids: impl Iterator<Item = i32>) -> BTreeMap<String, String> {
+        let mut found = BTreeMap::new();
+        for pid in pids {
+            let maps = fs::read(format!("/proc/{pid}/maps")).unwrap_or_default();
+            for path in String::from_utf8_lossy(&maps).lines().filter_map(program) {
+                if found.len() < MOST && !found.contains_key(path) {
+                    let identity = self.find(What::Identity, path, identity_of);
+                    found.extend(identity.map(|identity| (path.to_owned(), identity)));
+                }
+            }
+        }
+        found
+    }
+
+    /// The C library among them, as in `glibc 2.41`.
+    pub(crate) fn libc(&self, programs: &BTreeMap<String, String>) -> String {
+        let name = |path: &str| path.rsplit('/').next().unwrap_or_default().to_owned();
+        let found = programs.keys().find_map(|path| match name(path) {
+            name if name.starts_with("libc.so.6") || name.starts_with("libc-2.") => {
+                self.find(What::Libc, path, glibc)
+            }
+            name if name.starts_with("ld-musl-") || name.starts_with("libc.musl-") => {
+                Some("musl".to_owned())
+            }
+            _ => None,
+        });
+        found.unwrap_or_default()
+    }
+
+    fn find(
+        &self,
+        what: What,
+        path: &str,
+        look: impl FnOnce(&mut File) -> Option<String>,
+    ) -> Option<String> {
+        let seen = || self.0.lock().expect("no holder of this lock panics");
+        let mut file = File::open(path).ok()?;
+        let state = State::of(&file.metadata().ok()?);
+        if let Some(found) = seen().get(&(what, state)) {
+            return found.clone();
+        }
+        let found = look(&mut file);
+        if state.is_settled(SystemTime::now()) {
+            let mut seen = seen();
+            // Files that came and went; those that are there are read once more.
+            if seen.len() >= 2 * MOST {
+                seen.clear();
+            }
+            seen.insert((what, state), found.clone());
+        }
+        found
+    }
 }
 
 /// The path of a mapping that may be executed and has a file.
@@ -46,36 +135,28 @@ fn program(line: &str) -> Option<&str> {
 
 /// The build id in hexadecimal, or the hash of the whole.
 pub(crate) fn identity(path: &str) -> Option<String> {
-    if let Some(id) = build_id(Path::new(path)) {
+    identity_of(&mut File::open(path).ok()?)
+}
+
+fn identity_of(file: &mut File) -> Option<String> {
+    if let Some(id) = of_program(&beginning(file)?) {
         return Some(id.iter().map(|byte| format!("{byte:02x}")).collect());
     }
-    let file = File::open(path).ok()?;
     let metadata = file.metadata().ok()?;
     if !metadata.is_file() || metadata.len() > HASHED_WITHIN {
         return None;
     }
     let mut hasher = blake3::Hasher::new();
+    file.rewind().ok()?;
     hasher.update_reader(file).ok()?;
     Some(format!("blake3:{}", hasher.finalize().to_hex()))
 }
 
-/// The C library among them, as in `glibc 2.41`.
-pub(crate) fn libc(programs: &BTreeMap<String, String>) -> String {
-    let name = |path: &str| path.rsplit('/').next().unwrap_or_default().to_owned();
-    let found = programs.keys().find_map(|path| match name(path) {
-        name if name.starts_with("libc.so.6") || name.starts_with("libc-2.") => glibc(path),
-        name if name.starts_with("ld-musl-") || name.starts_with("libc.musl-") => {
-            Some("musl".to_owned())
-        }
-        _ => None,
-    });
-    found.unwrap_or_default()
-}
-
 /// It says its version to whoever runs it, in a text that it holds.
-fn glibc(path: &str) -> Option<String> {
+fn glibc(file: &mut File) -> Option<String> {
     const SAYS: &[u8] = b"release version ";
-    let bytes = fs::read(path).ok()?;
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes).ok()?;
     let at = bytes
         .windows(SAYS.len())
         .position(|window| window == SAYS)?
@@ -90,10 +171,13 @@ fn glibc(path: &str) -> Option<String> {
 
 /// The GNU build id of a 64-bit program, as CRIU keeps it: filled up to whole words.
 pub(crate) fn build_id(path: &Path) -> Option<Vec<u8>> {
+    of_program(&beginning(&mut File::open(path).ok()?)?)
+}
+
+fn beginning(file: &mut File) -> Option<Vec<u8>> {
     let mut head = Vec::new();
-    let file = File::open(path).ok()?;
     file.take(BUILD_ID_WITHIN).read_to_end(&mut head).ok()?;
-    of_program(&head)
+    Some(head)
 }
 
 pub(crate) fn of_program(head: &[u8]) -> Option<Vec<u8>> {
@@ -198,4 +282,64 @@ fn word(bytes: &[u8], at: usize) -> Option<u32> {
 fn long(bytes: &[u8], at: usize) -> Option<u64> {
     let bytes = bytes.get(at..)?.first_chunk()?;
     Some(u64::from_le_bytes(*bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_looked_at_again_only_when_it_has_changed() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("library");
+        let path = path.to_str().expect("it is text");
+        fs::write(path, "one").expect("it can be written");
+        let seen = Seen::default();
+        let mut looks = 0;
+        let mut find = |seen: &Seen| {
+            let found = seen.find(What::Identity, path, |file| {
+                looks += 1;
+                identity_of(file)
+            });
+            (found.expect("it is there"), looks)
+        };
+        let hash = |text: &str| format!("blake3:{}", blake3::hash(text.as_bytes()).to_hex());
+        // It may be written to again within the same tick.
+        assert_eq!(find(&seen), (hash("one"), 1));
+        assert_eq!(find(&seen), (hash("one"), 2));
+
+        // As if that had been long ago.
+        let state = State::of(&fs::metadata(path).expect("it is there"));
+        let later = SystemTime::now() + 2 * SETTLED_AFTER;
+        assert!(!state.is_settled(SystemTime::now()) && state.is_settled(later));
+        let remembered = ((What::Identity, state), Some(hash("one")));
+        seen.0.lock().expect("it is free").extend([remembered]);
+        assert_eq!(find(&seen), (hash("one"), 2));
+
+        // As long as before, and with the time of before: the time of its change tells.
+        let times = fs::FileTimes::new().set_modified(
+            fs::metadata(path)
+                .and_then(|metadata| metadata.modified())
+                .expect("it has one"),
+        );
+        let before = State::of(&fs::metadata(path).expect("it is there")).changed;
+        while State::of(&fs::metadata(path).expect("it is there")).changed == before {
+            fs::write(path, "two").expect("it can be written");
+            let file = File::options().write(true).open(path).expect("it is there");
+            file.set_times(times).expect("they can be set");
+        }
+        assert_eq!(find(&seen), (hash("two"), 3));
+    }
+
+    #[test]
+    fn what_this_process_has_mapped_is_found_twice_alike() {
+        let seen = Seen::default();
+        let own = || std::iter::once(i32::try_from(std::process::id()).expect("a process id"));
+        let found = seen.mapped(own());
+        assert!(!found.is_empty());
+        assert_eq!(seen.mapped(own()), found);
+        for (path, known) in &found {
+            assert_eq!(identity(path).as_ref(), Some(known), "{path}");
+        }
+    }
 }

@@ -256,13 +256,8 @@ mod tests {
             page_size: 4096,
             criu: "4.2.1".into(),
             image: "Debian".into(),
-            may_filter: false,
-            cpu_baseline: None,
-            cpuid: Default::default(),
             xsave_bytes: 2440,
-            libc: String::new(),
-            image_digest: String::new(),
-            profile: Profile::Minimal,
+            ..HostFacts::default()
         }
     }
 

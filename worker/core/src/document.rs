@@ -13,8 +13,8 @@
 
 use std::ops::RangeInclusive;
 
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// How documents are sealed in this version; stands in their first line.
 const SCHEME: &str = "sealed-1";
@@ -159,6 +159,20 @@ pub fn json(value: &impl Serialize) -> String {
 pub fn from_json<T: DeserializeOwned>(json: &[u8]) -> Result<T, DocumentError> {
     serde_json::from_slice(json).map_err(|error| DocumentError::NotUnderstood(error.to_string()))
 }
+
+/// For a field that only informs: what a later program may write there and this one does not understand counts as nothing, so
+/// that it costs nobody the rest of the document.
+pub fn if_understood<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: DeserializeOwned,
+{
+    let value = serde_json::Value::deserialize(deserializer)?;
+    Ok(serde_json::from_value(value).ok())
+}
+
+/// The fields of an object that this program does not know. Whoever replaces it writes them again.
+pub type Unknown = serde_json::Map<String, serde_json::Value>;
 
 /// Writes a value as a document of the given kind and version, not sealed.
 pub fn seal<T: Serialize>(kind: &'static str, version: u32, value: &T) -> Vec<u8> {

@@ -7,7 +7,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::document::{self, DocumentError, Stored};
+use crate::document::{self, DocumentError, Stored, Unknown};
 use crate::rollback::{self, Rollback};
 
 const KIND: &str = "head";
@@ -51,6 +51,9 @@ pub struct Generation {
     /// The commands that it answers, or that the job went back to it for, by their ids.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub commands: Vec<String>,
+    /// What a later program says of it.
+    #[serde(flatten)]
+    pub unknown: Unknown,
 }
 
 /// The job ended by itself.
@@ -105,6 +108,9 @@ pub struct Head {
     /// The snapshot of another job that this one began with.
     #[serde(default)]
     pub cloned_from: Option<Origin>,
+    /// What a later program says of the job. Who does not know what it is for must not lose it.
+    #[serde(flatten)]
+    pub unknown: Unknown,
 }
 
 impl Head {
@@ -124,6 +130,7 @@ impl Head {
             set_aside: Vec::new(),
             rollback: None,
             cloned_from: None,
+            unknown: Unknown::new(),
         }
     }
 
@@ -368,6 +375,7 @@ mod tests {
             pinned: false,
             tags: Vec::new(),
             commands: Vec::new(),
+            unknown: Unknown::new(),
         }
     }
 
@@ -402,6 +410,37 @@ mod tests {
         let head: Head = serde_json::from_str(&json).expect("it is whole");
         assert!(!head.generations[0].pinned && head.generations[0].tags.is_empty());
         assert!(head.condemned.is_empty() && head.seeding.is_none());
+    }
+
+    #[test]
+    fn what_a_later_program_says_is_written_again() {
+        let json = r#"{"job":"j","epoch":1,"nonce":"n","owner":null,"finished":null,"next_generation":3,"later":{"a":[1,null]},
+            "generations":[{"generation":2,"manifest":"m2","digest":"d","taken_at_ms":0,"stored_bytes":0,"colour":"red"},
+            {"generation":1,"manifest":"m1","digest":"d","taken_at_ms":0,"stored_bytes":0}]}"#
+            .replace('\n', "");
+        let head: Head = serde_json::from_str(&json).expect("it is whole");
+        let owner = Owner {
+            worker: "w".into(),
+            host: "h".into(),
+            since_ms: 1,
+            beat: 0,
+        };
+        let head = head
+            .claimed(owner, "1".into())
+            .beaten("2".into())
+            .committed(generation(3), &[1], "3".into())
+            .released(None, "4".into());
+        let bytes = head.to_bytes();
+        assert_eq!(Head::from_bytes(&bytes), Ok(head));
+        let json = bytes.split(|byte| *byte == b'\n').nth(1).expect("a line");
+        let json: serde_json::Value = serde_json::from_slice(json).expect("it is JSON");
+        assert_eq!(json["later"], serde_json::json!({"a": [1, null]}));
+        let numbers = json["generations"].as_array().expect("it is a list").iter();
+        let numbers: Vec<_> = numbers
+            .map(|one| (&one["generation"], &one["colour"]))
+            .collect();
+        let none = serde_json::Value::Null;
+        assert_eq!(numbers, [(&3.into(), &none), (&2.into(), &"red".into())]);
     }
 
     #[test]

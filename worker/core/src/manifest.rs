@@ -13,8 +13,8 @@ use crate::notice::{Afterwards, Source};
 use crate::planner::Decision;
 
 const KIND: &str = "manifest";
-/// The newest version that this program writes and reads: that of snapshots with the app's files in them, which a reader
-/// that does not know of files must not resume without.
+/// The newest version that this program writes and reads: that of snapshots which a reader of the one before would resume without
+/// what they need, or fail to for a reason that misleads.
 pub const VERSION: u32 = 2;
 
 /// The version of all others, which older programs read as well.
@@ -165,7 +165,7 @@ impl AppFacts {
 }
 
 /// What decides whether another host can run the snapshot.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostFacts {
     pub hostname: String,
     /// `x86_64`, `aarch64`.
@@ -266,13 +266,23 @@ pub struct Manifest {
     pub parent: Option<u64>,
     /// Wall clock of the host at the freeze, in milliseconds since the Unix epoch.
     pub taken_at_ms: u64,
-    pub trigger: Source,
+    /// What asked for it; none if this program does not know that.
+    #[serde(deserialize_with = "document::if_understood")]
+    pub trigger: Option<Source>,
     pub afterwards: Afterwards,
     /// Why it was taken; snapshots of older versions do not say.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "document::if_understood",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub decision: Option<Decision>,
     /// How it was stored, and why so.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        deserialize_with = "document::if_understood",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub storing: Option<Storing>,
     /// The commands that it answers, by their ids.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -310,9 +320,15 @@ impl Stored for Manifest {
     const OLDEST: u32 = PLAIN_VERSION;
 
     fn version(&self) -> u32 {
-        match self.sizes.preserved {
-            Some(_) => VERSION,
-            None => PLAIN_VERSION,
+        let Self { app, sizes, .. } = self;
+        // Readers of the first version know of no files, no library that is to be put in place, and no profiles.
+        let is_plain = sizes.preserved.is_none()
+            && app.library.is_none()
+            && !app.filtered
+            && app.needs.is_minimal();
+        match is_plain {
+            true => PLAIN_VERSION,
+            false => VERSION,
         }
     }
 }

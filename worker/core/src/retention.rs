@@ -221,6 +221,7 @@ mod tests {
             pinned: false,
             tags: Vec::new(),
             commands: Vec::new(),
+            unknown: crate::document::Unknown::new(),
         }
     }
 

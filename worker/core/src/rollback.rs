@@ -151,6 +151,7 @@ mod tests {
                 .into_iter()
                 .collect(),
             commands: Vec::new(),
+            unknown: crate::document::Unknown::new(),
         }
     }
 

@@ -122,6 +122,7 @@ mod tests {
                 pinned: false,
                 tags: Vec::new(),
                 commands: Vec::new(),
+                unknown: crate::document::Unknown::new(),
             };
             head = head.committed(generation, &[], String::new());
         }
@@ -146,6 +147,7 @@ mod tests {
             pinned: false,
             tags: Vec::new(),
             commands: Vec::new(),
+            unknown: crate::document::Unknown::new(),
         };
         let head = Head::new("job").committed(generation, &[], String::new());
         let ended = |exit_code| {

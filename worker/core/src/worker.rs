@@ -58,6 +58,7 @@ pub struct Machine {
     /// As the cloud calls it: `m7i.large`, `n2-standard-4`, `Standard_D4s_v5`.
     pub kind: Option<String>,
     pub zone: Option<String>,
+    #[serde(deserialize_with = "document::if_understood")]
     pub purchase: Option<Purchase>,
 }
 

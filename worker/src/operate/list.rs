@@ -114,7 +114,7 @@ pub(super) fn line(known: &Known, manifest: &Manifest, sizes: &HashMap<String, u
         logical_bytes: Some(manifest.sizes.logical()),
         stored_bytes: Some(manifest.parts.iter().map(|part| part.bytes).sum()),
         new_bytes: Some(manifest.sizes.stored),
-        trigger: Some(manifest.trigger),
+        trigger: manifest.trigger,
         afterwards: Some(manifest.afterwards),
         host: Some(manifest.host.hostname.clone()),
         cpu_level: needed(&manifest.host),

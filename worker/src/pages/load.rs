@@ -43,6 +43,8 @@ pub(crate) const KEPT: usize = 24;
 pub enum Unusable {
     #[error("its manifest is damaged")]
     Manifest(#[source] DocumentError),
+    #[error("it is not damaged, and this version of Reprieve does not know its format")]
+    Format(#[source] DocumentError),
     #[error("the key of its manifest is not there")]
     Key(#[from] KeyError),
     #[error("its manifest is not the one that was committed: it was altered or replaced")]
@@ -87,6 +89,14 @@ impl Unusable {
             Self::Key(error) => !error.is_damage(),
             _ => false,
         }
+    }
+
+    /// Whether another version of this program can use it.
+    pub fn is_about_the_format(&self) -> bool {
+        matches!(
+            self,
+            Self::Format(_) | Self::Manifest(DocumentError::OtherVersion { .. })
+        )
     }
 }
 
@@ -178,6 +188,9 @@ pub async fn manifest(
         // What was put in its place says nothing of keys.
         Err(_) if is_committed == Some(false) && catalog.keys().seals() => {
             Err(Unusable::OtherManifest)
+        }
+        Err(OpenError::Document(error @ DocumentError::OtherVersion { .. })) if vouched => {
+            Err(Unusable::Format(error))
         }
         Err(OpenError::Document(error)) => Err(Unusable::Manifest(error)),
         Err(OpenError::Key(error)) => Err(Unusable::Key(error)),

@@ -581,6 +581,7 @@ fn copy(pid: i32, addresses: &[u64], slab: &mut Slab) -> Result<usize, Errno> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::again;
     use crate::keys::MasterKey;
     use crate::pages::fingerprint::PageKey;
 
@@ -691,15 +692,11 @@ mod tests {
         if std::env::var_os(ALONE).is_some() {
             return true;
         }
-        let mut command = std::process::Command::new(std::env::current_exe().expect("this binary"));
-        let (_, module) = module_path!()
-            .split_once("::")
-            .expect("below the crate's root");
-        let test = format!("{module}::{test}");
-        command
-            .args([&test, "--exact", "--nocapture"])
-            .env(ALONE, "1");
-        let output = command.output().expect("this binary starts");
+        let mut command = again::command(module_path!(), test);
+        let output = command
+            .env(ALONE, "1")
+            .output()
+            .expect("this binary starts");
         let said = String::from_utf8_lossy(&output.stdout);
         assert!(
             output.status.success() && said.contains("1 passed"),

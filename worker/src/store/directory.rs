@@ -755,6 +755,7 @@ mod tests {
     use std::process::{Command, Stdio};
 
     use super::*;
+    use crate::again;
     use crate::store::contract::{self, Subject};
 
     fn store_in(root: &Path) -> Arc<dyn Store> {
@@ -789,12 +790,8 @@ mod tests {
 
     /// This test again, alone in a process of its own that is told its part in it.
     fn again(test: &str, part: &Path) -> Command {
-        let mut command = Command::new(std::env::current_exe().expect("this binary"));
-        let name = format!("store::directory::tests::{test}");
-        command
-            .args(["--exact", &name, "--nocapture"])
-            .env("STORE_TEST_PART", part)
-            .stdout(Stdio::null());
+        let mut command = again::command(module_path!(), test);
+        command.env("STORE_TEST_PART", part).stdout(Stdio::null());
         command
     }
 

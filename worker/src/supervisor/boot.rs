@@ -630,38 +630,34 @@ async fn realm(
     reaper: &Reaper,
     work: &Path,
 ) -> Result<Option<Arc<Realm>>, Failure> {
-    if settings.profile == ProfileChoice::Minimal {
-        tracing::info!(
-            profile = "minimal",
-            reason = "the settings say so",
-            "the profile of privileges is chosen"
-        );
-        return Ok(None);
-    }
+    let (realm, reason) = match settings.profile {
+        ProfileChoice::Minimal => (None, "the settings say so".to_owned()),
+        choice => match make_realm(reaper, work).await {
+            Ok(realm) => {
+                let reason = "the app can have namespaces of its own";
+                (Some(Arc::new(realm)), reason.to_owned())
+            }
+            Err(error) if choice == ProfileChoice::Full => return Err(no_realm(error)),
+            Err(error) => (None, error.to_string()),
+        },
+    };
+    let profile = match realm {
+        Some(_) => Profile::Full,
+        None => Profile::Minimal,
+    };
+    tracing::info!(
+        profile = profile.as_str(),
+        reason,
+        "the profile of privileges is chosen"
+    );
+    Ok(realm)
+}
+
+async fn make_realm(reaper: &Reaper, work: &Path) -> std::io::Result<Realm> {
     let lacks = host::lacks_for_full();
-    let made = match lacks.is_empty() {
+    match lacks.is_empty() {
         true => Realm::make(reaper, work, None).await,
         false => Err(std::io::Error::other(lacks.join(", "))),
-    };
-    match made {
-        Ok(realm) => {
-            tracing::info!(
-                profile = "full",
-                reason = "the app can have namespaces of its own",
-                "the profile of privileges is chosen"
-            );
-            Ok(Some(Arc::new(realm)))
-        }
-        Err(error) if settings.profile == ProfileChoice::Full => Err(no_realm(error)),
-        Err(error) => {
-            let reason = error.to_string();
-            tracing::info!(
-                profile = "minimal",
-                reason,
-                "the profile of privileges is chosen"
-            );
-            Ok(None)
-        }
     }
 }
 
@@ -792,6 +788,7 @@ impl Prepared {
                 journal,
                 complaint: Mutex::default(),
                 given: OnceLock::new(),
+                seen: Arc::default(),
             }),
         }
     }
@@ -888,12 +885,17 @@ async fn recovered(
                     pinned: false,
                     tags: Vec::new(),
                     commands: Vec::new(),
+                    unknown: reprieve_core::document::Unknown::new(),
                 });
             }
             Ok(_) => {}
             // It may be sound: a head without it would lose it.
             Err(error @ Unusable::Store(_)) => return Err(undelivered(settings, error.into())),
             Err(error) if error.is_about_keys() => return Err(refused_keys(&settings.job, error)),
+            // Likewise, and the version that stored it may be started next.
+            Err(error) if error.is_about_the_format() => {
+                return Err(unresumed(settings, error.into()));
+            }
             Err(error) => {
                 tracing::warn!(
                     manifest = candidate.manifest,
@@ -926,30 +928,9 @@ async fn resume(
                 );
                 return Ok(Some(resumed));
             }
-            Err(error @ RestoreError::Lost(_)) => {
+            Err(error) if error.is_the_last_word() => {
                 failed(restorer, candidate, &error);
-                return Err(lost(settings, error));
-            }
-            Err(error) if error.is_stores() => {
-                failed(restorer, candidate, &error);
-                return Err(undelivered(settings, error));
-            }
-            // An older one, or a start from scratch, would undo work that only waits for its key.
-            Err(error) if error.is_about_keys() => {
-                failed(restorer, candidate, &error);
-                return Err(refused_keys(&settings.job, error));
-            }
-            Err(error) if error.is_about_the_clock() => {
-                failed(restorer, candidate, &error);
-                return Err(too_early(settings, error));
-            }
-            Err(error) if error.is_about_addresses() => {
-                failed(restorer, candidate, &error);
-                return Err(elsewhere(settings, error));
-            }
-            Err(error) if error.is_about_settings() => {
-                failed(restorer, candidate, &error);
-                return Err(not_allowed(settings, error));
+                return Err(unresumed(settings, error));
             }
             Err(error) => {
                 metrics::restore_ended(RestoreOutcome::PassedOver);
@@ -1009,13 +990,8 @@ async fn resume_exactly(
             );
             return Ok(resumed);
         }
-        Err(error @ RestoreError::Lost(_)) => lost(settings, error),
         Err(RestoreError::NotNoted(error)) => unclaimed(address, &settings.job, error),
-        Err(error) if error.is_stores() => undelivered(settings, error),
-        Err(error) if error.is_about_keys() => refused_keys(&settings.job, error),
-        Err(error) if error.is_about_the_clock() => too_early(settings, error),
-        Err(error) if error.is_about_addresses() => elsewhere(settings, error),
-        Err(error) if error.is_about_settings() => not_allowed(settings, error),
+        Err(error) if error.is_the_last_word() => unresumed(settings, error),
         Err(error) => {
             let number = generation.generation;
             let what = format!(
@@ -1042,44 +1018,49 @@ fn failed(restorer: &Restorer, candidate: &Candidate, error: &RestoreError) {
     restorer.unresumed.add(&candidate.manifest, &reason);
 }
 
-fn too_early(settings: &Settings, error: RestoreError) -> Failure {
-    let what = format!(
-        "job {} is not resumed on a host whose clock is behind",
-        settings.job
-    );
-    Failure::new(ExitCode::NoValidSnapshot, what)
-        .caused_by(error)
-        .remedy(
-            "nothing was started and nothing is lost; start it on a host that has been up for longer, wait for the clock \
-             (--on-clock-behind wait, --clock-wait), or resume all the same (--on-clock-behind warn): the app's timers \
-             are late then by as much",
-        )
+/// What to say of an error after which no other snapshot is tried.
+fn unresumed(settings: &Settings, error: RestoreError) -> Failure {
+    match error {
+        error @ RestoreError::Lost(_) => lost(settings, error),
+        error if error.is_stores() => undelivered(settings, error),
+        error if error.is_about_keys() => refused_keys(&settings.job, error),
+        error if error.is_about_the_clock() => held_back(
+            settings,
+            error,
+            "is not resumed on a host whose clock is behind",
+            "start it on a host that has been up for longer, wait for the clock (--on-clock-behind wait, --clock-wait), or \
+             resume all the same (--on-clock-behind warn): the app's timers are late then by as much",
+        ),
+        error if error.is_about_the_format() => held_back(
+            settings,
+            error,
+            "is not resumed by this version of Reprieve",
+            "start it with the version that stored the snapshot, or a later one; to give up what was done since an older \
+             snapshot, name that one with --from",
+        ),
+        error if error.is_about_addresses() => held_back(
+            settings,
+            error,
+            "is not resumed on a host without the addresses that it is bound to",
+            "say which address of this host stands for the old one (--listen-remap OLD:NEW), give this host the old one, or \
+             let the app bind to 0.0.0.0 or ::",
+        ),
+        error => held_back(
+            settings,
+            error,
+            "is not resumed: its files may not be put on this host",
+            "start it with the --preserve and --preserve-privileged that the snapshot was taken with. If you did not expect \
+             these files, find out who wrote the snapshot before you allow them",
+        ),
+    }
 }
 
-fn elsewhere(settings: &Settings, error: RestoreError) -> Failure {
-    let what = format!(
-        "job {} is not resumed on a host without the addresses that it is bound to",
-        settings.job
-    );
+/// Only this host, or what it was told, is in the way.
+fn held_back(settings: &Settings, error: RestoreError, why: &str, remedy: &str) -> Failure {
+    let what = format!("job {} {why}", settings.job);
     Failure::new(ExitCode::NoValidSnapshot, what)
         .caused_by(error)
-        .remedy(
-            "nothing was started and nothing is lost; say which address of this host stands for the old one \
-             (--listen-remap OLD:NEW), give this host the old one, or let the app bind to 0.0.0.0 or ::",
-        )
-}
-
-fn not_allowed(settings: &Settings, error: RestoreError) -> Failure {
-    let what = format!(
-        "job {} is not resumed: its files may not be put on this host",
-        settings.job
-    );
-    Failure::new(ExitCode::NoValidSnapshot, what)
-        .caused_by(error)
-        .remedy(
-            "nothing was started and nothing is lost; start it with the --preserve and --preserve-privileged that the \
-             snapshot was taken with. If you did not expect these files, find out who wrote the snapshot before you allow them",
-        )
+        .remedy(format!("nothing was started and nothing is lost; {remedy}"))
 }
 
 fn none_valid(settings: &Settings, reasons: Vec<String>) -> Failure {

@@ -56,7 +56,7 @@ use crate::pages::tuning::{Comparing, Tuning, Usual, Wanted};
 use crate::preload::Library;
 use crate::preserve::Preserver;
 use crate::preserve::take::{TakeError, Taken};
-use crate::programs;
+use crate::programs::Seen;
 use crate::settings::Tcp;
 use crate::steps::{self, Step};
 use crate::store::StoreError;
@@ -296,6 +296,8 @@ pub(crate) struct Checkpointer {
     pub complaint: Mutex<Option<EngineLog>>,
     /// What the job's processes were given.
     pub given: OnceLock<Given>,
+    /// Of the job's programs and libraries, which are named in each manifest.
+    pub seen: Arc<Seen>,
 }
 
 /// One attempt: everything it has to give back.
@@ -631,7 +633,8 @@ impl Attempt<'_> {
         let known = self.look().await?;
         let tree = self.of.refuse_orphans(self.subject)?;
         let pids = tree.into_iter().map(|process| process.pid);
-        self.programs = blocking(move || programs::mapped(pids)).await?;
+        let seen = Arc::clone(&self.of.seen);
+        self.programs = blocking(move || seen.mapped(pids)).await?;
         if let Some(library) = self.of.given.get().and_then(|given| given.library.as_ref()) {
             // It is put there before a resume.
             self.programs.remove(&*library.path.to_string_lossy());
@@ -1233,7 +1236,7 @@ impl Attempt<'_> {
         parts.push(index);
         step.done();
         steps::reached(Step::Indexed);
-        let libc = programs::libc(&self.programs);
+        let libc = self.of.seen.libc(&self.programs);
         let head = &self.head;
         Ok(Manifest {
             job: head.job.clone(),
@@ -1242,7 +1245,7 @@ impl Attempt<'_> {
             attempt: self.name.clone(),
             parent: head.tip().map(|tip| tip.generation),
             taken_at_ms: host::wall_ms(),
-            trigger: notice.trigger,
+            trigger: Some(notice.trigger),
             afterwards: self.subject.course.now(),
             decision: self.subject.decision,
             storing: self.tuning.as_ref().and_then(|tuning| tuning.storing()),

@@ -184,6 +184,19 @@ impl RestoreError {
 }
 
 impl RestoreError {
+    /// Whether no other snapshot is to be tried: an older one, or a start from scratch, would undo work that only waits for its key,
+    /// its store, another host or another version of this program.
+    pub(crate) fn is_the_last_word(&self) -> bool {
+        matches!(self, Self::Lost(_))
+            || self.is_stores()
+            || self.is_about_keys()
+            || self.is_about_the_clock()
+            || self.is_about_addresses()
+            || self.is_about_settings()
+            // What is not known to be whole is damaged.
+            || matches!(self, Self::Unusable(Unusable::Format(_)))
+    }
+
     /// Whether only this host's clock is in the way: an older snapshot would undo work for nothing.
     pub(crate) fn is_about_the_clock(&self) -> bool {
         matches!(self, Self::Clock { .. })
@@ -197,6 +210,11 @@ impl RestoreError {
     /// Whether only this worker's settings keep the job's files out: an older snapshot would undo work for nothing.
     pub(crate) fn is_about_settings(&self) -> bool {
         matches!(self, Self::NotPreserving | Self::Put(PutError::Refused(_)))
+    }
+
+    /// Whether another version of this program can use it.
+    pub(crate) fn is_about_the_format(&self) -> bool {
+        matches!(self, Self::Unusable(error) if error.is_about_the_format())
     }
 
     /// Whether other keys could open it: then no other snapshot may be taken for the job's newest.
@@ -519,7 +537,6 @@ impl Restorer {
             self.unresumed.said(checkpoint::end_of(&log));
         }
         drop(std::fs::remove_dir_all(&images));
-        sys::give_memory_back();
         result
     }
 

@@ -38,6 +38,7 @@ fn generation(number: u64, manifest: String) -> Generation {
         pinned: false,
         tags: Vec::new(),
         commands: Vec::new(),
+        unknown: crate::document::Unknown::new(),
     }
 }
 
@@ -49,7 +50,7 @@ fn manifest_of(generation: u64, epoch: u64, attempt: &str, parts: Vec<Part>) -> 
         attempt: attempt.to_owned(),
         parent: None,
         taken_at_ms: 0,
-        trigger: Source::Control,
+        trigger: Some(Source::Control),
         decision: None,
         storing: None,
         commands: Vec::new(),
@@ -69,21 +70,8 @@ fn manifest_of(generation: u64, epoch: u64, attempt: &str, parts: Vec<Part>) -> 
             needs: Profile::Minimal,
         },
         host: HostFacts {
-            hostname: String::new(),
-            arch: String::new(),
-            kernel: String::new(),
-            cpu_model: String::new(),
-            cpu_features: Vec::new(),
             page_size: 4096,
-            criu: String::new(),
-            image: String::new(),
-            may_filter: false,
-            cpu_baseline: None,
-            cpuid: Default::default(),
-            xsave_bytes: 0,
-            libc: String::new(),
-            image_digest: String::new(),
-            profile: Profile::Minimal,
+            ..HostFacts::default()
         },
         parts,
         index: Vec::new(),
