@@ -13,7 +13,7 @@ use reprieve_core::launch::{self, Denial};
 use crate::failure::{ExitCode, Failure};
 use crate::host;
 use crate::preload::Library;
-use crate::settings::{Clocks, CpuBaseline, IoUring, PerfData, Settings};
+use crate::settings::{Clocks, CpuBaseline, GoMultipathTcp, IoUring, PerfData, Settings};
 
 /// What stays with the app's processes as long as they live, on whatever host.
 #[derive(Clone, Debug, Default)]
@@ -44,6 +44,10 @@ impl Cures {
         if settings.jvm_perf_data == PerfData::Off {
             let options = launch::without_perf_data(had("JAVA_TOOL_OPTIONS").as_deref());
             cures.set("JAVA_TOOL_OPTIONS", options);
+        }
+        if settings.go_multipath_tcp == GoMultipathTcp::Off {
+            let debug = launch::without_multipath_tcp(had("GODEBUG").as_deref());
+            cures.set("GODEBUG", debug);
         }
         let filter = || launch::denial(host::may_suspend_filters(), host::is_filtered());
         let denies = match settings.io_uring {

@@ -535,6 +535,15 @@ pub const TABLE: &[Setting] = &[
                   need. `off` adds -XX:-UsePerfData to JAVA_TOOL_OPTIONS, unless that says something about it.",
     },
     Setting {
+        name: "go-multipath-tcp",
+        section: EVICTION,
+        kind: Kind::Choice(GoMultipathTcp::NAMES),
+        default: Some("off"),
+        unset: "",
+        meaning: "Whether listeners of Go programs (1.24 and later) are of multipath TCP, which CRIU cannot store. `off` adds \
+                  multipathtcp=0 to GODEBUG, unless that says something about it.",
+    },
+    Setting {
         name: "cpu-baseline",
         section: EVICTION,
         kind: Kind::CpuBaseline,
@@ -1172,6 +1181,11 @@ named! {
 }
 
 named! {
+    /// Whether Go programs listen by multipath TCP.
+    pub enum GoMultipathTcp { Off = "off", Keep = "keep", }
+}
+
+named! {
     /// What to do when snapshots exist but none can be restored.
     pub enum OnNoValidSnapshot { Fail = "fail", Start = "start", }
 }
@@ -1412,6 +1426,7 @@ pub struct Settings {
     pub io_uring: IoUring,
     pub clocks: Clocks,
     pub jvm_perf_data: PerfData,
+    pub go_multipath_tcp: GoMultipathTcp,
     pub cpu_baseline: CpuBaseline,
     pub image_digest: Option<String>,
     pub preserve: Rules,
@@ -1830,6 +1845,10 @@ impl Settings {
             io_uring: merged.need("io-uring", Checked::choice(IoUring::from_name)),
             clocks: merged.need("clocks", Checked::choice(Clocks::from_name)),
             jvm_perf_data: merged.need("jvm-perf-data", Checked::choice(PerfData::from_name)),
+            go_multipath_tcp: merged.need(
+                "go-multipath-tcp",
+                Checked::choice(GoMultipathTcp::from_name),
+            ),
             cpu_baseline: merged.need("cpu-baseline", Checked::choice(CpuBaseline::from_text)),
             image_digest: merged.get("image-digest", Checked::text),
             preserve: preserve_rules(merged),
@@ -3431,6 +3450,7 @@ mod tests {
                 io_uring: IoUring::Deny,
                 clocks: Clocks::Keep,
                 jvm_perf_data: PerfData::Off,
+                go_multipath_tcp: GoMultipathTcp::Off,
                 cpu_baseline: CpuBaseline::Off,
                 image_digest: None,
                 preserve: Rules::default(),
@@ -3544,6 +3564,7 @@ mod tests {
         ("io-uring", "allow"),
         ("clocks", "host"),
         ("jvm-perf-data", "keep"),
+        ("go-multipath-tcp", "keep"),
         ("cpu-baseline", "x86-64-v3"),
         ("image-digest", "sha256:1"),
         ("preserve", "auto:/data/*.db"),
@@ -3704,6 +3725,7 @@ mod tests {
             io_uring: IoUring::Allow,
             clocks: Clocks::Host,
             jvm_perf_data: PerfData::Keep,
+            go_multipath_tcp: GoMultipathTcp::Keep,
             cpu_baseline: CpuBaseline::Level(Level::V3),
             image_digest: Some("sha256:1".into()),
             preserve: Rules {

@@ -131,7 +131,7 @@ impl Reason {
                 "use the full profile (profiles.md), or another kind of shared memory, if the app has a choice"
             }
             Self::SecretMemory => "switch the use of memfd_secret off",
-            Self::Socket => "make the app use TCP, UDP or unix sockets; Go: GODEBUG=multipathtcp=0",
+            Self::Socket => "make the app use TCP, UDP or unix sockets; Go: do not ask for multipath TCP (`--go-multipath-tcp off` does the rest)",
             Self::Pipe => {
                 "raise the machine's sysctl fs.pipe-user-pages-soft (0: no limit), or give the container SYS_RESOURCE, or each job a user of its own"
             }
@@ -190,6 +190,8 @@ for whatever program it is | `--io-uring allow` |
 ([what it reaches](limits.md#time)) | `--clocks host` |
 | a JVM's `/tmp/hsperfdata_*`, which the next host does not have | `-XX:-UsePerfData` at the end of `JAVA_TOOL_OPTIONS`, unless \
 something about it is there; every JVM says on its standard error that it picked that up | `--jvm-perf-data keep` |
+| listeners of Go 1.24 and later, which are of multipath TCP | `multipathtcp=0` at the end of `GODEBUG`, unless something about it is there; \
+a program that asks for multipath TCP itself (`SetMultipathTCP`) has it all the same, and is found by the rule `socket` | `--go-multipath-tcp keep` |
 | file locks | CRIU is told to store them, always | |
 
 CRIU can store a process under a seccomp filter only with SYS_ADMIN and if it is under none itself; so a job that has the filter \
