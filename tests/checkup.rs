@@ -265,6 +265,32 @@ fn what_criu_stores_is_not_found() {
 }
 
 #[test]
+fn a_large_deleted_file_travels_where_there_is_room_for_it() {
+    let app = ["python3", "/apps/feature.py", "ghost", "100000000"];
+    let store = Store::new();
+    let sum = |host: &Host| host.exec_ok(["sha256sum", "/proc/301/fd/3"]);
+    let host = store.host_with("host", &OPTIONS[..2], &app).start();
+    wait_for_output(&host, "ready");
+    let before = sum(&host);
+    checkpoint_ok(&host);
+    assert_eq!(status(&host)["obstacles_total"], 0);
+    evict(&host);
+    let next = store.host_with("next", &OPTIONS[..2], &app).start();
+    resumed(&next);
+    assert_eq!(sum(&next), before);
+    next.destroy();
+
+    // What a dump would put into memory that there is not is found, by the same number.
+    let store = Store::new();
+    let small = store
+        .host_with("small", &OPTIONS[..2], &app)
+        .limit("memory", serde_json::json!({"limit": 256 << 20}))
+        .start();
+    wait_for_output(&small, "ready");
+    assert_found_and_refused(&small, "ghost", "deleted_file", "increase limit");
+}
+
+#[test]
 fn the_apps_of_the_other_tests_have_nothing_in_the_way() {
     let apps: [&[&str]; 4] = [
         &["python3", "/apps/job.py", "0.02"],

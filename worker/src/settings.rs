@@ -97,6 +97,8 @@ pub enum Kind {
     Duration(Duration, Duration),
     /// Lower and upper limit in bytes.
     Size(u64, u64),
+    /// The same, or `auto`.
+    AutoSize(u64, u64),
     /// Lower and upper limit.
     Count(u32, u32),
     ExitCode,
@@ -497,11 +499,13 @@ pub const TABLE: &[Setting] = &[
         name: "ghost-limit",
         section: EVICTION,
         // CRIU takes it as a 32-bit number.
-        kind: Kind::Size(0, u32::MAX as u64),
-        default: Some("64MiB"),
+        kind: Kind::AutoSize(0, u32::MAX as u64),
+        default: Some("auto"),
         unset: "",
         meaning: "The largest file that is deleted but still open and goes into a snapshot; a larger one fails the \
-                  checkpoint.",
+                  checkpoint. `auto`: half of the room that there is in `work-dir` at that moment, where CRIU puts such files \
+                  during a dump, and of the memory that is left, if that directory is in memory; no less than 64 MiB and no more \
+                  than 4 GiB.",
     },
     Setting {
         name: "io-uring",
@@ -1422,7 +1426,8 @@ pub struct Settings {
     pub checkpoint_timeout: Duration,
     pub on_checkpoint_failure: OnCheckpointFailure,
     pub checkpointed_exit_code: u8,
-    pub ghost_limit_bytes: u32,
+    /// None: what there is room for.
+    pub ghost_limit_bytes: Option<u64>,
     pub io_uring: IoUring,
     pub clocks: Clocks,
     pub jvm_perf_data: PerfData,
@@ -1839,8 +1844,10 @@ impl Settings {
                 Checked::choice(OnCheckpointFailure::from_name),
             ),
             checkpointed_exit_code: merged.need("checkpointed-exit-code", Checked::exit_code),
-            ghost_limit_bytes: merged.need("ghost-limit", |checked| {
-                checked.bytes().and_then(|bytes| u32::try_from(bytes).ok())
+            ghost_limit_bytes: merged.need("ghost-limit", |checked| match checked {
+                Checked::Bytes(bytes) => Some(Some(bytes)),
+                Checked::Text(_) => Some(None),
+                _ => None,
             }),
             io_uring: merged.need("io-uring", Checked::choice(IoUring::from_name)),
             clocks: merged.need("clocks", Checked::choice(Clocks::from_name)),
@@ -2786,6 +2793,8 @@ fn check(kind: Kind, text: &str) -> Result<Checked, Problem> {
         },
         Kind::Duration(least, most) => check_duration(kind, text, least, most),
         Kind::Size(least, most) => check_size(kind, text, least, most),
+        Kind::AutoSize(_, _) if text == "auto" => Ok(Checked::Text(text.into())),
+        Kind::AutoSize(least, most) => check_size(kind, text, least, most),
         Kind::Count(least, most) => match text.parse() {
             Ok(count) if (least..=most).contains(&count) => Ok(Checked::Count(count)),
             _ => Err(Problem::new(kind, "is not a whole number in these limits")),
@@ -3049,6 +3058,11 @@ pub(crate) fn expected(kind: Kind) -> String {
         Kind::Size(least, most) => {
             format!("a size like 64MiB, from {} to {}", size(least), size(most))
         }
+        Kind::AutoSize(least, most) => format!(
+            "auto, or a size like 64MiB, from {} to {}",
+            size(least),
+            size(most)
+        ),
         Kind::Count(least, most) => format!("a whole number from {least} to {most}"),
         Kind::ExitCode => {
             "a number from 1 to 255 that is not one of Reprieve's other exit codes".into()
@@ -3446,7 +3460,7 @@ mod tests {
                 checkpoint_timeout: Duration::from_secs(25),
                 on_checkpoint_failure: OnCheckpointFailure::RunOn,
                 checkpointed_exit_code: 75,
-                ghost_limit_bytes: 64 * 1024 * 1024,
+                ghost_limit_bytes: None,
                 io_uring: IoUring::Deny,
                 clocks: Clocks::Keep,
                 jvm_perf_data: PerfData::Off,
@@ -3721,7 +3735,7 @@ mod tests {
             checkpoint_timeout: Duration::from_secs(90),
             on_checkpoint_failure: OnCheckpointFailure::Forward,
             checkpointed_exit_code: 143,
-            ghost_limit_bytes: 0,
+            ghost_limit_bytes: Some(0),
             io_uring: IoUring::Allow,
             clocks: Clocks::Host,
             jvm_perf_data: PerfData::Keep,

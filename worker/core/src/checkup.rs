@@ -103,7 +103,7 @@ impl Reason {
                 "the file is on a mount that its process does not see: a POSIX message queue, or one that is detached"
             }
             Self::DeletedFile => {
-                "the file was deleted, is still open, and is larger than --ghost-limit"
+                "the file was deleted, is still open, and is larger than --ghost-limit, or than half of the room in --work-dir"
             }
             Self::LostName => {
                 "the name by which the file was opened is gone, and it has another one that CRIU does not know"
@@ -141,7 +141,7 @@ impl Reason {
             Self::Mount => {
                 "use another means between processes, or close the file before a checkpoint"
             }
-            Self::DeletedFile => "raise --ghost-limit above the file's size, or close the file",
+            Self::DeletedFile => "close the file; set --ghost-limit above the file's size, or give --work-dir and the container's memory more room",
             Self::LostName => "close the file, or do not delete it while it is open",
         }
     }
@@ -232,6 +232,16 @@ pub struct Finding {
     pub command: String,
     /// The descriptor, mapping or number that is meant; empty if it is the process itself.
     pub what: String,
+}
+
+/// The largest deleted file that is always taken, and the largest number that CRIU takes, in bytes.
+const LEAST_GHOST: u64 = 64 << 20;
+const MOST_GHOST: u64 = u32::MAX as u64;
+
+/// The largest deleted file that goes into a snapshot: what is set, or half of the room that there is where CRIU puts it, since it
+/// is not the only thing there.
+pub fn ghost_limit(set: Option<u64>, room: u64) -> u64 {
+    set.unwrap_or_else(|| (room / 2).clamp(LEAST_GHOST, MOST_GHOST))
 }
 
 /// What the supervisor has, and CRIU with it.
@@ -686,6 +696,14 @@ mod tests {
         assert_eq!(reasons, [Reason::Pipe]);
         seen.extend(reasons);
         assert!(Reason::ALL.iter().all(|reason| seen.contains(reason)));
+    }
+
+    #[test]
+    fn deleted_files_may_take_half_of_the_room_there_is() {
+        assert_eq!(ghost_limit(Some(0), 1 << 40), 0);
+        assert_eq!(ghost_limit(None, 0), 64 << 20);
+        assert_eq!(ghost_limit(None, 1 << 30), 512 << 20);
+        assert_eq!(ghost_limit(None, 1 << 40), u64::from(u32::MAX));
     }
 
     #[test]

@@ -20,6 +20,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use nix::unistd::{Pid, getsid};
+use reprieve_core::checkup;
 use reprieve_core::cpu::Level;
 use reprieve_core::document;
 use reprieve_core::effort::{self, LOOKING, Storing, leaves_out_comparing};
@@ -274,8 +275,8 @@ pub(crate) struct Checkpointer {
     /// Parts on their way at once.
     pub in_flight: usize,
     pub workers: usize,
-    /// Bytes.
-    pub ghost_limit: u64,
+    /// Bytes; none: what there is room for.
+    pub ghost_limit: Option<u64>,
     pub tcp: Tcp,
     pub keep: Policy,
     /// The parts that a snapshot refers to may be this many times as large as what it needs of them.
@@ -544,6 +545,11 @@ impl Checkpointer {
     }
 
     /// Processes of the job that were left to us, and would be left out of a snapshot.
+    /// The largest deleted file that a dump takes now, in bytes.
+    pub(crate) fn ghost_limit(&self) -> u64 {
+        checkup::ghost_limit(self.ghost_limit, host::room(&self.work))
+    }
+
     pub(crate) fn orphans(&self, root: i32) -> io::Result<Vec<Process>> {
         Ok(self.orphans_of(&proc::processes()?, root))
     }
@@ -816,7 +822,7 @@ impl Attempt<'_> {
             images: &self.images,
             page_server: &socket,
             stdio: self.subject.stdio.facts(),
-            ghost_limit: self.of.ghost_limit,
+            ghost_limit: self.of.ghost_limit(),
             freeze_within: self
                 .limits
                 .borrow()

@@ -99,6 +99,6 @@ async fn again_and_again(of: Of, found: mpsc::Sender<Vec<Finding>>) {
 impl Of {
     fn once(&self) -> std::io::Result<Vec<Finding>> {
         let orphans = self.checkpointer.orphans(self.root)?;
-        checkup::of_tree(self.root, &orphans, self.checkpointer.ghost_limit)
+        checkup::of_tree(self.root, &orphans, self.checkpointer.ghost_limit())
     }
 }
