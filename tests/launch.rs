@@ -152,7 +152,10 @@ fn a_variable_that_is_set_is_added_to_and_a_decision_counts() {
     let baseline = ["--cpu-baseline", "x86-64-v2"];
     let given = facts("f", &baseline, &[("GODEBUG", "gctrace=0")]);
     let debug = given["GODEBUG"].as_str().expect("it is set");
-    assert!(debug.starts_with("gctrace=0,multipathtcp=0,cpu."), "{debug}");
+    assert!(
+        debug.starts_with("gctrace=0,multipathtcp=0,cpu."),
+        "{debug}"
+    );
     let denied = facts("d", &["--clocks", "host"], &[]);
     assert_eq!(denied["LD_PRELOAD"], "/run/reprieve-lib/no-io-uring.so");
     let kept = facts("e", &["--io-uring", "allow"], &[]);

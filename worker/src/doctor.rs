@@ -27,7 +27,7 @@ use reprieve_hooks::{Condition as How, Health};
 use serde::Serialize;
 
 use crate::catalog::{self, Catalog};
-use crate::checkup;
+use crate::checkup::{self, Given};
 use crate::clocks::{self, Means};
 use crate::control::client::Format;
 use crate::control::protocol::Obstacle;
@@ -178,7 +178,11 @@ impl Request {
         findings.extend(queue(settings).await);
         findings.extend(self.pid.map_or_else(Vec::new, |pid| {
             let room = work.as_ref().map_or(0, |work| host::room(work));
-            let mut found = job(pid, ghost_limit(settings.ghost_limit_bytes, room));
+            let given = Given {
+                ghost_limit: ghost_limit(settings.ghost_limit_bytes, room),
+                watched: &settings.watched,
+            };
+            let mut found = job(pid, given);
             found.extend(clocks_of(pid));
             found
         }));
@@ -366,7 +370,7 @@ fn clocks_of(pid: i32) -> Option<Finding> {
 }
 
 /// What a checkpoint of these processes would fail at.
-fn job(pid: i32, ghost_limit: u64) -> Vec<Finding> {
+fn job(pid: i32, given: Given<'_>) -> Vec<Finding> {
     const CHECK: &str = "job";
     if proc::process(pid).is_none() {
         let remedy = "`reprieve status` tells the app's pid";
@@ -376,7 +380,7 @@ fn job(pid: i32, ghost_limit: u64) -> Vec<Finding> {
             remedy,
         )];
     }
-    match checkup::of_tree(pid, &[], ghost_limit) {
+    match checkup::of_tree(pid, &[], given) {
         Ok(found) if found.is_empty() => vec![Finding::ok(
             CHECK,
             format!(

@@ -508,6 +508,15 @@ pub const TABLE: &[Setting] = &[
                   than 4 GiB.",
     },
     Setting {
+        name: "watched",
+        section: EVICTION,
+        kind: Kind::Paths,
+        default: None,
+        unset: "a checkpoint fails while the job watches anything but what is below /etc and /var/log, and a few more",
+        meaning: "Directories and files of which the job watches some (inotify, fanotify), with all that is below. CRIU goes through \
+                  them to find out what a watch is for, while the job stands still (docs/limits.md). The flag can be repeated.",
+    },
+    Setting {
         name: "io-uring",
         section: EVICTION,
         kind: Kind::Choice(IoUring::NAMES),
@@ -1428,6 +1437,7 @@ pub struct Settings {
     pub checkpointed_exit_code: u8,
     /// None: what there is room for.
     pub ghost_limit_bytes: Option<u64>,
+    pub watched: Vec<PathBuf>,
     pub io_uring: IoUring,
     pub clocks: Clocks,
     pub jvm_perf_data: PerfData,
@@ -1849,6 +1859,10 @@ impl Settings {
                 Checked::Text(_) => Some(None),
                 _ => None,
             }),
+            watched: merged
+                .get("watched", Checked::text)
+                .map(|paths| paths.split(',').map(PathBuf::from).collect())
+                .unwrap_or_default(),
             io_uring: merged.need("io-uring", Checked::choice(IoUring::from_name)),
             clocks: merged.need("clocks", Checked::choice(Clocks::from_name)),
             jvm_perf_data: merged.need("jvm-perf-data", Checked::choice(PerfData::from_name)),
@@ -3461,6 +3475,7 @@ mod tests {
                 on_checkpoint_failure: OnCheckpointFailure::RunOn,
                 checkpointed_exit_code: 75,
                 ghost_limit_bytes: None,
+                watched: vec![],
                 io_uring: IoUring::Deny,
                 clocks: Clocks::Keep,
                 jvm_perf_data: PerfData::Off,
@@ -3575,6 +3590,7 @@ mod tests {
         ("on-checkpoint-failure", "forward"),
         ("checkpointed-exit-code", "143"),
         ("ghost-limit", "0B"),
+        ("watched", "/app,/data/in"),
         ("io-uring", "allow"),
         ("clocks", "host"),
         ("jvm-perf-data", "keep"),
@@ -3736,6 +3752,7 @@ mod tests {
             on_checkpoint_failure: OnCheckpointFailure::Forward,
             checkpointed_exit_code: 143,
             ghost_limit_bytes: Some(0),
+            watched: vec!["/app".into(), "/data/in".into()],
             io_uring: IoUring::Allow,
             clocks: Clocks::Host,
             jvm_perf_data: PerfData::Keep,

@@ -126,12 +126,16 @@ impl Reason {
             Self::IoUring => {
                 "start it with --io-uring deny; if it makes the system call itself, --io-uring filter, its own setting or the sysctl kernel.io_uring_disabled=2"
             }
-            Self::Watch => "let the app poll, or switch watching files off (hot reload, tail -f)",
+            Self::Watch => {
+                "name the directory that is watched (--watched PATH); else let the app poll, or switch watching files off (hot reload, tail -f)"
+            }
             Self::SharedMemory => {
                 "use the full profile (profiles.md), or another kind of shared memory, if the app has a choice"
             }
             Self::SecretMemory => "switch the use of memfd_secret off",
-            Self::Socket => "make the app use TCP, UDP or unix sockets; Go: do not ask for multipath TCP (`--go-multipath-tcp off` does the rest)",
+            Self::Socket => {
+                "make the app use TCP, UDP or unix sockets; Go: do not ask for multipath TCP (`--go-multipath-tcp off` does the rest)"
+            }
             Self::Pipe => {
                 "raise the machine's sysctl fs.pipe-user-pages-soft (0: no limit), or give the container SYS_RESOURCE, or each job a user of its own"
             }
@@ -141,7 +145,9 @@ impl Reason {
             Self::Mount => {
                 "use another means between processes, or close the file before a checkpoint"
             }
-            Self::DeletedFile => "close the file; set --ghost-limit above the file's size, or give --work-dir and the container's memory more room",
+            Self::DeletedFile => {
+                "close the file; set --ghost-limit above the file's size, or give --work-dir and the container's memory more room"
+            }
             Self::LostName => "close the file, or do not delete it while it is open",
         }
     }

@@ -85,7 +85,10 @@ mod tests {
             without_multipath_tcp(Some("gctrace=1")).as_deref(),
             Some("gctrace=1,multipathtcp=0")
         );
-        assert_eq!(without_multipath_tcp(Some("gctrace=1,multipathtcp=2")), None);
+        assert_eq!(
+            without_multipath_tcp(Some("gctrace=1,multipathtcp=2")),
+            None
+        );
         assert_eq!(preloading(None, "/a.so").as_deref(), Some("/a.so"));
         assert_eq!(
             preloading(Some("/b.so /c.so"), "/a.so").as_deref(),

@@ -173,6 +173,8 @@ pub(crate) struct DumpOrder<'a> {
     pub stdio: &'a manifest::Stdio,
     /// Bytes.
     pub ghost_limit: u64,
+    /// Where watched files may be.
+    pub watched: &'a [PathBuf],
     /// Within which all processes are to be stopped. CRIU's own limit is 10 s, which a machine that is overloaded just then
     /// does not keep, and whoever gives up after that freezes the same processes for the next attempt.
     pub freeze_within: Duration,
@@ -275,6 +277,9 @@ impl Criu {
                 "--ps-socket",
                 &descriptor::PAGE_SERVER.to_string(),
             ]);
+        for path in order.watched {
+            command.arg("--irmap-scan-path").arg(path);
+        }
         if let manifest::Stdio::Terminal { rdev, dev } = order.stdio {
             command.args(["--external", &format!("tty[{rdev:x}:{dev:x}]")]);
         }

@@ -781,6 +781,7 @@ impl Prepared {
                     .clamp(2, 64),
                 workers,
                 ghost_limit: settings.ghost_limit_bytes,
+                watched: settings.watched.clone(),
                 tcp: settings.tcp,
                 keep: settings.retention(),
                 waste_factor: settings.waste_factor,

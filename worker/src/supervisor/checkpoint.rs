@@ -277,6 +277,8 @@ pub(crate) struct Checkpointer {
     pub workers: usize,
     /// Bytes; none: what there is room for.
     pub ghost_limit: Option<u64>,
+    /// Where watched files may be.
+    pub watched: Vec<PathBuf>,
     pub tcp: Tcp,
     pub keep: Policy,
     /// The parts that a snapshot refers to may be this many times as large as what it needs of them.
@@ -823,6 +825,7 @@ impl Attempt<'_> {
             page_server: &socket,
             stdio: self.subject.stdio.facts(),
             ghost_limit: self.of.ghost_limit(),
+            watched: &self.of.watched,
             freeze_within: self
                 .limits
                 .borrow()

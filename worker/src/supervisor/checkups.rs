@@ -10,7 +10,7 @@ use reprieve_core::checkup::Finding;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use crate::checkup;
+use crate::checkup::{self, Given};
 use crate::supervisor::checkpoint::Checkpointer;
 
 /// The looks at one job.
@@ -99,6 +99,10 @@ async fn again_and_again(of: Of, found: mpsc::Sender<Vec<Finding>>) {
 impl Of {
     fn once(&self) -> std::io::Result<Vec<Finding>> {
         let orphans = self.checkpointer.orphans(self.root)?;
-        checkup::of_tree(self.root, &orphans, self.checkpointer.ghost_limit())
+        let given = Given {
+            ghost_limit: self.checkpointer.ghost_limit(),
+            watched: &self.checkpointer.watched,
+        };
+        checkup::of_tree(self.root, &orphans, given)
     }
 }
