@@ -30,7 +30,7 @@ use crate::catalog::{self, Catalog};
 use crate::checkup::{self, Given};
 use crate::clocks::{self, Means};
 use crate::control::client::Format;
-use crate::control::protocol::Obstacle;
+use crate::control::protocol::{JobClocks, Obstacle};
 use crate::engine::criu::Program;
 use crate::failure::{ExitCode, Failure};
 use crate::host::{self, CGROUP, Limit, Limits, number};
@@ -347,24 +347,13 @@ fn clocks_of(pid: i32) -> Option<Finding> {
     const CHECK: &str = "clocks";
     const REMEDY: &str = "the full profile, or --on-clock-behind wait or refuse (docs/limits.md)";
     proc::process(pid)?;
-    let found = match clocks::means(pid) {
-        Ok(Means::Namespace) => Finding::ok(CHECK, "go on at a resume, by a time namespace"),
-        Ok(Means::Library(others)) if others.is_empty() => Finding::ok(
-            CHECK,
-            "go on at a resume, by a library that every process has",
-        ),
-        Ok(Means::Library(others)) => Finding::warning(
-            CHECK,
-            format!("processes go by the host's clocks: {}", others.join(", ")),
-            REMEDY,
-        ),
-        // So it is with whatever was not started by us.
-        Ok(Means::Nothing) => Finding::ok(
-            CHECK,
-            "no process has the library with which its clocks would go on at a resume; they go by the host's",
-        ),
-        // What is the matter is told about the job.
-        Err(_) => return None,
+    // What is the matter is told about the job.
+    let means = clocks::means(pid).ok()?;
+    let said = JobClocks::of(&means).sentence();
+    let found = match means {
+        Means::Library(others) if !others.is_empty() => Finding::warning(CHECK, said, REMEDY),
+        // Without means it is as with whatever was not started by us.
+        _ => Finding::ok(CHECK, said),
     };
     Some(found)
 }

@@ -37,7 +37,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant as TokioInstant, sleep_until, timeout, timeout_at};
 
 use crate::catalog::{self, Catalog, CatalogError};
-use crate::clocks;
+use crate::clocks::{self, Means};
 use crate::cures::Given;
 use crate::engine::criu::{self, Connections, Criu, CriuError, DumpOrder};
 use crate::engine::hook::{Asked, Hooks};
@@ -547,6 +547,19 @@ impl Checkpointer {
     }
 
     /// Processes of the job that were left to us, and would be left out of a snapshot.
+    /// By what the job's clocks would go on.
+    pub(crate) fn clocks(&self, root: i32) -> io::Result<Means> {
+        if self.realm.is_some() {
+            return Ok(Means::Namespace);
+        }
+        let library = self.given.get().and_then(|given| given.library.as_ref());
+        let Some(library) = library.filter(|library| clocks::keeps(library)) else {
+            return Ok(Means::Nothing);
+        };
+        let tree = proc::tree(&proc::processes()?, root);
+        Ok(Means::Library(clocks::by_the_host(&tree, library)))
+    }
+
     /// The largest deleted file that a dump takes now, in bytes.
     pub(crate) fn ghost_limit(&self) -> u64 {
         checkup::ghost_limit(self.ghost_limit, host::room(&self.work))
