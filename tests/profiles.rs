@@ -837,6 +837,41 @@ fn assert_doctor_finds(host: &Host, name: &str, wanted: &[(&str, &str)]) {
     }
 }
 
+#[test]
+fn daemons_go_on_where_the_app_takes_in_orphans() {
+    for profile in [Minimal, Full] {
+        let store = Store::new();
+        let start = |name| {
+            let app = ["python3", "/apps/daemons.py"];
+            host_with(&store, name, profile, &["--orphans", "app"], &app).start()
+        };
+        let say = |host: &Host, daemon: usize| {
+            let wanted = format!("daemon {daemon} of 301");
+            wait_until(LIMIT, &wanted, || {
+                host.stdout().text().matches(&wanted).count() > 5
+            });
+        };
+        for (turn, name) in ["first", "second", "third"].into_iter().enumerate() {
+            let host = start(name);
+            // Those from before, each a child of the app again, and one that was made here.
+            for daemon in 1..=turn {
+                say(&host, daemon);
+            }
+            if turn > 0 {
+                host.exec_ok(["touch", "/tmp/more"]);
+            }
+            say(&host, turn + 1);
+            evict(&host);
+        }
+        let last = start("last");
+        say(&last, 3);
+        checkpoint_ok(&last);
+        // They end as its children.
+        last.exec_ok(["touch", "/tmp/end"]);
+        wait_for_output(&last, "none left");
+    }
+}
+
 /// What the status says of the clocks, as JSON and to people.
 #[track_caller]
 fn assert_clocks(host: &Host, by: &str, said: &str, by_host: &[&str]) {

@@ -13,7 +13,7 @@ use reprieve_core::launch::{self, Denial};
 use crate::failure::{ExitCode, Failure};
 use crate::host;
 use crate::preload::Library;
-use crate::settings::{Clocks, CpuBaseline, GoMultipathTcp, IoUring, PerfData, Settings};
+use crate::settings::{Clocks, CpuBaseline, GoMultipathTcp, IoUring, Orphans, PerfData, Settings};
 
 /// What stays with the app's processes as long as they live, on whatever host.
 #[derive(Clone, Debug, Default)]
@@ -30,6 +30,8 @@ pub(crate) struct Given {
 pub(crate) struct Cures {
     /// Variables and their new values.
     pub environment: Vec<(&'static str, String)>,
+    /// Its first process takes in orphans.
+    pub takes_in_orphans: bool,
     pub given: Given,
 }
 
@@ -39,7 +41,10 @@ impl Cures {
     /// # Errors
     /// When the file of a baseline says nothing that can be used.
     pub(crate) fn prepare(settings: &Settings) -> Result<Self, Failure> {
-        let mut cures = Self::default();
+        let mut cures = Self {
+            takes_in_orphans: settings.orphans == Orphans::App,
+            ..Self::default()
+        };
         let had = |name: &str| std::env::var(name).ok();
         if settings.jvm_perf_data == PerfData::Off {
             let options = launch::without_perf_data(had("JAVA_TOOL_OPTIONS").as_deref());

@@ -261,6 +261,8 @@ pub struct Task {
     pub state: u32,
     #[prost(string, tag = "6")]
     pub command: String,
+    #[prost(bool, tag = "18")]
+    pub takes_in_orphans: bool,
 }
 
 /// Numbers by which processes that share something name it.

@@ -517,6 +517,16 @@ pub const TABLE: &[Setting] = &[
                   them to find out what a watch is for, while the job stands still (docs/limits.md). The flag can be repeated.",
     },
     Setting {
+        name: "orphans",
+        section: EVICTION,
+        kind: Kind::Choice(Orphans::NAMES),
+        default: Some("refuse"),
+        unset: "",
+        meaning: "Who takes in processes whose parent has ended (daemons), of an app that is started from scratch. `refuse`: the supervisor, \
+                  and a checkpoint is refused while there are any. `app`: the app's first process, as in a container where it is process 1; \
+                  they are stored and resumed with it, and it has to wait for them (docs/limits.md).",
+    },
+    Setting {
         name: "io-uring",
         section: EVICTION,
         kind: Kind::Choice(IoUring::NAMES),
@@ -1160,6 +1170,11 @@ named! {
 }
 
 named! {
+    /// Who takes in processes whose parent has ended.
+    pub enum Orphans { Refuse = "refuse", App = "app", }
+}
+
+named! {
     /// Whether the app may make an io_uring.
     pub enum IoUring { Deny = "deny", Filter = "filter", Allow = "allow", }
 }
@@ -1438,6 +1453,7 @@ pub struct Settings {
     /// None: what there is room for.
     pub ghost_limit_bytes: Option<u64>,
     pub watched: Vec<PathBuf>,
+    pub orphans: Orphans,
     pub io_uring: IoUring,
     pub clocks: Clocks,
     pub jvm_perf_data: PerfData,
@@ -1863,6 +1879,7 @@ impl Settings {
                 .get("watched", Checked::text)
                 .map(|paths| paths.split(',').map(PathBuf::from).collect())
                 .unwrap_or_default(),
+            orphans: merged.need("orphans", Checked::choice(Orphans::from_name)),
             io_uring: merged.need("io-uring", Checked::choice(IoUring::from_name)),
             clocks: merged.need("clocks", Checked::choice(Clocks::from_name)),
             jvm_perf_data: merged.need("jvm-perf-data", Checked::choice(PerfData::from_name)),
@@ -3476,6 +3493,7 @@ mod tests {
                 checkpointed_exit_code: 75,
                 ghost_limit_bytes: None,
                 watched: vec![],
+                orphans: Orphans::Refuse,
                 io_uring: IoUring::Deny,
                 clocks: Clocks::Keep,
                 jvm_perf_data: PerfData::Off,
@@ -3591,6 +3609,7 @@ mod tests {
         ("checkpointed-exit-code", "143"),
         ("ghost-limit", "0B"),
         ("watched", "/app,/data/in"),
+        ("orphans", "app"),
         ("io-uring", "allow"),
         ("clocks", "host"),
         ("jvm-perf-data", "keep"),
@@ -3753,6 +3772,7 @@ mod tests {
             checkpointed_exit_code: 143,
             ghost_limit_bytes: Some(0),
             watched: vec!["/app".into(), "/data/in".into()],
+            orphans: Orphans::App,
             io_uring: IoUring::Allow,
             clocks: Clocks::Host,
             jvm_perf_data: PerfData::Keep,

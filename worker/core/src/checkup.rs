@@ -114,7 +114,9 @@ impl Reason {
     /// What a person can do.
     pub const fn remedy(self) -> &'static str {
         match self {
-            Self::Orphan => "let the app wait for its own processes; do not daemonise",
+            Self::Orphan => {
+                "let the app wait for its own processes; do not daemonise; or start it with --orphans app, if it waits for those that come to it"
+            }
             Self::Seccomp => "switch the app's own sandbox off for this job",
             Self::Traced => "end the tracer (strace, gdb, a profiler)",
             Self::Namespace => {

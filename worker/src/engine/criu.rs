@@ -54,6 +54,9 @@ const LOADER: &str = "ld.so";
 /// Names libraries to the dynamic loader.
 const PRELOAD: &str = "LD_PRELOAD";
 
+/// Names the process to the library; see preload/adopts.c.
+const ADOPTS: &str = "REPRIEVE_ADOPTS";
+
 /// Lines of CRIU's log that go into a message.
 const QUOTED_LINES: usize = 4;
 
@@ -192,6 +195,8 @@ pub(crate) struct RestoreOrder<'a> {
     pub stdio: &'a manifest::Stdio,
     /// The new ones.
     pub ends: &'a AppEnds,
+    /// The first process, as it knows itself, if it takes in orphans.
+    pub adopts: Option<i32>,
     pub hook: &'a Path,
 }
 
@@ -298,7 +303,19 @@ impl Criu {
         reaper: &Reaper,
         order: &RestoreOrder<'_>,
     ) -> Result<Watched, CriuError> {
-        let mut command = self.command("restore", order.images, order.hook, None);
+        let library = order.adopts.and_then(|_| match Library::adopts() {
+            Ok(library) => Some(library.path),
+            Err(error) => {
+                tracing::warn!(
+                    %error,
+                    "CRIU cannot be given the library with which orphans go back to the app; some may come to the supervisor, \
+                     and no checkpoint works as long as they are there"
+                );
+                None
+            }
+        });
+        let mut command = self.command("restore", order.images, order.hook, library.as_deref());
+        command.envs(order.adopts.map(|root| (ADOPTS, root.to_string())));
         command.args(order.connections.flags()).args([
             "--stream",
             "--restore-detached",

@@ -33,6 +33,9 @@ pub(crate) fn start(
         command.env_remove(name);
     }
     command.envs(cures.variables());
+    if cures.takes_in_orphans {
+        sys::take_in_orphans(&mut command);
+    }
     if cures.given.filtered {
         sys::deny_io_uring(&mut command);
     }
