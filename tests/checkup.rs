@@ -31,13 +31,15 @@ const OPTIONS: [&str; 6] = [
 ];
 
 /// Thing, kind of finding, and what CRIU says of it.
-const REFUSED: [(&str, &str, &str); 35] = [
+const REFUSED: [(&str, &str, &str); 36] = [
     ("io_uring", "io_uring", "Can't retrieve FDs"),
     ("io_uring-mapping", "io_uring", "anon_inode:[io_uring]"),
     ("inotify-overlay", "watch", "Can't dump that handle"),
     ("inotify-tmpfs", "watch", "Can't dump that handle"),
     ("inotify-proc", "watch", "Can't dump that handle"),
     ("inotify-bind", "watch", "Can't dump that handle"),
+    // CRIU compares the device that the file system has with that which its files show, and on an overlay they differ.
+    ("inotify-etc-file", "watch", "Can't dump that handle"),
     ("fanotify-tmpfs", "watch", "Can't dump that handle"),
     ("fanotify-overlay", "watch", "Can't dump that handle"),
     ("shm", "shared_memory", "SysVIPC shmem map"),
@@ -83,8 +85,9 @@ const REFUSED_WHERE_THERE_IS: [(&str, &str, &str); 7] = [
 ];
 
 /// What a hasty rule would take for an obstacle. Each is stored and goes on elsewhere.
-const STORED: [&str; 37] = [
+const STORED: [&str; 38] = [
     "nothing",
+    "inotify-etc",
     "user",
     "effective-user",
     "group",
@@ -262,6 +265,96 @@ fn what_criu_stores_is_not_found() {
         resumed(&next);
         wait_for_output(&next, "on");
     }
+}
+
+/// A dump with less than DAC_READ_SEARCH finds watched files by going through the directories that it is told.
+#[test]
+fn what_is_watched_below_a_named_directory_goes_on() {
+    let all = "/tmp,/var/tmp,/snapshots";
+    let named = [&OPTIONS[..2], &["--watched", all]].concat();
+    let full = [&named[..], &["--profile", "full"]].concat();
+    let things = [
+        "inotify-tmpfs",
+        "inotify-overlay",
+        "inotify-bind",
+        "fanotify-tmpfs",
+        "fanotify-overlay",
+    ];
+    let minimal = things.map(|thing| (thing, &named));
+    for (thing, options) in minimal.into_iter().chain([("inotify-overlay", &full)]) {
+        let store = Store::new();
+        let app = ["python3", "/apps/feature.py", thing];
+        let start = |name: &str| {
+            let host = store.host_with(name, options, &app);
+            ["CAP_SYS_ADMIN", "CAP_SYS_TIME"]
+                .iter()
+                .filter(|_| options.contains(&"full"))
+                .fold(host, |host, one| host.add_capability(*one))
+                .start()
+        };
+        let host = start("host");
+        wait_for_output(&host, "ready");
+        checkpoint_ok(&host);
+        assert_eq!(status(&host)["obstacles_total"], 0, "{thing}");
+        evict(&host);
+        let next = start("next");
+        wait_for_log(&next, "the job is resumed");
+        wait_for_output(&next, "on");
+        checkpoint_ok(&next);
+        next.destroy();
+    }
+}
+
+#[test]
+fn a_watch_goes_on_and_needs_what_it_is_for() {
+    let store = Store::new();
+    let app = ["python3", "/apps/watching.py", "/data/watched"];
+    let volume = tempfile::tempdir().expect("a temporary directory can be made");
+    let start = |name: &str, volume: &Path| {
+        let host = store.host_with(name, &["--watched", "/data"], &app);
+        host.bind(volume, "/data").start()
+    };
+    let host = start("host", volume.path());
+    wait_for_output(&host, "saw 10");
+    evict(&host);
+    let other = tempfile::tempdir().expect("a temporary directory can be made");
+    let without = start("without", other.path());
+    assert_eq!(without.wait_exit(LIMIT), harness::Exit::Code(171));
+    let said = without.stderr().text();
+    assert!(said.contains("/data/watched is not here"), "{said}");
+    let next = start("next", volume.path());
+    resumed(&next);
+    // It sees what happens from now on.
+    let last = host.stdout().lines().len();
+    wait_until(LIMIT, "more of what is seen", || {
+        host.stdout().lines().len() + next.stdout().lines().len() > last + 10
+    });
+}
+
+#[test]
+fn a_large_deleted_file_travels_where_there_is_room_for_it() {
+    let app = ["python3", "/apps/feature.py", "ghost", "100000000"];
+    let store = Store::new();
+    let sum = |host: &Host| host.exec_ok(["sha256sum", "/proc/301/fd/3"]);
+    let host = store.host_with("host", &OPTIONS[..2], &app).start();
+    wait_for_output(&host, "ready");
+    let before = sum(&host);
+    checkpoint_ok(&host);
+    assert_eq!(status(&host)["obstacles_total"], 0);
+    evict(&host);
+    let next = store.host_with("next", &OPTIONS[..2], &app).start();
+    resumed(&next);
+    assert_eq!(sum(&next), before);
+    next.destroy();
+
+    // What a dump would put into memory that there is not is found, by the same number.
+    let store = Store::new();
+    let small = store
+        .host_with("small", &OPTIONS[..2], &app)
+        .limit("memory", serde_json::json!({"limit": 256 << 20}))
+        .start();
+    wait_for_output(&small, "ready");
+    assert_found_and_refused(&small, "ghost", "deleted_file", "increase limit");
 }
 
 #[test]

@@ -118,14 +118,14 @@ fn a_variable_that_is_set_is_added_to_and_a_decision_counts() {
         "python3",
         "/apps/facts.py",
         "JAVA_TOOL_OPTIONS",
+        "GODEBUG",
         "LD_PRELOAD",
     ];
-    let facts = |name: &str, options: &[&str], java: Option<&str>| {
+    let facts = |name: &str, options: &[&str], set: &[(&str, &str)]| {
         let host = store.host_with(name, options, &app);
-        let host = match java {
-            Some(java) => host.env("JAVA_TOOL_OPTIONS", java),
-            None => host,
-        };
+        let host = set
+            .iter()
+            .fold(host, |host, &(name, value)| host.env(name, value));
         let host = host.start();
         let line = host
             .stdout()
@@ -134,27 +134,44 @@ fn a_variable_that_is_set_is_added_to_and_a_decision_counts() {
         host.wait_exit(LIMIT);
         facts["environment"].clone()
     };
-    let given = facts("a", &[], Some("-Xmx64m"));
+    let given = facts("a", &[], &[("JAVA_TOOL_OPTIONS", "-Xmx64m")]);
     assert_eq!(given["JAVA_TOOL_OPTIONS"], "-Xmx64m -XX:-UsePerfData");
+    assert_eq!(given["GODEBUG"], "multipathtcp=0");
     assert_eq!(
         given["LD_PRELOAD"],
         "/run/reprieve-lib/clocks-no-io-uring-job.so"
     );
-    let given = facts("b", &[], Some("-XX:+UsePerfData"));
+    let decided = [
+        ("JAVA_TOOL_OPTIONS", "-XX:+UsePerfData"),
+        ("GODEBUG", "multipathtcp=3"),
+    ];
+    let given = facts("b", &[], &decided);
     assert_eq!(given["JAVA_TOOL_OPTIONS"], "-XX:+UsePerfData");
-    let denied = facts("d", &["--clocks", "host"], None);
+    assert_eq!(given["GODEBUG"], "multipathtcp=3");
+    // The baseline says more in the same variable.
+    let baseline = ["--cpu-baseline", "x86-64-v2"];
+    let given = facts("f", &baseline, &[("GODEBUG", "gctrace=0")]);
+    let debug = given["GODEBUG"].as_str().expect("it is set");
+    assert!(
+        debug.starts_with("gctrace=0,multipathtcp=0,cpu."),
+        "{debug}"
+    );
+    let denied = facts("d", &["--clocks", "host"], &[]);
     assert_eq!(denied["LD_PRELOAD"], "/run/reprieve-lib/no-io-uring.so");
-    let kept = facts("e", &["--io-uring", "allow"], None);
+    let kept = facts("e", &["--io-uring", "allow"], &[]);
     assert_eq!(kept["LD_PRELOAD"], "/run/reprieve-lib/clocks-job.so");
     let off = [
         "--jvm-perf-data",
+        "keep",
+        "--go-multipath-tcp",
         "keep",
         "--io-uring",
         "allow",
         "--clocks",
         "host",
     ];
-    let given = facts("c", &off, None);
+    let given = facts("c", &off, &[]);
     assert_eq!(given["JAVA_TOOL_OPTIONS"], serde_json::Value::Null);
+    assert_eq!(given["GODEBUG"], serde_json::Value::Null);
     assert_eq!(given["LD_PRELOAD"], serde_json::Value::Null);
 }

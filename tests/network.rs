@@ -4,14 +4,35 @@ mod harness;
 mod job;
 
 use std::fs;
-use std::process::Command;
+use std::io::Read as _;
+use std::process::{Child, Command, Stdio};
 
 use harness::{Exit, Host, LIMIT, project_path, wait_until};
 use job::{Store, assert_counts, checkpoint_ok, evict, wait_for_log, wait_for_output};
 
-/// The job's, and that of the one it talks with.
-const ADDRESS: &str = "192.0.2.1";
-const PEER: &str = "192.0.2.100";
+/// The job's address, and that of the one it talks with.
+#[derive(Clone, Copy)]
+struct Ends {
+    job: &'static str,
+    peer: &'static str,
+    /// Bits of the network, and of an address.
+    bits: [u8; 2],
+}
+
+const IPV4: Ends = Ends {
+    job: "192.0.2.1",
+    peer: "192.0.2.100",
+    bits: [24, 32],
+};
+
+const IPV6: Ends = Ends {
+    job: "2001:db8::1",
+    peer: "2001:db8::100",
+    bits: [64, 128],
+};
+
+/// What the full profile needs.
+const FULL: [&str; 2] = ["CAP_SYS_ADMIN", "CAP_SYS_TIME"];
 
 /// Runs a command of this machine in the network of a host.
 #[track_caller]
@@ -36,9 +57,10 @@ fn tables(host: &Host, made: &[&str]) -> String {
 }
 
 /// A host that begins when it has its address.
-fn with_address(store: &Store, name: &str, app: &[&str]) -> harness::Builder {
+fn with_address(store: &Store, name: &str, ends: Ends, app: &[&str]) -> harness::Builder {
     let wait = format!(
-        "until ip -4 address show dev eth0 2> /dev/null | grep -qw {ADDRESS}; do sleep 0.01; done; exec \"$@\""
+        "until ip address show dev eth0 2> /dev/null | grep -qwF {}; do sleep 0.01; done; exec \"$@\"",
+        ends.job
     );
     let host = store.host_with(name, &KEPT, app);
     host.run_by(["bash", "-c", &wait, "bash"])
@@ -47,7 +69,7 @@ fn with_address(store: &Store, name: &str, app: &[&str]) -> harness::Builder {
 
 /// Gives a host the address; a cable to the peer hangs from it.
 #[track_caller]
-fn address(host: &Host, peer: &Host) {
+fn address(host: &Host, peer: &Host, ends: Ends) {
     let peer = peer.pid1_host_pid().to_string();
     let cable = "ip link add eth0 type veth peer name to-job netns";
     in_network(
@@ -55,23 +77,36 @@ fn address(host: &Host, peer: &Host) {
         &[&cable.split(' ').collect::<Vec<_>>()[..], &[&peer]].concat(),
     );
     in_network(host, &["ip", "link", "set", "eth0", "up"]);
-    let all = format!("{ADDRESS}/24");
-    in_network(host, &["ip", "address", "add", &all, "dev", "eth0"]);
+    add(host, ends, ends.job, "eth0");
 }
 
 #[track_caller]
-fn plug_in(peer: &Host) {
-    in_network(peer, &["ip", "link", "set", "to-job", "up"]);
+fn add(host: &Host, ends: Ends, address: &str, interface: &str) {
+    let all = format!("{address}/{}", ends.bits[0]);
+    let command = ["ip", "address", "add", &all, "dev", interface];
+    // Otherwise it is not to be used for a second.
+    let at_once = ["nodad"].into_iter().filter(|_| address.contains(':'));
     in_network(
-        peer,
-        &["ip", "route", "add", ADDRESS, "dev", "to-job", "src", PEER],
+        host,
+        &command.into_iter().chain(at_once).collect::<Vec<_>>(),
     );
 }
 
-fn peer() -> Host {
+#[track_caller]
+fn plug_in(peer: &Host, ends: Ends) {
+    in_network(peer, &["ip", "link", "set", "to-job", "up"]);
+    // Neighbours of IPv6 are answered for what the interface itself has.
+    if ends.peer.contains(':') {
+        add(peer, ends, ends.peer, "to-job");
+    }
+    let route = ["ip", "route", "add", ends.job, "dev", "to-job"];
+    in_network(peer, &[&route[..], &["src", ends.peer]].concat());
+}
+
+fn peer(ends: Ends) -> Host {
     let peer = Host::builder("peer").args(["python3", "/apps/talk.py", "peer"]);
     let peer = peer.start();
-    peer.add_address(&format!("{PEER}/32"));
+    peer.add_address(&format!("{}/{}", ends.peer, ends.bits[1]));
     peer
 }
 
@@ -84,17 +119,75 @@ fn talks(host: &Host, peer: &Host) {
     });
 }
 
+/// A host's network, which stays when the host goes.
+struct Network(Child);
+
+impl Network {
+    #[track_caller]
+    fn of(host: &Host) -> Self {
+        let mut holder = Command::new("nsenter")
+            .args(["--target", &host.pid1_host_pid().to_string(), "--net"])
+            .args(["sh", "-c", "echo here; exec sleep 1000"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("nsenter (util-linux) can be started");
+        let mut here = [0; 4];
+        let output = holder.stdout.as_mut().expect("it is a pipe");
+        output.read_exact(&mut here).expect("it says so");
+        Self(holder)
+    }
+
+    /// As the kernel shows them, with the peer's port.
+    #[track_caller]
+    fn connections(&self) -> Vec<String> {
+        let ran = Command::new("nsenter")
+            .args(["--target", &self.0.id().to_string(), "--net"])
+            .args(["cat", "/proc/net/tcp", "/proc/net/tcp6"])
+            .output()
+            .expect("nsenter (util-linux) can be started");
+        assert!(ran.status.success());
+        let text = String::from_utf8_lossy(&ran.stdout);
+        let those = text.lines().filter(|line| line.contains(":1B58 "));
+        those.map(str::to_owned).collect()
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
 const KEPT: [&str; 2] = ["--tcp", "established"];
 
 #[test]
 fn an_established_connection_goes_on_where_its_address_is() {
+    goes_on_where_its_address_is(IPV4, &[]);
+}
+
+#[test]
+fn an_established_connection_goes_on_in_the_full_profile() {
+    goes_on_where_its_address_is(IPV4, &FULL);
+}
+
+#[test]
+fn an_established_connection_of_ipv6_goes_on() {
+    goes_on_where_its_address_is(IPV6, &[]);
+}
+
+fn goes_on_where_its_address_is(ends: Ends, capabilities: &[&str]) {
     let store = Store::new();
-    let app = ["python3", "/apps/talk.py", "job", PEER];
-    let host = |name| with_address(&store, name, &app);
-    let peer = peer();
+    let app = ["python3", "/apps/talk.py", "job", ends.peer];
+    let able = |host: harness::Builder| {
+        let all = capabilities.iter();
+        all.fold(host, |host, one| host.add_capability(*one))
+    };
+    let host = |name| able(with_address(&store, name, ends, &app));
+    let peer = peer(ends);
     let first = host("first").start();
-    address(&first, &peer);
-    plug_in(&peer);
+    address(&first, &peer, ends);
+    plug_in(&peer, ends);
     talks(&first, &peer);
     // A checkpoint after which it goes on here does not disturb it.
     checkpoint_ok(&first);
@@ -105,10 +198,10 @@ fn an_established_connection_goes_on_where_its_address_is() {
     let second = host("second").start();
     // As a worker leaves it that was killed in the middle of a dump.
     assert_eq!(tables(&second, &["CRIU-left"]), "CRIU-left\n");
-    address(&second, &peer);
+    address(&second, &peer, ends);
     wait_for_log(&second, "\"this host\"");
     // From now on the peer's packets come here, where the connection is not yet.
-    plug_in(&peer);
+    plug_in(&peer, ends);
     wait_for_log(&second, "connections go on");
     wait_for_log(&second, "the job is resumed");
     talks(&second, &peer);
@@ -121,10 +214,15 @@ fn an_established_connection_goes_on_where_its_address_is() {
         &answered[..=answered.rfind('\n').expect("there are lines")],
         None,
     );
+    // Nothing of it is left there that would tell its peer of an end, as it would where the network outlives the container.
+    in_network(&peer, &["ip", "link", "set", "to-job", "down"]);
+    let network = Network::of(&second);
     evict(&second);
+    assert_eq!(network.connections(), Vec::<String>::new());
+    drop(network);
 
     // Where the address is not, it is closed as it always was.
-    let third = store.host_with("third", &KEPT, &app);
+    let third = able(store.host_with("third", &KEPT, &app));
     let third = third.add_capability("CAP_NET_ADMIN").start();
     wait_for_log(
         &third,
@@ -136,11 +234,11 @@ fn an_established_connection_goes_on_where_its_address_is() {
 #[test]
 fn a_dump_that_fails_leaves_connections_and_no_rule() {
     let store = Store::new();
-    let app = ["python3", "/apps/talk.py", "watching", PEER];
-    let peer = peer();
-    let host = with_address(&store, "host", &app).start();
-    address(&host, &peer);
-    plug_in(&peer);
+    let app = ["python3", "/apps/talk.py", "watching", IPV4.peer];
+    let peer = peer(IPV4);
+    let host = with_address(&store, "host", IPV4, &app).start();
+    address(&host, &peer, IPV4);
+    plug_in(&peer, IPV4);
     talks(&host, &peer);
     // As CRIU leaves one when it is killed.
     assert_eq!(tables(&host, &["CRIU-left"]), "CRIU-left\n");

@@ -140,6 +140,10 @@ fn the_clocks_go_on(hosts: &[(&str, Profile, u64)]) {
             }
         }
         assert!(!host.stderr().text().contains("is late by as much"));
+        match profile {
+            Full => assert_clocks(&host, "namespace", "by a time namespace", &[]),
+            Minimal => assert_clocks(&host, "library", "every process has", &[]),
+        }
         evict(&host);
         last = readings(&host).last().copied();
     }
@@ -196,6 +200,7 @@ fn in_the_minimal_profile_every_wait_under_way_ends_when_it_should() {
             "waits",
             &[("clocks", "by a library that every process has")],
         );
+        assert_clocks(&host, "library", "every process has", &[]);
         evict(&host);
         before = turns(&host);
         for wrong in ["went back", "early", "late by"] {
@@ -222,6 +227,8 @@ fn a_program_that_the_library_does_not_reach_is_named_and_the_policy_decides() {
     let first = start("first", 50_000, &[]);
     wait_for_output(&first, "turns");
     assert_doctor_finds(&first, "waits", &[("clocks", "they go by the host's")]);
+    let named = ["301 waits (a static program)"];
+    assert_clocks(&first, "library", "301 waits (a static program)", &named);
     evict(&first);
     wait_for_log(&first, "processes go by the host's clocks");
     let refused = start("refused", 0, &["--on-clock-behind", "refuse"]);
@@ -828,6 +835,58 @@ fn assert_doctor_finds(host: &Host, name: &str, wanted: &[(&str, &str)]) {
             "{answer}"
         );
     }
+}
+
+#[test]
+fn daemons_go_on_where_the_app_takes_in_orphans() {
+    for profile in [Minimal, Full] {
+        let store = Store::new();
+        let start = |name| {
+            let app = ["python3", "/apps/daemons.py"];
+            host_with(&store, name, profile, &["--orphans", "app"], &app).start()
+        };
+        let say = |host: &Host, daemon: usize| {
+            let wanted = format!("daemon {daemon} of 301");
+            wait_until(LIMIT, &wanted, || {
+                host.stdout().text().matches(&wanted).count() > 5
+            });
+        };
+        for (turn, name) in ["first", "second", "third"].into_iter().enumerate() {
+            let host = start(name);
+            // Those from before, each a child of the app again, and one that was made here.
+            for daemon in 1..=turn {
+                say(&host, daemon);
+            }
+            if turn > 0 {
+                host.exec_ok(["touch", "/tmp/more"]);
+            }
+            say(&host, turn + 1);
+            evict(&host);
+        }
+        let last = start("last");
+        say(&last, 3);
+        checkpoint_ok(&last);
+        // They end as its children.
+        last.exec_ok(["touch", "/tmp/end"]);
+        wait_for_output(&last, "none left");
+    }
+}
+
+/// What the status says of the clocks, as JSON and to people.
+#[track_caller]
+fn assert_clocks(host: &Host, by: &str, said: &str, by_host: &[&str]) {
+    let json = || -> Value {
+        let text = host.exec_ok(["reprieve", "status", "--json"]);
+        serde_json::from_str::<Value>(&text).expect("it is JSON")["clocks"].clone()
+    };
+    // The first look may be under way.
+    wait_until(LIMIT, "a look at the clocks", || !json().is_null());
+    let clocks = json();
+    assert_eq!(clocks["by"], by, "{clocks}");
+    assert_eq!(clocks["by_host"], serde_json::json!(by_host), "{clocks}");
+    let text = host.exec_ok(["reprieve", "status"]);
+    let line = text.lines().find(|line| line.starts_with("clocks "));
+    assert!(line.is_some_and(|line| line.contains(said)), "{text}");
 }
 
 #[test]

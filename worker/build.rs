@@ -8,9 +8,10 @@ use std::path::PathBuf;
 use std::process::Command;
 
 /// Each with its source, and what is defined for it.
-const LIBRARIES: [(&str, &str, &[&str]); 4] = [
+const LIBRARIES: [(&str, &str, &[&str]); 5] = [
     ("no_io_uring", "no_io_uring", &[]),
     ("limits", "limits", &[]),
+    ("adopts", "adopts", &[]),
     ("clocks", "clocks", &[]),
     ("clocks_no_io_uring", "clocks", &["-DDENY_IO_URING"]),
 ];

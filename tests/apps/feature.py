@@ -305,6 +305,8 @@ FEATURES = {
     "io_uring": io_uring,
     "io_uring-mapping": io_uring_mapping,
     "inotify": lambda: inotify(None),
+    "inotify-etc": lambda: inotify("/etc"),
+    "inotify-etc-file": lambda: inotify("/etc/debian_version"),
     "inotify-overlay": lambda: inotify("/var/tmp"),
     "inotify-tmpfs": lambda: inotify("/tmp"),
     "inotify-proc": lambda: inotify("/proc"),

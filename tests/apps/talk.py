@@ -49,7 +49,8 @@ def connected(address):
 
 kind = sys.argv[1]
 if kind == "peer":
-    caller, _ = socket.create_server(("0.0.0.0", 7000)).accept()
+    server = socket.create_server(("", 7000), family=socket.AF_INET6, dualstack_ipv6=True)
+    caller, _ = server.accept()
     threading.Thread(target=count, args=(caller,), daemon=True).start()
     answered(caller)
 else:

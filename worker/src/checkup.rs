@@ -16,6 +16,7 @@ use reprieve_core::checkup::{self, Descriptor, File, Finding, Mapping, Ours, Pro
 use crate::host;
 use crate::supervisor::proc;
 use crate::sys;
+use crate::watched::{Number, Watchable};
 
 /// CRIU was seen to refuse each of these, if it is not the one that the app began in. Others need a user namespace, or SYS_ADMIN.
 const NAMESPACES: [&str; 5] = ["user", "ipc", "uts", "time", "time_for_children"];
@@ -23,11 +24,20 @@ const NAMESPACES: [&str; 5] = ["user", "ipc", "uts", "time", "time_for_children"
 /// CAP_DAC_READ_SEARCH, linux/capability.h.
 const DAC_READ_SEARCH: u32 = 2;
 
+/// What a dump is told.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Given<'a> {
+    /// Bytes.
+    pub ghost_limit: u64,
+    /// Where watched files may be.
+    pub watched: &'a [PathBuf],
+}
+
 /// What is in the way of a checkpoint of `root` and everything below it, and of processes that were left to us.
 pub(crate) fn of_tree(
     root: i32,
     orphans: &[proc::Process],
-    ghost_limit: u64,
+    given: Given<'_>,
 ) -> io::Result<Vec<Finding>> {
     let all = proc::processes()?;
     let mut mounts = Mounts::default();
@@ -38,18 +48,22 @@ pub(crate) fn of_tree(
         true => format!("/proc/{root}"),
         false => "/proc/self".to_owned(),
     });
+    let mut watchable = Watchable::new(format!("/proc/{root}/root").into(), given.watched);
     let mut processes = Vec::new();
     for process in proc::tree(&all, root) {
         // The dead hold nothing.
         if !matches!(process.state, 'Z' | 'X') {
-            processes.extend(look(&process, &mut mounts, &home));
+            processes.extend(look(&process, &mut mounts, &mut watchable, &home));
         }
     }
     processes.extend(orphans.iter().map(|orphan| Process {
         orphan: true,
         ..bare(orphan)
     }));
-    Ok(checkup::examine(&processes, &ours(ghost_limit, has_realm)))
+    Ok(checkup::examine(
+        &processes,
+        &ours(given.ghost_limit, has_realm),
+    ))
 }
 
 fn ours(ghost_limit: u64, has_realm: bool) -> Ours {
@@ -78,7 +92,12 @@ fn bare(process: &proc::Process) -> Process {
 }
 
 /// None if it has ended.
-fn look(process: &proc::Process, mounts: &mut Mounts, home: &Path) -> Option<Process> {
+fn look(
+    process: &proc::Process,
+    mounts: &mut Mounts,
+    watchable: &mut Watchable,
+    home: &Path,
+) -> Option<Process> {
     let directory = PathBuf::from(format!("/proc/{}", process.pid));
     let status = fs::read_to_string(directory.join("status")).ok()?;
     Some(Process {
@@ -87,7 +106,7 @@ fn look(process: &proc::Process, mounts: &mut Mounts, home: &Path) -> Option<Pro
         users: identities(&status, "Uid:").unwrap_or([getuid().as_raw(); 3]),
         groups: identities(&status, "Gid:").unwrap_or([getgid().as_raw(); 3]),
         foreign_namespaces: foreign_namespaces(&directory, home),
-        descriptors: descriptors(&directory, mounts),
+        descriptors: descriptors(&directory, mounts, watchable),
         mappings: mappings(&directory),
         ..bare(process)
     })
@@ -135,7 +154,11 @@ fn foreign_namespaces(directory: &Path, home: &Path) -> Vec<String> {
     foreign.map(str::to_owned).collect()
 }
 
-fn descriptors(directory: &Path, mounts: &mut Mounts) -> Vec<Descriptor> {
+fn descriptors(
+    directory: &Path,
+    mounts: &mut Mounts,
+    watchable: &mut Watchable,
+) -> Vec<Descriptor> {
     let links = fs::read_dir(directory.join("fd"))
         .into_iter()
         .flatten()
@@ -145,14 +168,20 @@ fn descriptors(directory: &Path, mounts: &mut Mounts) -> Vec<Descriptor> {
             let number = entry.file_name().to_str()?.parse().ok()?;
             let link = fs::read_link(entry.path()).ok()?;
             let link = link.to_string_lossy().into_owned();
-            Some(descriptor(directory, number, link, mounts))
+            Some(descriptor(directory, number, link, mounts, watchable))
         })
         .collect();
     found.sort_by_key(|descriptor| descriptor.number);
     found
 }
 
-fn descriptor(directory: &Path, number: i32, link: String, mounts: &mut Mounts) -> Descriptor {
+fn descriptor(
+    directory: &Path,
+    number: i32,
+    link: String,
+    mounts: &mut Mounts,
+    watchable: &mut Watchable,
+) -> Descriptor {
     let path = directory.join("fd").join(number.to_string());
     let facts = || fs::read_to_string(directory.join("fdinfo").join(number.to_string()));
     let mut found = Descriptor {
@@ -164,6 +193,7 @@ fn descriptor(directory: &Path, number: i32, link: String, mounts: &mut Mounts) 
             found.watches = watches(
                 &facts().unwrap_or_default(),
                 &mounts.overlays(directory).unwrap_or_default(),
+                |number| watchable.has(number),
             );
         }
     } else if link.starts_with("socket:") {
@@ -189,21 +219,33 @@ fn number_of_mount(facts: &str) -> Option<u64> {
     line.trim().parse().ok()
 }
 
-/// What fdinfo says of an inotify or fanotify descriptor: a line for each watch, with the device of the file.
-fn watches(facts: &str, overlays: &HashSet<(u64, u64)>) -> Watches {
+/// What fdinfo says of an inotify or fanotify descriptor: a line for each watch, with the numbers of the file. Those of which a
+/// path is found are like none.
+fn watches(
+    facts: &str,
+    overlays: &HashSet<(u64, u64)>,
+    mut is_found: impl FnMut(Number) -> bool,
+) -> Watches {
     let lines = facts.lines().filter(|line| {
         line.starts_with("inotify wd:")
             || line.starts_with("fanotify ino:")
             || line.starts_with("fanotify mnt_id:")
             || line.starts_with("fanotify sdev:")
     });
-    let devices = lines.map(|line| {
-        let device = line
-            .split(' ')
-            .find_map(|word| word.strip_prefix("sdev:"))?;
-        let device = u64::from_str_radix(device, 16).ok()?;
+    let hexadecimal = |line: &str, name: &str| {
+        let word = line.split(' ').find_map(|word| word.strip_prefix(name))?;
+        u64::from_str_radix(word, 16).ok()
+    };
+    let devices = lines.filter_map(|line| {
         // As the kernel keeps it: 12 bits and 20.
-        Some((device >> 20, device & 0xf_ffff))
+        let device = hexadecimal(line, "sdev:").map(|device| (device >> 20, device & 0xf_ffff));
+        let number = device
+            .zip(hexadecimal(line, "ino:"))
+            .map(|((major, minor), inode)| (major, minor, inode));
+        match number {
+            Some(number) if is_found(number) => None,
+            _ => Some(device),
+        }
     });
     devices.fold(Watches::Nothing, |known, device| match device {
         Some(device) if overlays.contains(&device) => Watches::Overlay,
@@ -342,10 +384,21 @@ mod tests {
         );
         assert_eq!(seen.numbers, HashSet::from([41, 42]));
         assert_eq!(seen.overlays, HashSet::from([(0, 35)]));
-        let watch = "pos:\t0\ninotify wd:1 ino:2 sdev:23 mask:100 ignored_mask:0 fhandle-bytes:8\n";
-        assert_eq!(watches(watch, &seen.overlays), Watches::Overlay);
-        assert_eq!(watches(watch, &HashSet::new()), Watches::Files);
-        assert_eq!(watches("pos:\t0\n", &seen.overlays), Watches::Nothing);
+        let watch =
+            "pos:\t0\ninotify wd:1 ino:2f sdev:23 mask:100 ignored_mask:0 fhandle-bytes:8\n";
+        let never = |_| false;
+        assert_eq!(watches(watch, &seen.overlays, never), Watches::Overlay);
+        assert_eq!(watches(watch, &HashSet::new(), never), Watches::Files);
+        assert_eq!(
+            watches("pos:\t0\n", &seen.overlays, never),
+            Watches::Nothing
+        );
+        let found = |number| number == (0, 35, 47);
+        assert_eq!(watches(watch, &seen.overlays, found), Watches::Nothing);
+        let mark = "fanotify ino:2f sdev:23 mflags:0 mask:100 ignored_mask:0 fhandle-bytes:8\n";
+        assert_eq!(watches(mark, &seen.overlays, found), Watches::Nothing);
+        let mount = "fanotify mnt_id:2f mflags:0 mask:1 ignored_mask:0\n";
+        assert_eq!(watches(mount, &seen.overlays, |_| true), Watches::Files);
         assert_eq!(
             trimmed("00400000-00401000").as_deref(),
             Some("400000-401000")

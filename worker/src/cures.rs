@@ -14,7 +14,9 @@ use crate::failure::{ExitCode, Failure};
 use crate::filter::Filter;
 use crate::host;
 use crate::preload::Library;
-use crate::settings::{Clocks, CpuBaseline, IoUring, PerfData, Seccomp, Settings};
+use crate::settings::{
+    Clocks, CpuBaseline, GoMultipathTcp, IoUring, Orphans, PerfData, Seccomp, Settings,
+};
 
 /// What stays with the app's processes as long as they live, on whatever host.
 #[derive(Clone, Debug, Default)]
@@ -32,6 +34,8 @@ pub(crate) struct Cures {
     /// Variables and their new values.
     pub environment: Vec<(&'static str, String)>,
     pub filter: Option<Filter>,
+    /// Its first process takes in orphans.
+    pub takes_in_orphans: bool,
     pub given: Given,
 }
 
@@ -41,11 +45,18 @@ impl Cures {
     /// # Errors
     /// When the file of a baseline says nothing that can be used, or the job's filter would keep it from being stored.
     pub(crate) fn prepare(settings: &Settings) -> Result<Self, Failure> {
-        let mut cures = Self::default();
+        let mut cures = Self {
+            takes_in_orphans: settings.orphans == Orphans::App,
+            ..Self::default()
+        };
         let had = |name: &str| std::env::var(name).ok();
         if settings.jvm_perf_data == PerfData::Off {
             let options = launch::without_perf_data(had("JAVA_TOOL_OPTIONS").as_deref());
             cures.set("JAVA_TOOL_OPTIONS", options);
+        }
+        if settings.go_multipath_tcp == GoMultipathTcp::Off {
+            let debug = launch::without_multipath_tcp(had("GODEBUG").as_deref());
+            cures.set("GODEBUG", debug);
         }
         let can_filter =
             launch::denial(host::may_suspend_filters(), host::is_filtered()) == Denial::Filter;

@@ -19,7 +19,7 @@ use aws_credential_types::provider::ProvideCredentials;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use nix::unistd::Pid;
-use reprieve_core::checkup::Reason;
+use reprieve_core::checkup::{Reason, ghost_limit};
 use reprieve_core::compat;
 use reprieve_core::notice::Source;
 use reprieve_core::sweep::PROBE_PREFIX;
@@ -27,13 +27,13 @@ use reprieve_hooks::{Condition as How, Health};
 use serde::Serialize;
 
 use crate::catalog::{self, Catalog};
-use crate::checkup;
+use crate::checkup::{self, Given};
 use crate::clocks::{self, Means};
 use crate::control::client::Format;
-use crate::control::protocol::Obstacle;
+use crate::control::protocol::{JobClocks, Obstacle};
 use crate::engine::criu::Program;
 use crate::failure::{ExitCode, Failure};
-use crate::host;
+use crate::host::{self, CGROUP, Limit, Limits, number};
 use crate::settings::{ProfileChoice, QueueUse, Settings, Sources as Switched};
 use crate::sources::Sources;
 use crate::store::selftest::{self, SelfTestError};
@@ -70,12 +70,6 @@ const NEW_SOCKETS: (u64, u64) = (6, 16);
 
 /// CRIU's small images and our sockets fit well into this, in bytes.
 const WORK_SPACE: u64 = 64 << 20;
-
-/// Where the container's limits are: those of version 2 themselves, or a directory for each kind of version 1.
-const CGROUP: &str = "/sys/fs/cgroup";
-
-/// From here on a limit of version 1 stands for none: it says so with the largest number of pages.
-const NO_LIMIT: u64 = 1 << 62;
 
 /// What a snapshot needs besides the job's memory, in bytes: docs/limits.md.
 const MEMORY_NEEDED: u64 = 64 << 20;
@@ -183,7 +177,12 @@ impl Request {
         findings.extend(notices(settings).await);
         findings.extend(queue(settings).await);
         findings.extend(self.pid.map_or_else(Vec::new, |pid| {
-            let mut found = job(pid, u64::from(settings.ghost_limit_bytes));
+            let room = work.as_ref().map_or(0, |work| host::room(work));
+            let given = Given {
+                ghost_limit: ghost_limit(settings.ghost_limit_bytes, room),
+                watched: &settings.watched,
+            };
+            let mut found = job(pid, given);
             found.extend(clocks_of(pid));
             found
         }));
@@ -348,30 +347,19 @@ fn clocks_of(pid: i32) -> Option<Finding> {
     const CHECK: &str = "clocks";
     const REMEDY: &str = "the full profile, or --on-clock-behind wait or refuse (docs/limits.md)";
     proc::process(pid)?;
-    let found = match clocks::means(pid) {
-        Ok(Means::Namespace) => Finding::ok(CHECK, "go on at a resume, by a time namespace"),
-        Ok(Means::Library(others)) if others.is_empty() => Finding::ok(
-            CHECK,
-            "go on at a resume, by a library that every process has",
-        ),
-        Ok(Means::Library(others)) => Finding::warning(
-            CHECK,
-            format!("processes go by the host's clocks: {}", others.join(", ")),
-            REMEDY,
-        ),
-        // So it is with whatever was not started by us.
-        Ok(Means::Nothing) => Finding::ok(
-            CHECK,
-            "no process has the library with which its clocks would go on at a resume; they go by the host's",
-        ),
-        // What is the matter is told about the job.
-        Err(_) => return None,
+    // What is the matter is told about the job.
+    let means = clocks::means(pid).ok()?;
+    let said = JobClocks::of(&means).sentence();
+    let found = match means {
+        Means::Library(others) if !others.is_empty() => Finding::warning(CHECK, said, REMEDY),
+        // Without means it is as with whatever was not started by us.
+        _ => Finding::ok(CHECK, said),
     };
     Some(found)
 }
 
 /// What a checkpoint of these processes would fail at.
-fn job(pid: i32, ghost_limit: u64) -> Vec<Finding> {
+fn job(pid: i32, given: Given<'_>) -> Vec<Finding> {
     const CHECK: &str = "job";
     if proc::process(pid).is_none() {
         let remedy = "`reprieve status` tells the app's pid";
@@ -381,7 +369,7 @@ fn job(pid: i32, ghost_limit: u64) -> Vec<Finding> {
             remedy,
         )];
     }
-    match checkup::of_tree(pid, &[], ghost_limit) {
+    match checkup::of_tree(pid, &[], given) {
         Ok(found) if found.is_empty() => vec![Finding::ok(
             CHECK,
             format!(
@@ -480,59 +468,6 @@ fn answer(mut child: Child, limit: Duration) -> String {
     drop(child.kill());
     drop(child.wait());
     text
-}
-
-fn number(path: impl AsRef<Path>) -> Option<u64> {
-    fs::read_to_string(path).ok()?.trim().parse().ok()
-}
-
-/// A limit of the container, if there is one, and what is used of it.
-#[derive(Debug, PartialEq, Eq)]
-struct Limit {
-    most: Option<u64>,
-    used: u64,
-}
-
-/// The container's limits, as its cgroup says them.
-#[derive(Debug, PartialEq, Eq)]
-struct Limits {
-    /// None: it is not seen, and so are its limits.
-    version: Option<u8>,
-    processes: Limit,
-    memory: Limit,
-}
-
-impl Limits {
-    fn read(root: &Path) -> Self {
-        let is_there = |name: &str| root.join(name).exists();
-        let version = match is_there("cgroup.controllers") {
-            true => Some(2),
-            false if is_there("memory") || is_there("pids") => Some(1),
-            false => None,
-        };
-        let limit = |most: &str, used: &str| Limit {
-            most: number(root.join(most)).filter(|most| *most < NO_LIMIT),
-            used: number(root.join(used)).unwrap_or(0),
-        };
-        let (processes, memory) = match version {
-            Some(1) => (
-                limit("pids/pids.max", "pids/pids.current"),
-                limit(
-                    "memory/memory.limit_in_bytes",
-                    "memory/memory.usage_in_bytes",
-                ),
-            ),
-            _ => (
-                limit("pids.max", "pids.current"),
-                limit("memory.max", "memory.current"),
-            ),
-        };
-        Self {
-            version,
-            processes,
-            memory,
-        }
-    }
 }
 
 /// Whether the container's limits can be known.

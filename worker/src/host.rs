@@ -314,6 +314,35 @@ pub(crate) fn work_directory(set: Option<&Path>) -> io::Result<PathBuf> {
     Ok(directory)
 }
 
+/// How many bytes fit into a directory of ours. One that lies in memory holds no more than the container and the machine have left.
+pub(crate) fn room(directory: &Path) -> u64 {
+    let Ok(stat) = statfs(directory) else {
+        return 0;
+    };
+    let free = stat.blocks_available() * u64::try_from(stat.block_size()).unwrap_or(0);
+    if stat.filesystem_type() != TMPFS_MAGIC {
+        return free;
+    }
+    let Limit { most, used } = Limits::read(Path::new(CGROUP)).memory;
+    let of_container = most.map(|most| most.saturating_sub(used));
+    let of_machine = fs::read_to_string("/proc/meminfo")
+        .ok()
+        .and_then(|text| available(&text));
+    [of_container, of_machine]
+        .into_iter()
+        .flatten()
+        .fold(free, u64::min)
+}
+
+/// In bytes.
+fn available(meminfo: &str) -> Option<u64> {
+    let line = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.trim().strip_suffix(" kB")?.trim().parse().ok()?;
+    Some(kib << 10)
+}
+
 fn private_directory(path: &Path) -> io::Result<()> {
     use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
     fs::DirBuilder::new()
@@ -324,9 +353,80 @@ fn private_directory(path: &Path) -> io::Result<()> {
     fs::set_permissions(path, fs::Permissions::from_mode(0o700))
 }
 
+/// Where the container's limits are: those of version 2 themselves, or a directory for each kind of version 1.
+pub(crate) const CGROUP: &str = "/sys/fs/cgroup";
+
+/// From here on a limit of version 1 stands for none: it says so with the largest number of pages.
+const NO_LIMIT: u64 = 1 << 62;
+
+pub(crate) fn number(path: impl AsRef<Path>) -> Option<u64> {
+    fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+/// A limit of the container, if there is one, and what is used of it.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Limit {
+    pub most: Option<u64>,
+    pub used: u64,
+}
+
+/// The container's limits, as its cgroup says them.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Limits {
+    /// None: it is not seen, and so are its limits.
+    pub version: Option<u8>,
+    pub processes: Limit,
+    pub memory: Limit,
+}
+
+impl Limits {
+    pub(crate) fn read(root: &Path) -> Self {
+        let is_there = |name: &str| root.join(name).exists();
+        let version = match is_there("cgroup.controllers") {
+            true => Some(2),
+            false if is_there("memory") || is_there("pids") => Some(1),
+            false => None,
+        };
+        let limit = |most: &str, used: &str| Limit {
+            most: number(root.join(most)).filter(|most| *most < NO_LIMIT),
+            used: number(root.join(used)).unwrap_or(0),
+        };
+        let (processes, memory) = match version {
+            Some(1) => (
+                limit("pids/pids.max", "pids/pids.current"),
+                limit(
+                    "memory/memory.limit_in_bytes",
+                    "memory/memory.usage_in_bytes",
+                ),
+            ),
+            _ => (
+                limit("pids.max", "pids.current"),
+                limit("memory.max", "memory.current"),
+            ),
+        };
+        Self {
+            version,
+            processes,
+            memory,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_directory_in_memory_has_no_more_room_than_there_is_memory() {
+        let meminfo = "MemTotal:  8000 kB\nMemAvailable:    2048 kB\n";
+        assert_eq!(available(meminfo), Some(2 << 20));
+        assert_eq!(available("MemAvailable: x kB\n"), None);
+        let whole = fs::read_to_string("/proc/meminfo").expect("proc is mounted");
+        let of_machine = available(&whole).expect("every kernel says it");
+        // It changes meanwhile, but not that much.
+        assert!(room(Path::new("/dev/shm")) < 2 * of_machine);
+        assert_eq!(room(Path::new("/no such")), 0);
+    }
 
     #[test]
     fn dockers_default_capabilities_are_enough_for_several_users() {

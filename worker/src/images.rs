@@ -261,6 +261,8 @@ pub struct Task {
     pub state: u32,
     #[prost(string, tag = "6")]
     pub command: String,
+    #[prost(bool, tag = "18")]
+    pub takes_in_orphans: bool,
 }
 
 /// Numbers by which processes that share something name it.
@@ -399,6 +401,10 @@ pub struct OpenFile {
     regular: Option<Regular>,
     #[prost(message, optional, tag = "4")]
     internet: Option<Internet>,
+    #[prost(message, optional, tag = "13")]
+    inotify: Option<Inotify>,
+    #[prost(message, optional, tag = "14")]
+    fanotify: Option<Fanotify>,
     #[prost(message, optional, tag = "15")]
     external: Option<Piped>,
     #[prost(message, optional, tag = "16")]
@@ -427,6 +433,43 @@ struct Regular {
     /// In words of four bytes.
     #[prost(uint32, repeated, packed = "false", tag = "11")]
     build_id: Vec<u32>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Inotify {
+    #[prost(message, repeated, tag = "5")]
+    watches: Vec<Watch>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Watch {
+    #[prost(message, optional, tag = "7")]
+    handle: Option<Handle>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Fanotify {
+    #[prost(message, repeated, tag = "6")]
+    marks: Vec<Mark>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Mark {
+    /// Of one that is for a file.
+    #[prost(message, optional, tag = "7")]
+    file: Option<MarkedFile>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct MarkedFile {
+    #[prost(message, optional, tag = "2")]
+    handle: Option<Handle>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Handle {
+    #[prost(string, optional, tag = "4")]
+    path: Option<String>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -598,6 +641,22 @@ impl OpenFile {
                 .flat_map(|word| word.to_le_bytes())
                 .collect(),
         })
+    }
+
+    /// What a restore needs to find at the paths that it watches.
+    pub fn watched(&self) -> Vec<Wanted> {
+        let watches = self.inotify.iter().flat_map(|inotify| &inotify.watches);
+        let marks = self.fanotify.iter().flat_map(|fanotify| &fanotify.marks);
+        let handles = watches
+            .filter_map(|watch| watch.handle.as_ref())
+            .chain(marks.filter_map(|mark| mark.file.as_ref()?.handle.as_ref()));
+        handles
+            .filter_map(|handle| handle.path.as_deref())
+            .map(|path| Wanted {
+                path: format!("/{}", path.trim_start_matches('/')),
+                ..Wanted::default()
+            })
+            .collect()
     }
 
     /// A path, addresses, the number of a pipe: whatever tells this one from others of its kind.

@@ -51,4 +51,5 @@ pub mod supervisor;
 pub mod sweeper;
 pub mod sys;
 pub mod traces;
+mod watched;
 mod web;

@@ -33,6 +33,12 @@ const LIMITS: Built = (
     include_bytes!(concat!(env!("OUT_DIR"), "/limits.so")),
 );
 
+/// For CRIU as well, in a restore.
+const ADOPTS: Built = (
+    "adopts.so",
+    include_bytes!(concat!(env!("OUT_DIR"), "/adopts.so")),
+);
+
 /// Where they may lie: the first that can be written and allows programs. Readable for every user of the job.
 const PLACES: [&str; 3] = [
     "/run/reprieve-lib",
@@ -66,6 +72,11 @@ impl Library {
     /// With it CRIU can tell the limits of processes of other users, which without SYS_RESOURCE it may not ask for.
     pub(crate) fn limits() -> io::Result<Self> {
         Self::place(LIMITS.0, LIMITS.1)
+    }
+
+    /// With it the job's first process takes in orphans again before there are any.
+    pub(crate) fn adopts() -> io::Result<Self> {
+        Self::place(ADOPTS.0, ADOPTS.1)
     }
 
     fn place(name: &str, bytes: &[u8]) -> io::Result<Self> {
@@ -152,7 +163,7 @@ mod tests {
 
     #[test]
     fn this_build_has_its_libraries() {
-        for (name, bytes) in [NO_IO_URING, LIMITS, CLOCKS, CLOCKS_NO_IO_URING] {
+        for (name, bytes) in [NO_IO_URING, LIMITS, ADOPTS, CLOCKS, CLOCKS_NO_IO_URING] {
             assert!(bytes.starts_with(b"\x7fELF"), "{name}");
         }
     }

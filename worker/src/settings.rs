@@ -97,6 +97,8 @@ pub enum Kind {
     Duration(Duration, Duration),
     /// Lower and upper limit in bytes.
     Size(u64, u64),
+    /// The same, or `auto`.
+    AutoSize(u64, u64),
     /// Lower and upper limit.
     Count(u32, u32),
     ExitCode,
@@ -498,11 +500,32 @@ pub const TABLE: &[Setting] = &[
         name: "ghost-limit",
         section: EVICTION,
         // CRIU takes it as a 32-bit number.
-        kind: Kind::Size(0, u32::MAX as u64),
-        default: Some("64MiB"),
+        kind: Kind::AutoSize(0, u32::MAX as u64),
+        default: Some("auto"),
         unset: "",
         meaning: "The largest file that is deleted but still open and goes into a snapshot; a larger one fails the \
-                  checkpoint.",
+                  checkpoint. `auto`: half of the room that there is in `work-dir` at that moment, where CRIU puts such files \
+                  during a dump, and of the memory that is left, if that directory is in memory; no less than 64 MiB and no more \
+                  than 4 GiB.",
+    },
+    Setting {
+        name: "watched",
+        section: EVICTION,
+        kind: Kind::Paths,
+        default: None,
+        unset: "a checkpoint fails while the job watches anything but what is below /etc and /var/log, and a few more",
+        meaning: "Directories and files of which the job watches some (inotify, fanotify), with all that is below. CRIU goes through \
+                  them to find out what a watch is for, while the job stands still (docs/limits.md). The flag can be repeated.",
+    },
+    Setting {
+        name: "orphans",
+        section: EVICTION,
+        kind: Kind::Choice(Orphans::NAMES),
+        default: Some("refuse"),
+        unset: "",
+        meaning: "Who takes in processes whose parent has ended (daemons), of an app that is started from scratch. `refuse`: the supervisor, \
+                  and a checkpoint is refused while there are any. `app`: the app's first process, as in a container where it is process 1; \
+                  they are stored and resumed with it, and it has to wait for them (docs/limits.md).",
     },
     Setting {
         name: "io-uring",
@@ -545,6 +568,15 @@ pub const TABLE: &[Setting] = &[
         unset: "",
         meaning: "Whether a JVM keeps its file of performance data (/tmp/hsperfdata_*), which a resume on another host would \
                   need. `off` adds -XX:-UsePerfData to JAVA_TOOL_OPTIONS, unless that says something about it.",
+    },
+    Setting {
+        name: "go-multipath-tcp",
+        section: EVICTION,
+        kind: Kind::Choice(GoMultipathTcp::NAMES),
+        default: Some("off"),
+        unset: "",
+        meaning: "Whether listeners of Go programs (1.24 and later) are of multipath TCP, which CRIU cannot store. `off` adds \
+                  multipathtcp=0 to GODEBUG, unless that says something about it.",
     },
     Setting {
         name: "cpu-baseline",
@@ -1150,6 +1182,11 @@ named! {
 }
 
 named! {
+    /// Who takes in processes whose parent has ended.
+    pub enum Orphans { Refuse = "refuse", App = "app", }
+}
+
+named! {
     /// Whether the app may make an io_uring.
     pub enum IoUring { Deny = "deny", Filter = "filter", Allow = "allow", }
 }
@@ -1186,6 +1223,11 @@ impl CpuBaseline {
 named! {
     /// Whether a JVM keeps its file of performance data.
     pub enum PerfData { Off = "off", Keep = "keep", }
+}
+
+named! {
+    /// Whether Go programs listen by multipath TCP.
+    pub enum GoMultipathTcp { Off = "off", Keep = "keep", }
 }
 
 named! {
@@ -1425,11 +1467,15 @@ pub struct Settings {
     pub checkpoint_timeout: Duration,
     pub on_checkpoint_failure: OnCheckpointFailure,
     pub checkpointed_exit_code: u8,
-    pub ghost_limit_bytes: u32,
+    /// None: what there is room for.
+    pub ghost_limit_bytes: Option<u64>,
+    pub watched: Vec<PathBuf>,
+    pub orphans: Orphans,
     pub io_uring: IoUring,
     pub seccomp: Seccomp,
     pub clocks: Clocks,
     pub jvm_perf_data: PerfData,
+    pub go_multipath_tcp: GoMultipathTcp,
     pub cpu_baseline: CpuBaseline,
     pub image_digest: Option<String>,
     pub preserve: Rules,
@@ -1842,13 +1888,24 @@ impl Settings {
                 Checked::choice(OnCheckpointFailure::from_name),
             ),
             checkpointed_exit_code: merged.need("checkpointed-exit-code", Checked::exit_code),
-            ghost_limit_bytes: merged.need("ghost-limit", |checked| {
-                checked.bytes().and_then(|bytes| u32::try_from(bytes).ok())
+            ghost_limit_bytes: merged.need("ghost-limit", |checked| match checked {
+                Checked::Bytes(bytes) => Some(Some(bytes)),
+                Checked::Text(_) => Some(None),
+                _ => None,
             }),
+            watched: merged
+                .get("watched", Checked::text)
+                .map(|paths| paths.split(',').map(PathBuf::from).collect())
+                .unwrap_or_default(),
+            orphans: merged.need("orphans", Checked::choice(Orphans::from_name)),
             io_uring: merged.need("io-uring", Checked::choice(IoUring::from_name)),
             seccomp: merged.need("seccomp", Checked::choice(Seccomp::from_name)),
             clocks: merged.need("clocks", Checked::choice(Clocks::from_name)),
             jvm_perf_data: merged.need("jvm-perf-data", Checked::choice(PerfData::from_name)),
+            go_multipath_tcp: merged.need(
+                "go-multipath-tcp",
+                Checked::choice(GoMultipathTcp::from_name),
+            ),
             cpu_baseline: merged.need("cpu-baseline", Checked::choice(CpuBaseline::from_text)),
             image_digest: merged.get("image-digest", Checked::text),
             preserve: preserve_rules(merged),
@@ -2786,6 +2843,8 @@ fn check(kind: Kind, text: &str) -> Result<Checked, Problem> {
         },
         Kind::Duration(least, most) => check_duration(kind, text, least, most),
         Kind::Size(least, most) => check_size(kind, text, least, most),
+        Kind::AutoSize(_, _) if text == "auto" => Ok(Checked::Text(text.into())),
+        Kind::AutoSize(least, most) => check_size(kind, text, least, most),
         Kind::Count(least, most) => match text.parse() {
             Ok(count) if (least..=most).contains(&count) => Ok(Checked::Count(count)),
             _ => Err(Problem::new(kind, "is not a whole number in these limits")),
@@ -3049,6 +3108,11 @@ pub(crate) fn expected(kind: Kind) -> String {
         Kind::Size(least, most) => {
             format!("a size like 64MiB, from {} to {}", size(least), size(most))
         }
+        Kind::AutoSize(least, most) => format!(
+            "auto, or a size like 64MiB, from {} to {}",
+            size(least),
+            size(most)
+        ),
         Kind::Count(least, most) => format!("a whole number from {least} to {most}"),
         Kind::ExitCode => {
             "a number from 1 to 255 that is not one of Reprieve's other exit codes".into()
@@ -3446,11 +3510,14 @@ mod tests {
                 checkpoint_timeout: Duration::from_secs(25),
                 on_checkpoint_failure: OnCheckpointFailure::RunOn,
                 checkpointed_exit_code: 75,
-                ghost_limit_bytes: 64 * 1024 * 1024,
+                ghost_limit_bytes: None,
+                watched: vec![],
+                orphans: Orphans::Refuse,
                 io_uring: IoUring::Deny,
                 seccomp: Seccomp::Off,
                 clocks: Clocks::Keep,
                 jvm_perf_data: PerfData::Off,
+                go_multipath_tcp: GoMultipathTcp::Off,
                 cpu_baseline: CpuBaseline::Off,
                 image_digest: None,
                 preserve: Rules::default(),
@@ -3561,10 +3628,13 @@ mod tests {
         ("on-checkpoint-failure", "forward"),
         ("checkpointed-exit-code", "143"),
         ("ghost-limit", "0B"),
+        ("watched", "/app,/data/in"),
+        ("orphans", "app"),
         ("io-uring", "allow"),
         ("seccomp", "job"),
         ("clocks", "host"),
         ("jvm-perf-data", "keep"),
+        ("go-multipath-tcp", "keep"),
         ("cpu-baseline", "x86-64-v3"),
         ("image-digest", "sha256:1"),
         ("preserve", "auto:/data/*.db"),
@@ -3721,11 +3791,14 @@ mod tests {
             checkpoint_timeout: Duration::from_secs(90),
             on_checkpoint_failure: OnCheckpointFailure::Forward,
             checkpointed_exit_code: 143,
-            ghost_limit_bytes: 0,
+            ghost_limit_bytes: Some(0),
+            watched: vec!["/app".into(), "/data/in".into()],
+            orphans: Orphans::App,
             io_uring: IoUring::Allow,
             seccomp: Seccomp::Job,
             clocks: Clocks::Host,
             jvm_perf_data: PerfData::Keep,
+            go_multipath_tcp: GoMultipathTcp::Keep,
             cpu_baseline: CpuBaseline::Level(Level::V3),
             image_digest: Some("sha256:1".into()),
             preserve: Rules {

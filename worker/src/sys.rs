@@ -339,6 +339,19 @@ pub(crate) fn filter(command: &mut Command, filter: Filter) {
     }
 }
 
+/// Lets `command` take in what becomes an orphan below it, as process 1 of a container does.
+pub(crate) fn take_in_orphans(command: &mut Command) {
+    // SAFETY: the closure runs between fork and exec and makes one system call on integers.
+    unsafe {
+        command.pre_exec(
+            || match libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) {
+                0 => Ok(()),
+                _ => Err(io::Error::last_os_error()),
+            },
+        );
+    }
+}
+
 /// CAP_SYS_ADMIN and CAP_SYS_TIME, linux/capability.h: what makes a realm, and no business of the app.
 const REALM_CAPABILITIES: [u32; 2] = [21, 25];
 

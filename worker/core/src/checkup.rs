@@ -103,7 +103,7 @@ impl Reason {
                 "the file is on a mount that its process does not see: a POSIX message queue, or one that is detached"
             }
             Self::DeletedFile => {
-                "the file was deleted, is still open, and is larger than --ghost-limit"
+                "the file was deleted, is still open, and is larger than --ghost-limit, or than half of the room in --work-dir"
             }
             Self::LostName => {
                 "the name by which the file was opened is gone, and it has another one that CRIU does not know"
@@ -114,7 +114,9 @@ impl Reason {
     /// What a person can do.
     pub const fn remedy(self) -> &'static str {
         match self {
-            Self::Orphan => "let the app wait for its own processes; do not daemonise",
+            Self::Orphan => {
+                "let the app wait for its own processes; do not daemonise; or start it with --orphans app, if it waits for those that come to it"
+            }
             Self::Seccomp => "switch the app's own sandbox off for this job",
             Self::Traced => "end the tracer (strace, gdb, a profiler)",
             Self::Namespace => {
@@ -126,12 +128,16 @@ impl Reason {
             Self::IoUring => {
                 "start it with --io-uring deny; if it makes the system call itself, --io-uring filter, its own setting or the sysctl kernel.io_uring_disabled=2"
             }
-            Self::Watch => "let the app poll, or switch watching files off (hot reload, tail -f)",
+            Self::Watch => {
+                "name the directory that is watched (--watched PATH); else let the app poll, or switch watching files off (hot reload, tail -f)"
+            }
             Self::SharedMemory => {
                 "use the full profile (profiles.md), or another kind of shared memory, if the app has a choice"
             }
             Self::SecretMemory => "switch the use of memfd_secret off",
-            Self::Socket => "make the app use TCP, UDP or unix sockets; Go: GODEBUG=multipathtcp=0",
+            Self::Socket => {
+                "make the app use TCP, UDP or unix sockets; Go: do not ask for multipath TCP (`--go-multipath-tcp off` does the rest)"
+            }
             Self::Pipe => {
                 "raise the machine's sysctl fs.pipe-user-pages-soft (0: no limit), or give the container SYS_RESOURCE, or each job a user of its own"
             }
@@ -141,7 +147,9 @@ impl Reason {
             Self::Mount => {
                 "use another means between processes, or close the file before a checkpoint"
             }
-            Self::DeletedFile => "raise --ghost-limit above the file's size, or close the file",
+            Self::DeletedFile => {
+                "close the file; set --ghost-limit above the file's size, or give --work-dir and the container's memory more room"
+            }
             Self::LostName => "close the file, or do not delete it while it is open",
         }
     }
@@ -190,6 +198,8 @@ for whatever program it is | `--io-uring allow` |
 ([what it reaches](limits.md#time)) | `--clocks host` |
 | a JVM's `/tmp/hsperfdata_*`, which the next host does not have | `-XX:-UsePerfData` at the end of `JAVA_TOOL_OPTIONS`, unless \
 something about it is there; every JVM says on its standard error that it picked that up | `--jvm-perf-data keep` |
+| listeners of Go 1.24 and later, which are of multipath TCP | `multipathtcp=0` at the end of `GODEBUG`, unless something about it is there; \
+a program that asks for multipath TCP itself (`SetMultipathTCP`) has it all the same, and is found by the rule `socket` | `--go-multipath-tcp keep` |
 | file locks | CRIU is told to store them, always | |
 
 CRIU can store a process under a seccomp filter only with SYS_ADMIN and if it is under none itself; so a job that has the filter \
@@ -230,6 +240,16 @@ pub struct Finding {
     pub command: String,
     /// The descriptor, mapping or number that is meant; empty if it is the process itself.
     pub what: String,
+}
+
+/// The largest deleted file that is always taken, and the largest number that CRIU takes, in bytes.
+const LEAST_GHOST: u64 = 64 << 20;
+const MOST_GHOST: u64 = u32::MAX as u64;
+
+/// The largest deleted file that goes into a snapshot: what is set, or half of the room that there is where CRIU puts it, since it
+/// is not the only thing there.
+pub fn ghost_limit(set: Option<u64>, room: u64) -> u64 {
+    set.unwrap_or_else(|| (room / 2).clamp(LEAST_GHOST, MOST_GHOST))
 }
 
 /// What the supervisor has, and CRIU with it.
@@ -684,6 +704,14 @@ mod tests {
         assert_eq!(reasons, [Reason::Pipe]);
         seen.extend(reasons);
         assert!(Reason::ALL.iter().all(|reason| seen.contains(reason)));
+    }
+
+    #[test]
+    fn deleted_files_may_take_half_of_the_room_there_is() {
+        assert_eq!(ghost_limit(Some(0), 1 << 40), 0);
+        assert_eq!(ghost_limit(None, 0), 64 << 20);
+        assert_eq!(ghost_limit(None, 1 << 30), 512 << 20);
+        assert_eq!(ghost_limit(None, 1 << 40), u64::from(u32::MAX));
     }
 
     #[test]

@@ -30,6 +30,18 @@ pub fn without_perf_data(had: Option<&str>) -> Option<String> {
     (!had.contains("UsePerfData")).then(|| appended(had, " ", NO_PERF_DATA))
 }
 
+/// Listeners of Go are of multipath TCP from 1.24 on, which CRIU has no image for; older ones ignore it.
+const NO_MULTIPATH_TCP: &str = "multipathtcp=0";
+
+/// `GODEBUG` without multipath TCP; None if it says something about it already.
+pub fn without_multipath_tcp(had: Option<&str>) -> Option<String> {
+    let had = had.unwrap_or_default();
+    let is_named = had
+        .split(',')
+        .any(|one| one.trim().starts_with("multipathtcp="));
+    (!is_named).then(|| appended(had, ",", NO_MULTIPATH_TCP))
+}
+
 /// `LD_PRELOAD` with one more library, after those that are there; None if it is one of them.
 pub fn preloading(had: Option<&str>, library: &str) -> Option<String> {
     let had = had.unwrap_or_default();
@@ -65,6 +77,18 @@ mod tests {
             Some("-Xmx1g -XX:-UsePerfData")
         );
         assert_eq!(without_perf_data(Some("-XX:+UsePerfData")), None);
+        assert_eq!(
+            without_multipath_tcp(Some(" ")).as_deref(),
+            Some("multipathtcp=0")
+        );
+        assert_eq!(
+            without_multipath_tcp(Some("gctrace=1")).as_deref(),
+            Some("gctrace=1,multipathtcp=0")
+        );
+        assert_eq!(
+            without_multipath_tcp(Some("gctrace=1,multipathtcp=2")),
+            None
+        );
         assert_eq!(preloading(None, "/a.so").as_deref(), Some("/a.so"));
         assert_eq!(
             preloading(Some("/b.so /c.so"), "/a.so").as_deref(),

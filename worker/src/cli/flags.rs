@@ -147,7 +147,7 @@ fn value_name(kind: Kind) -> &'static str {
         Kind::Period => "PERIOD",
         Kind::CpuBaseline => "LEVEL|PATH",
         Kind::Duration(..) => "DURATION",
-        Kind::Size(..) => "SIZE",
+        Kind::Size(..) | Kind::AutoSize(..) => "SIZE",
         Kind::Count(..) | Kind::ExitCode => "NUMBER",
         Kind::Program | Kind::Path(_) | Kind::Paths | Kind::Preserve => "PATH",
         Kind::PreserveExclude => "PATTERN",

@@ -440,6 +440,12 @@ fn describe_status(status: &Status) -> String {
             .as_ref()
             .map(|rehearsal| ("rehearsal", describe_rehearsal(rehearsal))),
     );
+    rows.extend(
+        status
+            .clocks
+            .as_ref()
+            .map(|clocks| ("clocks", clocks.sentence())),
+    );
     rows.extend(status.plan.clone().map(|plan| ("plan", plan)));
     rows.extend(
         status
@@ -521,7 +527,7 @@ mod tests {
     use reprieve_core::worker::{Machine, Purchase};
 
     use super::*;
-    use crate::control::protocol::Obstacle;
+    use crate::control::protocol::{JobClocks, Obstacle};
     use std::io::BufRead;
     use std::os::unix::net::UnixListener;
     use std::thread;
@@ -652,6 +658,10 @@ mod tests {
                 reason: None,
                 remedy: None,
             }),
+            clocks: Some(JobClocks {
+                by: "library".into(),
+                by_host: vec!["307 tool (a static program)".into()],
+            }),
             uptime_ms: 3_600_000,
         }))
     }
@@ -710,6 +720,7 @@ mod tests {
              in the way     301 (node), descriptor 7 (anon_inode:[io_uring]): CRIU cannot store an io_uring; do without\n\
              in the way     and 2 more\n\
              rehearsal      worked; the job stood still for 61ms\n\
+             clocks         processes go by the host's clocks: 307 tool (a static program)\n\
              plan           nothing is to be expected\n\
              deadline       in 1m 30s\n\
              safe within    700ms\n\

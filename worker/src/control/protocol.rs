@@ -21,6 +21,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::clocks::Means;
+
 /// The version this build speaks.
 pub const VERSION: u64 = 1;
 /// Bytes of a line with its newline.
@@ -227,7 +229,48 @@ pub struct Status {
     /// The rehearsal of a checkpoint; none before one has ended.
     #[serde(default)]
     pub rehearsal: Option<Rehearsal>,
+    /// By what the job's clocks go on at a resume; none before its processes were looked at.
+    #[serde(default)]
+    pub clocks: Option<JobClocks>,
     pub uptime_ms: u64,
+}
+
+/// By what CLOCK_MONOTONIC and CLOCK_BOOTTIME of a job go on at a resume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobClocks {
+    /// `namespace`, `library` or `nothing`.
+    pub by: String,
+    /// The processes that go by the host's all the same, each with the reason; at most as many as a manifest names. With `nothing` all
+    /// do, and none is named.
+    pub by_host: Vec<String>,
+}
+
+impl JobClocks {
+    pub(crate) fn of(means: &Means) -> Self {
+        let (by, by_host) = match means {
+            Means::Namespace => ("namespace", &[][..]),
+            Means::Library(others) => ("library", &others[..]),
+            Means::Nothing => ("nothing", &[][..]),
+        };
+        Self {
+            by: by.to_owned(),
+            by_host: by_host.to_vec(),
+        }
+    }
+
+    /// As a person reads it.
+    pub(crate) fn sentence(&self) -> String {
+        match (self.by.as_str(), &self.by_host[..]) {
+            ("namespace", _) => "go on at a resume, by a time namespace".to_owned(),
+            ("library", []) => "go on at a resume, by a library that every process has".to_owned(),
+            ("library", others) => format!(
+                "processes go by the host's clocks: {}",
+                others.join(", ")
+            ),
+            _ => "no process has the library with which its clocks would go on at a resume; they go by the host's"
+                .to_owned(),
+        }
+    }
 }
 
 /// How a checkpoint that was thrown away went.
@@ -515,6 +558,7 @@ mod tests {
             obstacles: Vec::new(),
             obstacles_total: 0,
             rehearsal: None,
+            clocks: None,
             uptime_ms: 1,
         }
     }
@@ -604,7 +648,7 @@ mod tests {
             ),
             (
                 Answer::Status(Box::new(status())),
-                r#"{"v":1,"answer":"status","version":"0.1.0","state":"running","job":"nightly","instance":null,"machine":null,"store":null,"last_generation":3,"last_snapshot_age_ms":61000,"app_pid":17,"checkpoints_durable":2,"checkpoints_failed":1,"last_failure":"the store is full","resumed_from":null,"owner_epoch":null,"sources":[{"source":"sqs","condition":"working","reason":null,"remedy":null,"last_success_age_ms":2,"failures":0,"restarts":0}],"plan":null,"decision":null,"storing":null,"deadline_ms":null,"to_safe_ms":700,"protected":true,"unprotected_because":null,"obstacles":[],"obstacles_total":0,"rehearsal":null,"uptime_ms":1}"#,
+                r#"{"v":1,"answer":"status","version":"0.1.0","state":"running","job":"nightly","instance":null,"machine":null,"store":null,"last_generation":3,"last_snapshot_age_ms":61000,"app_pid":17,"checkpoints_durable":2,"checkpoints_failed":1,"last_failure":"the store is full","resumed_from":null,"owner_epoch":null,"sources":[{"source":"sqs","condition":"working","reason":null,"remedy":null,"last_success_age_ms":2,"failures":0,"restarts":0}],"plan":null,"decision":null,"storing":null,"deadline_ms":null,"to_safe_ms":700,"protected":true,"unprotected_because":null,"obstacles":[],"obstacles_total":0,"rehearsal":null,"clocks":null,"uptime_ms":1}"#,
             ),
         ];
         for (answer, line) in answers {

@@ -54,6 +54,9 @@ const LOADER: &str = "ld.so";
 /// Names libraries to the dynamic loader.
 const PRELOAD: &str = "LD_PRELOAD";
 
+/// Names the process to the library; see preload/adopts.c.
+const ADOPTS: &str = "REPRIEVE_ADOPTS";
+
 /// Lines of CRIU's log that go into a message.
 const QUOTED_LINES: usize = 4;
 
@@ -173,6 +176,8 @@ pub(crate) struct DumpOrder<'a> {
     pub stdio: &'a manifest::Stdio,
     /// Bytes.
     pub ghost_limit: u64,
+    /// Where watched files may be.
+    pub watched: &'a [PathBuf],
     /// Within which all processes are to be stopped. CRIU's own limit is 10 s, which a machine that is overloaded just then
     /// does not keep, and whoever gives up after that freezes the same processes for the next attempt.
     pub freeze_within: Duration,
@@ -190,6 +195,8 @@ pub(crate) struct RestoreOrder<'a> {
     pub stdio: &'a manifest::Stdio,
     /// The new ones.
     pub ends: &'a AppEnds,
+    /// The first process, as it knows itself, if it takes in orphans.
+    pub adopts: Option<i32>,
     pub hook: &'a Path,
 }
 
@@ -275,6 +282,9 @@ impl Criu {
                 "--ps-socket",
                 &descriptor::PAGE_SERVER.to_string(),
             ]);
+        for path in order.watched {
+            command.arg("--irmap-scan-path").arg(path);
+        }
         if let manifest::Stdio::Terminal { rdev, dev } = order.stdio {
             command.args(["--external", &format!("tty[{rdev:x}:{dev:x}]")]);
         }
@@ -293,7 +303,19 @@ impl Criu {
         reaper: &Reaper,
         order: &RestoreOrder<'_>,
     ) -> Result<Watched, CriuError> {
-        let mut command = self.command("restore", order.images, order.hook, None);
+        let library = order.adopts.and_then(|_| match Library::adopts() {
+            Ok(library) => Some(library.path),
+            Err(error) => {
+                tracing::warn!(
+                    %error,
+                    "CRIU cannot be given the library with which orphans go back to the app; some may come to the supervisor, \
+                     and no checkpoint works as long as they are there"
+                );
+                None
+            }
+        });
+        let mut command = self.command("restore", order.images, order.hook, library.as_deref());
+        command.envs(order.adopts.map(|root| (ADOPTS, root.to_string())));
         command.args(order.connections.flags()).args([
             "--stream",
             "--restore-detached",

@@ -776,7 +776,8 @@ impl Prepared {
                     .unwrap_or(usize::MAX)
                     .clamp(2, 64),
                 workers,
-                ghost_limit: u64::from(settings.ghost_limit_bytes),
+                ghost_limit: settings.ghost_limit_bytes,
+                watched: settings.watched.clone(),
                 tcp: settings.tcp,
                 keep: settings.retention(),
                 waste_factor: settings.waste_factor,

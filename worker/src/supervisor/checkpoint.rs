@@ -20,6 +20,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use nix::unistd::{Pid, getsid};
+use reprieve_core::checkup;
 use reprieve_core::cpu::Level;
 use reprieve_core::document;
 use reprieve_core::effort::{self, LOOKING, Storing, leaves_out_comparing};
@@ -36,7 +37,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant as TokioInstant, sleep_until, timeout, timeout_at};
 
 use crate::catalog::{self, Catalog, CatalogError};
-use crate::clocks;
+use crate::clocks::{self, Means};
 use crate::cures::Given;
 use crate::engine::criu::{self, Connections, Criu, CriuError, DumpOrder};
 use crate::engine::hook::{Asked, Hooks};
@@ -274,8 +275,10 @@ pub(crate) struct Checkpointer {
     /// Parts on their way at once.
     pub in_flight: usize,
     pub workers: usize,
-    /// Bytes.
-    pub ghost_limit: u64,
+    /// Bytes; none: what there is room for.
+    pub ghost_limit: Option<u64>,
+    /// Where watched files may be.
+    pub watched: Vec<PathBuf>,
     pub tcp: Tcp,
     pub keep: Policy,
     /// The parts that a snapshot refers to may be this many times as large as what it needs of them.
@@ -546,6 +549,24 @@ impl Checkpointer {
     }
 
     /// Processes of the job that were left to us, and would be left out of a snapshot.
+    /// By what the job's clocks would go on.
+    pub(crate) fn clocks(&self, root: i32) -> io::Result<Means> {
+        if self.realm.is_some() {
+            return Ok(Means::Namespace);
+        }
+        let library = self.given.get().and_then(|given| given.library.as_ref());
+        let Some(library) = library.filter(|library| clocks::keeps(library)) else {
+            return Ok(Means::Nothing);
+        };
+        let tree = proc::tree(&proc::processes()?, root);
+        Ok(Means::Library(clocks::by_the_host(&tree, library)))
+    }
+
+    /// The largest deleted file that a dump takes now, in bytes.
+    pub(crate) fn ghost_limit(&self) -> u64 {
+        checkup::ghost_limit(self.ghost_limit, host::room(&self.work))
+    }
+
     pub(crate) fn orphans(&self, root: i32) -> io::Result<Vec<Process>> {
         Ok(self.orphans_of(&proc::processes()?, root))
     }
@@ -819,7 +840,8 @@ impl Attempt<'_> {
             images: &self.images,
             page_server: &socket,
             stdio: self.subject.stdio.facts(),
-            ghost_limit: self.of.ghost_limit,
+            ghost_limit: self.of.ghost_limit(),
+            watched: &self.of.watched,
             freeze_within: self
                 .limits
                 .borrow()

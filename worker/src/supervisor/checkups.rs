@@ -10,15 +10,23 @@ use reprieve_core::checkup::Finding;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use crate::checkup;
+use crate::checkup::{self, Given};
+use crate::clocks::Means;
 use crate::supervisor::checkpoint::Checkpointer;
+
+/// What was found.
+#[derive(Debug)]
+pub(crate) struct Look {
+    pub findings: Vec<Finding>,
+    pub clocks: Means,
+}
 
 /// The looks at one job.
 #[derive(Debug)]
 pub(crate) struct Checkups {
     of: Of,
-    sender: mpsc::Sender<Vec<Finding>>,
-    found: mpsc::Receiver<Vec<Finding>>,
+    sender: mpsc::Sender<Look>,
+    found: mpsc::Receiver<Look>,
     task: Option<JoinHandle<()>>,
 }
 
@@ -64,7 +72,7 @@ impl Checkups {
     }
 
     /// What the next look finds.
-    pub(crate) async fn next(&mut self) -> Vec<Finding> {
+    pub(crate) async fn next(&mut self) -> Look {
         let found = self.found.recv().await;
         found.expect("a sender is kept as long as this")
     }
@@ -76,13 +84,13 @@ impl Drop for Checkups {
     }
 }
 
-async fn again_and_again(of: Of, found: mpsc::Sender<Vec<Finding>>) {
+async fn again_and_again(of: Of, found: mpsc::Sender<Look>) {
     loop {
         let look = of.clone();
         let looked = tokio::task::spawn_blocking(move || look.once()).await;
         match looked {
-            Ok(Ok(findings)) => {
-                if found.send(findings).await.is_err() {
+            Ok(Ok(look)) => {
+                if found.send(look).await.is_err() {
                     return;
                 }
             }
@@ -97,8 +105,15 @@ async fn again_and_again(of: Of, found: mpsc::Sender<Vec<Finding>>) {
 }
 
 impl Of {
-    fn once(&self) -> std::io::Result<Vec<Finding>> {
+    fn once(&self) -> std::io::Result<Look> {
         let orphans = self.checkpointer.orphans(self.root)?;
-        checkup::of_tree(self.root, &orphans, self.checkpointer.ghost_limit)
+        let given = Given {
+            ghost_limit: self.checkpointer.ghost_limit(),
+            watched: &self.checkpointer.watched,
+        };
+        Ok(Look {
+            findings: checkup::of_tree(self.root, &orphans, given)?,
+            clocks: self.checkpointer.clocks(self.root)?,
+        })
     }
 }

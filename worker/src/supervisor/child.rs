@@ -33,6 +33,9 @@ pub(crate) fn start(
         command.env_remove(name);
     }
     command.envs(cures.variables());
+    if cures.takes_in_orphans {
+        sys::take_in_orphans(&mut command);
+    }
     let failed = |error: io::Error| failure(&program.to_string_lossy(), error);
     let filter = |command: &mut Command| {
         if let Some(filter) = cures.filter.clone() {

@@ -28,10 +28,12 @@ pub(super) async fn mismatches(
     let remaps: Vec<Remap> = image(snapshot, "remap-fpath.img", deadline).await?;
     // What had no name any more comes out of the snapshot.
     let remapped: HashSet<u32> = remaps.iter().map(|remap| remap.file).collect();
+    let watched = files.iter().flat_map(OpenFile::watched);
     let wanted: Vec<Wanted> = files
         .iter()
         .filter(|file| !remapped.contains(&file.number))
         .filter_map(OpenFile::wanted)
+        .chain(watched)
         .filter(|wanted| !MADE.iter().any(|made| wanted.path.starts_with(made)))
         .collect();
     // A file may lie on a network.

@@ -57,7 +57,7 @@ pub use checkpoint::{CheckpointError, Report};
 use crate::callouts::{Callouts, Moment as CallMoment};
 use crate::catalog::{self, CatalogError};
 use crate::control::protocol::{
-    self, Durable, OBSTACLES, Obstacle, Outcome, SourceHealth, Status, Until, Waited,
+    self, Durable, JobClocks, OBSTACLES, Obstacle, Outcome, SourceHealth, Status, Until, Waited,
 };
 use crate::failure::{ExitCode, Failure};
 use crate::host;
@@ -76,7 +76,7 @@ use crate::sources::{self, News, Sources};
 use crate::steps::{self, Step};
 use crate::supervisor::boot::{Booted, Gate, Learnt, Origin, Protection};
 use crate::supervisor::checkpoint::{Course, Limits, Subject};
-use crate::supervisor::checkups::Checkups;
+use crate::supervisor::checkups::{Checkups, Look};
 use crate::supervisor::housekeeping::Housekeeping;
 use crate::supervisor::ownership::Ownership;
 use crate::supervisor::presence::Presence;
@@ -245,6 +245,7 @@ pub struct Supervisor {
     obstacle: Option<Checkpointable>,
     /// What was found in its processes when they were looked over.
     findings: Vec<Finding>,
+    clocks: Option<JobClocks>,
     lease: Lease,
     journal: Journal,
     reports: Reports,
@@ -264,7 +265,7 @@ enum Happened {
     StoredAhead(Option<Ahead>),
     Asked(Request),
     News(News),
-    Looked(Vec<Finding>),
+    Looked(Look),
     /// A rehearsal is due.
     ToRehearse,
     Rehearsed(rehearsal::Result),
@@ -399,6 +400,7 @@ impl Supervisor {
             last_failure: None,
             obstacle: None,
             findings: Vec::new(),
+            clocks: None,
             lease: Lease::None,
             journal,
             reports,
@@ -479,8 +481,9 @@ impl Supervisor {
                 Happened::Carried(way) => self.life.handle(Event::Carried(way), self.clock.now()),
                 Happened::StoredAhead(ahead) => self.stored_ahead(ahead),
                 Happened::Asked(request) => self.asked(request),
-                Happened::Looked(findings) => {
-                    self.looked(findings);
+                Happened::Looked(look) => {
+                    self.clocks = Some(JobClocks::of(&look.clocks));
+                    self.looked(look.findings);
                     Vec::new()
                 }
                 Happened::ToRehearse => {
@@ -544,7 +547,7 @@ impl Supervisor {
             news = news(&mut self.sources) => Happened::News(news),
             way = news_of(&mut self.way) => Happened::Carried(way),
             ahead = news_of(&mut self.ahead) => Happened::StoredAhead(ahead),
-            findings = looked(&mut self.checkups) => Happened::Looked(findings),
+            look = looked(&mut self.checkups) => Happened::Looked(look),
             result = rehearsed(&mut self.rehearsing) => Happened::Rehearsed(result),
             () = woken(self.rehearse_at) => Happened::ToRehearse,
             introduced = introduced(&mut self.introduction) => Happened::Introduced(introduced),
@@ -1088,6 +1091,7 @@ impl Supervisor {
                 .collect(),
             obstacles_total: self.findings.len(),
             rehearsal: self.rehearsed.clone(),
+            clocks: self.clocks.clone(),
             uptime_ms: millis(self.clock.start.elapsed()),
         }
     }
@@ -2053,7 +2057,7 @@ async fn rehearsed(rehearsing: &mut Option<Rehearsal>) -> rehearsal::Result {
     }
 }
 
-async fn looked(checkups: &mut Option<Checkups>) -> Vec<Finding> {
+async fn looked(checkups: &mut Option<Checkups>) -> Look {
     match checkups {
         Some(checkups) => checkups.next().await,
         None => std::future::pending().await,

@@ -24,7 +24,7 @@ use crate::clocks;
 use crate::engine::criu::{self, Connections, Criu, CriuError, RestoreOrder};
 use crate::engine::hook::Hooks;
 use crate::host;
-use crate::images::{self, Bound};
+use crate::images::{self, Bound, Core};
 use crate::journal::Journal;
 use crate::metrics::RestorePhase;
 use crate::pages::index::File;
@@ -561,7 +561,9 @@ impl Restorer {
         // Who has the number already is nobody of ours, and stays when CRIU has failed for it.
         let is_taken = realm.is_none() && proc::process(app.root_pid).is_some();
         let ours = (!is_taken).then_some(app.root_pid);
+        let adopts = takes_in_orphans(snapshot, app.root_pid, deadline).await?;
         let order = RestoreOrder {
+            adopts: adopts.then_some(app.root_pid),
             connections: sockets.connections,
             realm: realm.as_ref().map(Realm::entry),
             images,
@@ -718,6 +720,23 @@ impl Restorer {
 }
 
 type Restored = (Watched, Streams, Option<Arc<Realm>>);
+
+/// Whether this process did, whoever told it to.
+async fn takes_in_orphans(
+    snapshot: &Snapshot,
+    pid: i32,
+    deadline: TokioInstant,
+) -> Result<bool, Unusable> {
+    let name = format!("core-{pid}.img");
+    let Some(file) = snapshot.find(&name) else {
+        return Ok(false);
+    };
+    let stored = snapshot.file(file, deadline).await?;
+    let cores: Vec<Core> =
+        images::entries(&stored).map_err(|source| Unusable::Image { name, source })?;
+    let mut tasks = cores.iter().filter_map(|core| core.task.as_ref());
+    Ok(tasks.any(|task| task.takes_in_orphans))
+}
 
 fn waits(error: io::Error) -> Unbuilt {
     Unbuilt::Failed(RestoreError::Waits(error))
