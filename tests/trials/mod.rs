@@ -424,7 +424,8 @@ END"#,
         setup: "",
         launches: &[Launch {
             how: "as usual",
-            command: "busybox seq 1 500000 | busybox awk '{ s += $1 * 7; print s % 1000003 }' | busybox tee /data/copy \
+            // Some seven seconds, of which the trial takes four until the last eviction.
+            command: "busybox seq 1 1000000 | busybox awk '{ s += $1 * 7; print s % 1000003 }' | busybox tee /data/copy \
                       | busybox sh -c 'while read n; do case $n in *77) echo $n;; esac; done'; busybox md5sum /data/copy",
             ..PLAIN
         }],
