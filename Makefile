@@ -71,7 +71,7 @@ test-faults: setup ## A store that misbehaves in 30 ways, at three deadlines (te
 	@echo "test-faults: a store that misbehaves while the machine is about to go"
 	@FAULTS=$${FAULTS:-all} cargo test --locked --package reprieve --test faults -- --nocapture
 
-test-apps: setup ## Real apps, evicted and resumed; the table goes into docs/apps.md (a quarter of an hour; APPS=redis,node for some)
+test-apps: setup ## Real apps, evicted and resumed in both profiles; the table goes into docs/apps.md (20 minutes; APPS=redis,node for some)
 	@echo "test-apps: real apps under work, each on hosts with other addresses and clocks"
 	@APPS=$${APPS:-all} cargo test --locked --package reprieve --test apps -- --nocapture
 	@echo "test-apps: programs in Node and Java that are told of freezes and resumes"

@@ -236,7 +236,7 @@ impl<'a> Trial<'a> {
                 );
                 script(host, "the app is not ready", &wait, LONG).map_err(wrong)?;
             }
-            *client = Some(Client::start(host, service));
+            *client = Some(Client::start(host, service, &self.lanes));
         }
         // On the first host nothing has happened to it yet.
         let worked = self.work(host, client, stage, last);
@@ -480,8 +480,9 @@ struct Client<'a> {
     guest: Guest,
     /// Lines that were read.
     read: usize,
-    /// The lanes of which something was read on this host.
-    heard: BTreeSet<u32>,
+    /// The lanes of which one step may have been on its way when the host before was taken. It may be done at the resume, or
+    /// later: who waits for a lock waits on.
+    on_their_way: BTreeSet<u32>,
     /// How far each lane came since it was last waited for.
     came: BTreeMap<u32, u64>,
     first_tick: Option<u64>,
@@ -489,7 +490,7 @@ struct Client<'a> {
 }
 
 impl<'a> Client<'a> {
-    fn start(host: &Host, service: &'a Service) -> Self {
+    fn start(host: &Host, service: &'a Service, lanes: &BTreeMap<u32, u64>) -> Self {
         let command = format!(
             "exec python3 /apps/real/client.py {} $ADDRESS {} {}",
             service.client, service.port, service.lanes
@@ -498,7 +499,7 @@ impl<'a> Client<'a> {
             service,
             guest: host.spawn(["bash", "-c", &command]),
             read: 0,
-            heard: BTreeSet::new(),
+            on_their_way: lanes.keys().copied().collect(),
             came: BTreeMap::new(),
             first_tick: None,
             last_tick: 0,
@@ -547,13 +548,11 @@ impl<'a> Client<'a> {
                 return Err(Fault::Wrong(format!("the client said {line:?}")));
             };
             let lane = u32::try_from(lane).expect("lanes are few");
-            let is_first_here = self.heard.insert(lane);
             let follows = match (lanes.get(&lane), self.service.next) {
                 (None, _) => true,
                 (Some(last), Next::Higher) => count > *last,
                 (Some(last), Next::Number) => {
-                    // One step may have been on its way when its host was taken.
-                    count == last + 1 || is_first_here && count == last + 2
+                    count == last + 1 || count == last + 2 && self.on_their_way.remove(&lane)
                 }
             };
             if !follows {
@@ -779,7 +778,7 @@ fn today() -> String {
     let git = |arguments: &[&str]| {
         let said = Command::new("git")
             .args(arguments)
-            .args(["--", "worker/src", "worker/core", "hooks"])
+            .args(["--", "worker/src", "worker/core", "worker/preload", "hooks"])
             .current_dir(project_path("."))
             .output();
         // A tarball has no history.

@@ -51,7 +51,7 @@ pub(crate) struct Service {
 /// What may follow a count that was acknowledged.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Next {
-    /// The next number; after an eviction that or the one after it, as one step may have been on its way.
+    /// The next number; once after an eviction the one after it, as one step may have been on its way.
     Number,
     /// A higher one, as not only the client makes it count.
     Higher,
@@ -334,7 +334,7 @@ END
         setup: "",
         launches: &[Launch {
             how: "as usual",
-            command: "exec python3 /apps/real/train.py 150",
+            command: "exec python3 /apps/real/train.py 600",
             ..PLAIN
         }],
         work: Work::Ends {
