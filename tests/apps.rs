@@ -429,9 +429,13 @@ fn findings(host: &Host) -> Vec<Value> {
     until(LOOKS, || obstacles().filter(|found| !found.is_empty())).unwrap_or_default()
 }
 
+/// Nothing, where the app has ended.
 fn status(host: &Host) -> Value {
-    let said = host.exec_ok(["reprieve", "status", "--json"]);
-    serde_json::from_str(&said).expect("it is JSON")
+    let ran = host.exec(["reprieve", "status", "--json"]);
+    match ran.code {
+        0 => serde_json::from_str(&ran.stdout).expect("it is JSON"),
+        _ => Value::Null,
+    }
 }
 
 /// What stands in the way, by the names that docs/checkup.md has for it.

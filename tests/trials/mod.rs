@@ -136,6 +136,12 @@ END",
                 ..PLAIN
             },
             Launch {
+                how: "the same, and `dynamic_shared_memory_type = mmap`",
+                command: "exec setpriv --reuid www-data --regid www-data --clear-groups \
+                          /usr/lib/postgresql/17/bin/postgres -D /data/db -c dynamic_shared_memory_type=mmap",
+                ..PLAIN
+            },
+            Launch {
                 how: "container as the database's user",
                 command: "exec /usr/lib/postgresql/17/bin/postgres -D /data/db",
                 user: SERVER,
@@ -360,7 +366,7 @@ END
         setup: "",
         launches: &[Launch {
             how: "as usual",
-            command: "exec python3 /apps/real/pool.py 600",
+            command: "exec python3 /apps/real/pool.py 4000",
             ..PLAIN
         }],
         work: Work::Ends {
