@@ -81,7 +81,7 @@ test-upgrade: setup ## Two versions in one fleet: earlier commits of this reposi
 	    OLDER_REPRIEVE=$$binary cargo test --locked --package reprieve --test upgrade -- --nocapture --test-threads 4 || exit 1; \
 	done
 
-test-apps: setup ## Real apps, evicted and resumed; the table goes into docs/apps.md (a quarter of an hour; APPS=redis,node for some)
+test-apps: setup ## Real apps, evicted and resumed in both profiles; the table goes into docs/apps.md (20 minutes; APPS=redis,node for some)
 	@echo "test-apps: real apps under work, each on hosts with other addresses and clocks"
 	@APPS=$${APPS:-all} cargo test --locked --package reprieve --test apps -- --nocapture
 	@echo "test-apps: programs in Node and Java that are told of freezes and resumes"

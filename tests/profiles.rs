@@ -293,6 +293,32 @@ fn in_the_full_profile_system_v_ipc_goes_on_and_the_minimal_one_takes_the_newest
     assert!(said.contains("need the full profile"), "{said}");
 }
 
+#[test]
+fn system_v_ipc_of_another_user_is_stored_without_ipc_owner() {
+    let store = Store::new();
+    let as_other = [
+        "setpriv",
+        "--reuid",
+        "33",
+        "--regid",
+        "33",
+        "--clear-groups",
+    ];
+    let app = [&as_other[..], &["python3", "/apps/sysv.py"]].concat();
+    let mut all = String::new();
+    // What was restored was made by root, and is the app's again.
+    for name in ["first", "second", "third"] {
+        let host = host(&store, name, Full, &app).start();
+        let mark = host.stdout().mark();
+        host.stdout()
+            .wait_for_line_after(mark, "line", LIMIT, |line| line.starts_with("line"));
+        evict(&host);
+        all += &host.stdout().text();
+    }
+    let all = all.strip_prefix("ready\n").expect("it begins once");
+    assert_counts(all, None);
+}
+
 /// What kinds.py says of its memory after the signal.
 #[track_caller]
 fn digests(host: &Host, signal: &str) -> String {

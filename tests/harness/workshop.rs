@@ -80,6 +80,7 @@ fn set_up() -> HashMap<String, PathBuf> {
         "slurm" => "--slurm-paths",
         // All apps, or those that need no more than the tests have anyway.
         "apps" if std::env::var_os("APPS").is_some() => "--apps-paths",
+        "contrib_apps" => "--apps-paths",
         _ => "--paths",
     };
     let output = Command::new(&script)

@@ -51,7 +51,7 @@ pub(crate) struct Service {
 /// What may follow a count that was acknowledged.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Next {
-    /// The next number; after an eviction that or the one after it, as one step may have been on its way.
+    /// The next number; once after an eviction the one after it, as one step may have been on its way.
     Number,
     /// A higher one, as not only the client makes it count.
     Higher,
@@ -133,6 +133,12 @@ END",
                 how: "container as root, `setpriv --reuid postgres ... postgres -D VOLUME`",
                 command: "exec setpriv --reuid www-data --regid www-data --clear-groups \
                           /usr/lib/postgresql/17/bin/postgres -D /data/db",
+                ..PLAIN
+            },
+            Launch {
+                how: "the same, and `dynamic_shared_memory_type = mmap`",
+                command: "exec setpriv --reuid www-data --regid www-data --clear-groups \
+                          /usr/lib/postgresql/17/bin/postgres -D /data/db -c dynamic_shared_memory_type=mmap",
                 ..PLAIN
             },
             Launch {
@@ -334,7 +340,7 @@ END
         setup: "",
         launches: &[Launch {
             how: "as usual",
-            command: "exec python3 /apps/real/train.py 150",
+            command: "exec python3 /apps/real/train.py 600",
             ..PLAIN
         }],
         work: Work::Ends {
@@ -360,7 +366,7 @@ END
         setup: "",
         launches: &[Launch {
             how: "as usual",
-            command: "exec python3 /apps/real/pool.py 600",
+            command: "exec python3 /apps/real/pool.py 4000",
             ..PLAIN
         }],
         work: Work::Ends {
@@ -424,7 +430,8 @@ END"#,
         setup: "",
         launches: &[Launch {
             how: "as usual",
-            command: "busybox seq 1 500000 | busybox awk '{ s += $1 * 7; print s % 1000003 }' | busybox tee /data/copy \
+            // Some seven seconds, of which the trial takes four until the last eviction.
+            command: "busybox seq 1 1000000 | busybox awk '{ s += $1 * 7; print s % 1000003 }' | busybox tee /data/copy \
                       | busybox sh -c 'while read n; do case $n in *77) echo $n;; esac; done'; busybox md5sum /data/copy",
             ..PLAIN
         }],

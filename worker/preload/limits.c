@@ -2,9 +2,10 @@
  *
  * CRIU asks for the limits of each process by prlimit(2), and of one with another user or group the kernel tells them only to
  * CAP_SYS_RESOURCE. The same numbers are in /proc/PID/limits, for everybody. Only a question that was refused is answered
- * so, never an order to change something. CRIU asks through syscall().
+ * so, never an order to change something. CRIU asks through syscall(). System V IPC is asked for in a way of its own.
  */
 #include "call.h"
+#include "ipc.h"
 
 #define REFUSED 1 /* EPERM */
 #define HERE -100 /* AT_FDCWD */

@@ -69,7 +69,8 @@ impl Library {
         Self::place(&format!("{name}-{job}.so"), bytes)
     }
 
-    /// With it CRIU can tell the limits of processes of other users, which without SYS_RESOURCE it may not ask for.
+    /// With it CRIU can tell the limits of processes of other users, which without SYS_RESOURCE it may not ask for, and what is
+    /// in their System V IPC, for which it would need IPC_OWNER.
     pub(crate) fn limits() -> io::Result<Self> {
         Self::place(LIMITS.0, LIMITS.1)
     }
