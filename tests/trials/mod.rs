@@ -558,6 +558,20 @@ END"#,
             far_enough: Progress::Lines(50),
         },
     },
+    App {
+        name: "4 GiB of memory",
+        seen: "the digest of each of 4,096 blocks of random bytes, again and again",
+        quick: false,
+        setup: "",
+        launches: &[Launch {
+            how: "as usual",
+            command: "exec python3 /apps/real/large.py 4096 10",
+            ..PLAIN
+        }],
+        work: Work::Ends {
+            far_enough: Progress::Lines(2),
+        },
+    },
 ];
 
 const TERMINAL: &[(&str, &str)] = &[("TERM", "xterm"), ("LC_ALL", "C")];

@@ -1,10 +1,8 @@
-"""A service that counts, as asyncio server, as pool of threads with SQLite, or with much memory; see client.py.
+"""A service that counts, as asyncio server or as pool of threads with SQLite; see client.py.
 
-service.py asyncio|sqlite|memory PORT [MIB]
+service.py asyncio|sqlite PORT
 """
 import asyncio
-import hashlib
-import random
 import socketserver
 import sqlite3
 import sys
@@ -70,35 +68,6 @@ class Sqlite(socketserver.StreamRequestHandler):
             self.wfile.write(f"{counted[0][0]} {ticks}\n".encode())
 
 
-class Memory(socketserver.StreamRequestHandler):
-    """Each count reads a block of the memory; it has to be what it was."""
-
-    MIB = 1 << 20
-    blocks, digests, turns = [], [], 0
-
-    @classmethod
-    def begin(cls):
-        source = random.Random(1)
-        for _ in range(int(sys.argv[3])):
-            block = source.randbytes(cls.MIB)
-            cls.blocks.append(block)
-            cls.digests.append(hashlib.blake2b(block).digest())
-
-    def handle(self):
-        for line in self.rfile:
-            lane = int(line)
-            # A hundred at a time, so that a few steps see all of it.
-            for _ in range(100):
-                Memory.turns += 1
-                number = Memory.turns % len(self.blocks)
-                if hashlib.blake2b(self.blocks[number]).digest() != self.digests[number]:
-                    self.wfile.write(b"block is not what it was\n")
-                    return
-            lanes[lane] = lanes.get(lane, 0) + 1
-            # There is no clock in it: each round through the memory is a tick.
-            self.wfile.write(f"{lanes[lane]} {Memory.turns}\n".encode())
-
-
 class Server(socketserver.ThreadingTCPServer):
     allow_reuse_address = daemon_threads = True
     request_queue_size = 100
@@ -107,8 +76,7 @@ class Server(socketserver.ThreadingTCPServer):
 if kind == "asyncio":
     asyncio.run(serve())
 else:
-    handler = {"sqlite": Sqlite, "memory": Memory}[kind]
-    handler.begin()
-    with Server(("0.0.0.0", port), handler) as server:
+    Sqlite.begin()
+    with Server(("0.0.0.0", port), Sqlite) as server:
         print("ready", flush=True)
         server.serve_forever()
