@@ -332,13 +332,19 @@ impl Death {
         digests
     }
 
-    /// Dies of it in a copy of the store, and goes on with what is left there.
-    fn die(self, template: &Template) {
+    /// Whether this is the way of a job that begins, and a place that such a worker finds: a copy of the store, or a new one.
+    fn site(self, template: &Template) -> (bool, Site) {
         let is_new = [Step::Starting, Step::Started].contains(&self.step);
         let site = match is_new {
             true => Site::new(template.site.kind),
             false => template.site.copied(),
         };
+        (is_new, site)
+    }
+
+    /// Dies of it in a copy of the store, and goes on with what is left there.
+    fn die(self, template: &Template) {
+        let (is_new, site) = self.site(template);
         let mut options = vec!["--keep-generations", "2", "--lease-term", "1h"];
         if self.is_during("seeding") {
             options.extend(["--seed-interval", "100ms"]);
@@ -393,11 +399,7 @@ impl Death {
     /// Stands still there for longer than its lease, while another host takes the job over: it gives its copy up, and
     /// neither what is stored nor the other one's copy suffers.
     fn stand_still(self, template: &Template) {
-        let is_new = [Step::Starting, Step::Started].contains(&self.step);
-        let site = match is_new {
-            true => Site::new(template.site.kind),
-            false => template.site.copied(),
-        };
+        let (is_new, site) = self.site(template);
         let mut options = vec!["--keep-generations", "2", "--lease-term", "1s"];
         options.extend(["--on-other-owner", "leave"]);
         if self.is_during("seeding") {
