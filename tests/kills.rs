@@ -12,8 +12,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
-use harness::{Builder, Exit, Host, LIMIT, Lookalike, Stdio, wait_until};
-use job::{COUNTER, Store, checkpoint_ok, digest, evict, numbers, wait_for_log, wait_for_output};
+use harness::{Builder, Exit, Host, LIMIT, Lookalike, wait_until};
+use job::{
+    ALONE, COUNTER, Store, checkpoint_ok, digest, evict, numbers, race, wait_for_log,
+    wait_for_output,
+};
 use reprieve::steps::Step;
 use reprieve_core::head::Head;
 use reprieve_core::worker::Worker;
@@ -668,42 +671,12 @@ fn a_worker_killed_after_any_change_of_the_store_leaves_the_newest_snapshot() {
     killed_at_every_change("after");
 }
 
-/// Holds a directory while it runs, and says so if another one does.
-const ALONE: &[&str] = &[
-    "bash",
-    "-c",
-    "mkdir /snapshots/busy && echo alone || echo beside; read go; rmdir /snapshots/busy",
-];
-
 #[test]
 fn of_two_workers_that_start_at_once_one_runs_the_job_a_hundred_times() {
     let store = Store::new();
     let options = ["--on-other-owner", "leave"];
-    for round in 0..100 {
-        let hosts = std::thread::scope(|scope| {
-            let start = |name| {
-                store
-                    .host_with(name, &options, ALONE)
-                    .stdin(Stdio::Pipe)
-                    .start()
-            };
-            let other = scope.spawn(move || start("left"));
-            [start("right"), other.join().expect("it starts")]
-        });
-        for host in &hosts {
-            wait_until(LIMIT, "it runs or has left", || {
-                !host.is_running() || host.stdout().mark() > 0
-            });
-        }
-        let said = hosts.each_ref().map(|host| host.stdout().text());
-        let winner = match said.each_ref().map(String::as_str) {
-            ["alone\n", ""] => 0,
-            ["", "alone\n"] => 1,
-            _ => panic!("round {round}: {said:?}"),
-        };
-        assert_eq!(hosts[1 - winner].wait_exit(LIMIT), Exit::Code(172));
-        hosts[winner].write("go\n");
-        assert_eq!(hosts[winner].wait_exit(LIMIT), Exit::Code(0));
+    for _ in 0..100 {
+        race(["right", "left"].map(|name| store.host_with(name, &options, ALONE)));
     }
 }
 

@@ -14,7 +14,9 @@ use std::process::{Command, Output};
 use std::sync::LazyLock;
 
 use harness::{Builder, Exit, Host, LIMIT, Lookalike, Stdio, wait_until};
-use job::{COUNTER, Store, digest, evict, numbers, of_a_later_version, wait_for_output};
+use job::{
+    ALONE, COUNTER, Store, digest, evict, numbers, of_a_later_version, race, wait_for_output,
+};
 use reprieve_core::head::Head;
 use reprieve_core::{document, head};
 
@@ -324,13 +326,6 @@ fn jobs_move_between_both_versions_over_s3() {
     jobs_travel(&Place::s3(), &jobs);
 }
 
-/// Holds a directory while it runs, and says so if another one does.
-const ALONE: &[&str] = &[
-    "bash",
-    "-c",
-    "mkdir /snapshots/busy && echo alone || echo beside; read go; rmdir /snapshots/busy",
-];
-
 #[test]
 fn of_both_versions_that_start_at_once_one_runs_the_job() {
     let place = Place::directory();
@@ -340,31 +335,8 @@ fn of_both_versions_that_start_at_once_one_runs_the_job() {
     for round in 0..rounds {
         let first = if round % 2 == 0 { Older } else { Newer };
         let versions = [first, first.other()];
-        let hosts = std::thread::scope(|scope| {
-            let start = |version| {
-                place
-                    .host(version, "job", &options, ALONE)
-                    .stdin(Stdio::Pipe)
-                    .start()
-            };
-            let other = scope.spawn(move || start(versions[1]));
-            [start(versions[0]), other.join().expect("it starts")]
-        });
-        for host in &hosts {
-            wait_until(LIMIT, "it runs or has left", || {
-                !host.is_running() || host.stdout().mark() > 0
-            });
-        }
-        let said = hosts.each_ref().map(|host| host.stdout().text());
-        let winner = match said.each_ref().map(String::as_str) {
-            ["alone\n", ""] => 0,
-            ["", "alone\n"] => 1,
-            _ => panic!("round {round}: {said:?}"),
-        };
+        let winner = race(versions.map(|version| place.host(version, "job", &options, ALONE)));
         won_by_older += usize::from(versions[winner] == Older);
-        assert_eq!(hosts[1 - winner].wait_exit(LIMIT), Exit::Code(172));
-        hosts[winner].write("go\n");
-        assert_eq!(hosts[winner].wait_exit(LIMIT), Exit::Code(0));
     }
     println!("{rounds} races, {won_by_older} of them won by the older version");
 }

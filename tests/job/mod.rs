@@ -10,7 +10,40 @@ use std::path::{Path, PathBuf};
 
 use reprieve_core::document;
 
-use crate::harness::{self, Exit, Host, LIMIT};
+use crate::harness::{self, Builder, Exit, Host, LIMIT, Stdio, wait_until};
+
+/// Holds a directory while it runs, and says so if another one does.
+pub(crate) const ALONE: &[&str] = &[
+    "bash",
+    "-c",
+    "mkdir /snapshots/busy && echo alone || echo beside; read go; rmdir /snapshots/busy",
+];
+
+/// Two hosts of one job, whose app is [`ALONE`], are started at once: one runs it to its end, and the other leaves. Returns which
+/// of them ran it.
+#[track_caller]
+pub(crate) fn race(hosts: [Builder; 2]) -> usize {
+    let [one, other] = hosts.map(|host| host.stdin(Stdio::Pipe));
+    let hosts = std::thread::scope(|scope| {
+        let other = scope.spawn(|| other.start());
+        [one.start(), other.join().expect("it starts")]
+    });
+    for host in &hosts {
+        wait_until(LIMIT, "it runs or has left", || {
+            !host.is_running() || host.stdout().mark() > 0
+        });
+    }
+    let said = hosts.each_ref().map(|host| host.stdout().text());
+    let winner = match said.each_ref().map(String::as_str) {
+        ["alone\n", ""] => 0,
+        ["", "alone\n"] => 1,
+        _ => panic!("{said:?}"),
+    };
+    assert_eq!(hosts[1 - winner].wait_exit(LIMIT), Exit::Code(172));
+    hosts[winner].write("go\n");
+    assert_eq!(hosts[winner].wait_exit(LIMIT), Exit::Code(0));
+    winner
+}
 
 /// A directory for snapshots, removed with the test.
 pub(crate) struct Store {

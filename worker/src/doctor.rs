@@ -566,7 +566,7 @@ fn work_directory(found: Result<&Path, &std::io::Error>) -> Finding {
     match statfs(path) {
         Err(error) => Finding::warning(CHECK, format!("{shown}: {error}"), "see the cause"),
         Ok(stat) => {
-            let free = stat.blocks_available() * u64::try_from(stat.block_size()).unwrap_or(0);
+            let free = host::free(&stat);
             let found = format!("{shown}, {} MiB free", free >> 20);
             if free < WORK_SPACE {
                 Finding::warning(

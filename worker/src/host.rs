@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::resource::{Resource, getrlimit};
-use nix::sys::statfs::{TMPFS_MAGIC, statfs};
+use nix::sys::statfs::{Statfs, TMPFS_MAGIC, statfs};
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::{SysconfVar, geteuid, gethostname, pipe2, sysconf};
 use reprieve_core::compat;
@@ -319,7 +319,7 @@ pub(crate) fn room(directory: &Path) -> u64 {
     let Ok(stat) = statfs(directory) else {
         return 0;
     };
-    let free = stat.blocks_available() * u64::try_from(stat.block_size()).unwrap_or(0);
+    let free = free(&stat);
     if stat.filesystem_type() != TMPFS_MAGIC {
         return free;
     }
@@ -332,6 +332,11 @@ pub(crate) fn room(directory: &Path) -> u64 {
         .into_iter()
         .flatten()
         .fold(free, u64::min)
+}
+
+/// Bytes that are free in a file system.
+pub(crate) fn free(of: &Statfs) -> u64 {
+    of.blocks_available() * u64::try_from(of.block_size()).unwrap_or(0)
 }
 
 /// In bytes.

@@ -1,12 +1,15 @@
 //! Which programs and libraries a job's processes have mapped, and which lie at those paths on this host.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs::{self, File, Metadata};
+use std::fs::{self, File};
 use std::io::{Read, Seek};
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Mutex;
 use std::time::{Duration, SystemTime};
+
+use nix::sys::stat::fstat;
+
+use crate::preserve::Identity;
 
 /// Where CRIU looks for a build id: a longer way into the file it does not go either.
 const BUILD_ID_WITHIN: u64 = 1 << 20;
@@ -30,7 +33,7 @@ const SETTLED_AFTER: Duration = Duration::from_secs(2);
 
 /// What was found in files, so that one that stays as it is is read once in a run and not at every checkpoint.
 #[derive(Debug, Default)]
-pub(crate) struct Seen(Mutex<HashMap<(What, State), Option<String>>>);
+pub(crate) struct Seen(Mutex<HashMap<(What, Identity), Option<String>>>);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum What {
@@ -38,34 +41,11 @@ enum What {
     Libc,
 }
 
-/// A file as it is: whoever writes to it changes this.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct State {
-    device: u64,
-    inode: u64,
-    bytes: u64,
-    /// In seconds and nanoseconds since the Unix epoch.
-    modified: (i64, i64),
-    changed: (i64, i64),
-}
-
-impl State {
-    fn of(metadata: &Metadata) -> Self {
-        Self {
-            device: metadata.dev(),
-            inode: metadata.ino(),
-            bytes: metadata.len(),
-            modified: (metadata.mtime(), metadata.mtime_nsec()),
-            changed: (metadata.ctime(), metadata.ctime_nsec()),
-        }
-    }
-
-    fn is_settled(&self, now: SystemTime) -> bool {
-        let seconds = u64::try_from(self.changed.0).unwrap_or(u64::MAX);
-        let changed = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds));
-        let age = changed.and_then(|changed| now.duration_since(changed).ok());
-        age.is_some_and(|age| age > SETTLED_AFTER)
-    }
+fn is_settled(file: &Identity, now: SystemTime) -> bool {
+    let seconds = u64::try_from(file.changed.0).unwrap_or(u64::MAX);
+    let changed = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds));
+    let age = changed.and_then(|changed| now.duration_since(changed).ok());
+    age.is_some_and(|age| age > SETTLED_AFTER)
 }
 
 impl Seen {
@@ -107,12 +87,12 @@ impl Seen {
     ) -> Option<String> {
         let seen = || self.0.lock().expect("no holder of this lock panics");
         let mut file = File::open(path).ok()?;
-        let state = State::of(&file.metadata().ok()?);
+        let state = Identity::of(&fstat(&file).ok()?);
         if let Some(found) = seen().get(&(what, state)) {
             return found.clone();
         }
         let found = look(&mut file);
-        if state.is_settled(SystemTime::now()) {
+        if is_settled(&state, SystemTime::now()) {
             let mut seen = seen();
             // Files that came and went; those that are there are read once more.
             if seen.len() >= 2 * MOST {
@@ -287,6 +267,7 @@ fn long(bytes: &[u8], at: usize) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nix::sys::stat::stat;
 
     #[test]
     fn a_file_is_looked_at_again_only_when_it_has_changed() {
@@ -309,10 +290,10 @@ mod tests {
         assert_eq!(find(&seen), (hash("one"), 2));
 
         // As if that had been long ago.
-        let state = State::of(&fs::metadata(path).expect("it is there"));
+        let state = || Identity::of(&stat(path).expect("it is there"));
         let later = SystemTime::now() + 2 * SETTLED_AFTER;
-        assert!(!state.is_settled(SystemTime::now()) && state.is_settled(later));
-        let remembered = ((What::Identity, state), Some(hash("one")));
+        assert!(!is_settled(&state(), SystemTime::now()) && is_settled(&state(), later));
+        let remembered = ((What::Identity, state()), Some(hash("one")));
         seen.0.lock().expect("it is free").extend([remembered]);
         assert_eq!(find(&seen), (hash("one"), 2));
 
@@ -322,8 +303,8 @@ mod tests {
                 .and_then(|metadata| metadata.modified())
                 .expect("it has one"),
         );
-        let before = State::of(&fs::metadata(path).expect("it is there")).changed;
-        while State::of(&fs::metadata(path).expect("it is there")).changed == before {
+        let before = state().changed;
+        while state().changed == before {
             fs::write(path, "two").expect("it can be written");
             let file = File::options().write(true).open(path).expect("it is there");
             file.set_times(times).expect("they can be set");

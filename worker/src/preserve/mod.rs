@@ -25,13 +25,14 @@ pub(crate) mod take;
 pub(crate) mod tree;
 
 /// What tells a file from any other and from itself after a change. Only for as long as the machine is the same.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Identity {
     device: u64,
     inode: u64,
     size: i64,
+    /// In seconds and nanoseconds since the Unix epoch.
     modified: (i64, i64),
-    changed: (i64, i64),
+    pub changed: (i64, i64),
 }
 
 impl Identity {

@@ -575,7 +575,7 @@ impl Supervisor {
         if let (Some(_), Some(protection)) = (&self.seeding, &self.protection) {
             let by = self.life.seed_by(self.clock.now());
             let seeds = &protection.checkpointer.seeds;
-            seeds.hurry(self.life.works_on());
+            seeds.without_budgets(self.life.works_on());
             seeds.by(by.map(|by| self.clock.instant(by)));
         }
     }

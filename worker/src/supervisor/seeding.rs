@@ -83,7 +83,7 @@ pub(crate) struct Seeds {
     /// When the next pass has to begin at the latest.
     by: watch::Sender<Option<Instant>>,
     /// The machine goes: passes take what they can get.
-    hurried: AtomicBool,
+    without_budgets: AtomicBool,
 }
 
 /// A whole look at the job's memory.
@@ -112,7 +112,7 @@ impl Default for Seeds {
             held: watch::Sender::new(false),
             ahead: watch::Sender::default(),
             by: watch::Sender::default(),
-            hurried: AtomicBool::default(),
+            without_budgets: AtomicBool::default(),
         }
     }
 }
@@ -164,8 +164,8 @@ impl Seeds {
     }
 
     /// Whether passes that begin from now on go without budgets. The thread they are on still yields to the job.
-    pub(crate) fn hurry(&self, hurried: bool) {
-        self.hurried.store(hurried, Ordering::Relaxed);
+    pub(crate) fn without_budgets(&self, without: bool) {
+        self.without_budgets.store(without, Ordering::Relaxed);
     }
 
     /// Seeding may go on.
@@ -205,7 +205,7 @@ async fn tend(checkpointer: Arc<Checkpointer>, root_pid: i32, plan: Plan) {
             _ = held.wait_for(|held| *held) => continue,
         };
         let begun = Instant::now();
-        let budgets = match checkpointer.seeds.hurried.load(Ordering::Relaxed) {
+        let budgets = match checkpointer.seeds.without_budgets.load(Ordering::Relaxed) {
             true => Budgets::NONE,
             false => plan.budgets,
         };
